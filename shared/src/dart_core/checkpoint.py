@@ -1,0 +1,334 @@
+"""Checkpoints that survive a crash at any moment, and weight files to hand on.
+
+A checkpoint is a `torch.save` archive. It is written beside its final name, flushed to the disk and then renamed, so that a
+file under its final name is always complete. The archive carries a CRC-32 of each of its entries; all of them are checked
+before anything is read, which finds truncated files and flipped bits. Nothing is ever unpickled: only tensors and plain
+Python values are read (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dart_core.errors import CheckpointError, OutputError
+
+SUFFIX = ".pt"
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_DIGEST = "sha256"
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview | str) -> None:
+    """Write a file so that under `path` there is always the whole old or the whole new content.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        data: the content; text is written as UTF-8.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; what was there is untouched.
+    """
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def output_errors(where: Path) -> Generator[None]:
+    """Turn a write that the system refuses into an `OutputError` about `where`."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space and continue with --resume" if full else "give a folder that you may write to"
+        raise OutputError(f"cannot be written ({error.strerror or error})", where=where, remedy=remedy) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system lets a folder be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The same state in types that `weights_only` loading accepts; views do not drag their whole storage along."""
+    if isinstance(value, Tensor):
+        value = value.detach().as_subclass(Tensor)
+        return value.clone() if value.untyped_storage().nbytes() > value.nbytes else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Mapping):
+        return OrderedDict((name, _plain(item, f"{key}.{name}")) for name, item in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{key}.{i}") for i, item in enumerate(value))
+    raise TypeError(
+        f"{key or 'state'} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, None, and mappings, lists and tuples of them"
+    )
+
+
+def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically.
+
+    Args:
+        path: the file, by convention `*.pt`.
+        state: nested mappings, lists and tuples of tensors, numbers, strings and None.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; an older file of that name is untouched.
+        TypeError: the state holds something else, which could not be read back safely.
+    """
+    buffer = io.BytesIO()
+    torch.save(_plain(state, ""), buffer)
+    write_atomic(path, buffer.getbuffer())
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive as a file, or None."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except FileNotFoundError:
+        raise CheckpointError("no such file", where=path, remedy="give the path of a checkpoint") from None
+    except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        return str(error) or type(error).__name__
+    return None if entry is None else f"checksum of {entry} does not match"
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; checks it for damage first and never executes what is in it.
+
+    Args:
+        path: a file that `save_checkpoint` or `torch.save` wrote.
+        map_location: device that receives the tensors.
+
+    Raises:
+        CheckpointError: missing, truncated or altered file; a file with code in it; not a mapping.
+    """
+    path = Path(path)
+    damage = _damage(path)
+    if damage is not None:
+        raise CheckpointError(
+            f"damaged, or not a checkpoint ({damage})", where=path, remedy="use an older checkpoint or train anew"
+        )
+    return _read(path, map_location)
+
+
+def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"needs {_names_in(path)} to be run in order to load and was therefore not loaded",
+            where=path,
+            remedy="use a checkpoint that holds tensors and plain values only",
+        ) from error
+    except (RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"cannot be read ({error})", where=path, remedy="use another checkpoint") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"holds a {type(state).__name__}, not a mapping", where=path, remedy="use another file")
+    return state
+
+
+def _names_in(path: Path) -> str:
+    try:
+        return ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(path)) or "code"
+    except Exception:  # the file is hostile: whatever its listing raises, it is refused all the same
+        return "code"
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"step-{step:09d}{SUFFIX}"
+
+
+def prune_checkpoints(folder: Path, keep: Collection[Path | None]) -> None:
+    """Delete all checkpoints in `folder` but those in `keep`."""
+    for path in folder.glob(f"step-*{SUFFIX}"):
+        if path not in keep:
+            path.unlink(missing_ok=True)
+
+
+def newest_checkpoint(
+    folder: Path, warn: Callable[[str], None], map_location: str | torch.device = "cpu"
+) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint in `folder` that is whole, with its content; None where there is no checkpoint at all.
+
+    Args:
+        folder: folder with `step-*.pt` files.
+        warn: gets one line for each damaged checkpoint that is passed over.
+        map_location: device that receives the tensors.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged, or the newest whole one holds code.
+    """
+    paths = sorted(folder.glob(f"step-*{SUFFIX}"), reverse=True)
+    for path in paths:
+        damage = _damage(path)
+        if damage is None:
+            return path, _read(path, map_location)
+        warn(f"{path}: damaged ({damage}); trying the checkpoint before it")
+    if paths:
+        raise CheckpointError("all checkpoints are damaged", where=folder, remedy="start anew with --overwrite")
+    return None
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The network itself, without DistributedDataParallel around it."""
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any], where: str | os.PathLike[str]) -> None:
+    """Copy weights into a network after checking that every name and shape fits.
+
+    Args:
+        module: the network, changed in place; untouched if anything does not fit.
+        state: its parameters and buffers by name.
+        where: the file they come from, for the message.
+
+    Raises:
+        CheckpointError: names the first key that is missing, superfluous, or of another shape.
+    """
+    module = unwrap(module)
+    own = module.state_dict()
+    problem = None
+    for key in (*own, *state):
+        if key not in state:
+            problem = f"has no '{key}'"
+        elif key not in own:
+            problem = f"has '{key}', which this network has not"
+        elif isinstance(own[key], Tensor) and not isinstance(state[key], Tensor):
+            problem = f"'{key}' is not a tensor"
+        elif isinstance(own[key], Tensor) and own[key].shape != state[key].shape:
+            problem = f"'{key}' has shape {tuple(state[key].shape)}, in this network {tuple(own[key].shape)}"
+        if problem is not None:
+            raise CheckpointError(
+                f"belongs to another network: {problem}", where=where, remedy="give the settings it was trained with"
+            )
+    module.load_state_dict(state)
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def save_weights(path: str | os.PathLike[str], module: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write the parameters and buffers of a network as a safetensors file, atomically.
+
+    Args:
+        path: the file, by convention `*.safetensors`.
+        module: the network.
+        metadata: strings that travel with the weights (settings needed to build the network again, licence).
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; an older file of that name is untouched.
+    """
+    # Tied weights share memory, which the format does not know: each name gets its own copy.
+    state = {
+        key: value.detach().cpu().as_subclass(Tensor).clone() for key, value in unwrap(module).state_dict().items()
+    }
+    save_tensors(path, state, metadata)
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors by name as a safetensors file, atomically; `load_weights` reads it.
+
+    Args:
+        path: the file, by convention `*.safetensors`.
+        tensors: on the CPU; no two may share memory.
+        metadata: strings that travel with them.
+
+    Raises:
+        OutputError: the disk is full, or the folder cannot be written; an older file of that name is untouched.
+    """
+    tensors = {key: value.contiguous() for key, value in tensors.items()}
+    write_atomic(path, to_safetensors(tensors, {**metadata, _DIGEST: _digest(tensors, metadata)}))
+
+
+def _open_weights(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise CheckpointError("no such file", where=path, remedy="give the path of a .safetensors file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"damaged, or not a safetensors file ({error})", where=path, remedy="export the weights again"
+        ) from error
+
+
+def load_weights(
+    path: str | os.PathLike[str], module: nn.Module | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file.
+
+    Args:
+        path: a file that `save_weights` or any other program wrote.
+        module: network to copy the weights into, if given.
+
+    Returns:
+        The tensors by name (on the CPU) and the metadata.
+
+    Raises:
+        CheckpointError: missing or damaged file, or weights of another network.
+    """
+    path = Path(path)
+    with _open_weights(path) as file:
+        metadata = dict(file.metadata() or {})
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    digest = metadata.pop(_DIGEST, None)
+    if digest is not None and digest != _digest(state, metadata):
+        raise CheckpointError("damaged (checksum does not match)", where=path, remedy="export the weights again")
+    if module is not None:
+        load_state(module, state, path)
+    return state, metadata
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The strings that `save_weights` stored, without reading the tensors.
+
+    Raises:
+        CheckpointError: missing file, or not a safetensors file.
+    """
+    with _open_weights(Path(path)) as file:
+        metadata = dict(file.metadata() or {})
+    metadata.pop(_DIGEST, None)
+    return metadata

@@ -1,0 +1,1 @@
+from . import cc359 as cc359

@@ -1,0 +1,99 @@
+"""Pictures as files: reading to 8-bit arrays and writing PNG."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dart_core.data._atomic import atomic_write
+from dart_core.errors import InputError, OutputError
+
+
+def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> NDArray[np.uint8]:
+    """Read a picture (PNG, JPEG, TIFF, BMP, ...) and turn it as its EXIF orientation says.
+
+    16-bit grey is divided by 257, so that the whole 16-bit range becomes the whole 8-bit range. Transparency is dropped.
+
+    Args:
+        path: the file.
+        mode: "RGB" gives (H, W, 3), "L" gives grey values (H, W) (luma of ITU-R 601 for a colour picture).
+
+    Returns:
+        uint8 array.
+
+    Raises:
+        InputError: file missing, truncated, no picture, several pictures in one file, more pixels than Pillow takes for
+            safe, or grey values beyond 16 bits.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError("file not found", where=path, remedy="check the path")
+    if path.is_dir():
+        raise InputError("this is a folder, not a file", where=path, remedy="give a picture file")
+    try:
+        with Image.open(path) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError(
+                    f"the file holds {image.n_frames} pictures",  # type: ignore[attr-defined]
+                    where=path,
+                    remedy="save the one that is meant as a file of its own",
+                )
+            turned = ImageOps.exif_transpose(image)
+            return _to_eight_bits(path, turned, mode)
+    except UnidentifiedImageError as error:
+        raise InputError("not a picture", where=path, remedy="give a PNG, JPEG or TIFF file") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            "the picture is too large to be read safely", where=path, remedy="cut it into smaller pictures"
+        ) from error
+    except InputError:
+        raise
+    except (OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error) as error:
+        raise InputError("the picture is truncated or damaged", where=path, remedy="copy or export it again") from error
+
+
+def write_image(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
+    """Write an array as PNG; the file appears whole or not at all.
+
+    Args:
+        path: a name that ends in .png.
+        array: uint8 (H, W) or (H, W, 3), or bool (H, W) (true becomes 255).
+
+    Raises:
+        InputError: another shape or type.
+        OutputError: another ending, or the file cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise OutputError("the name of a picture must end in .png", where=path, remedy="rename the output")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or not array.size:
+        raise InputError(
+            f"an array of type {array.dtype} and shape {array.shape} is no picture",
+            where=path,
+            remedy="give uint8 of shape (H, W) or (H, W, 3)",
+        )
+    image = Image.fromarray(np.ascontiguousarray(array))
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
+    return path
+
+
+def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> NDArray[np.uint8]:
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        values = np.asarray(image)
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise InputError(
+                "the grey values go beyond 16 bits", where=path, remedy="save it with 8 or 16 bits per channel"
+            )
+        grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        image = Image.fromarray(grey)
+    return np.array(image.convert(mode), dtype=np.uint8)

@@ -1,0 +1,440 @@
+"""Volumes as NIfTI files: reading in a common orientation, resampling, scaling, and writing on the grid of the input."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from dart_core.data._atomic import atomic_write
+from dart_core.errors import InputError, OutputError, SettingError
+
+# nibabel says it is typed, but these functions are not.
+_orientations: Any = nibabel.orientations
+_ENDINGS = (".nii.gz", ".nii")
+_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A scan on its grid."""
+
+    array: NDArray[Any]
+    """Voxels (H, W, Z), float32 (bool for a mask)."""
+    affine: NDArray[np.float64]
+    """(4, 4): from voxel indices of `array` to mm in the scanner's right-anterior-superior space."""
+    path: Path | None = None
+    """The file it was read from; `write_volume` takes units and header fields from there."""
+    original_orientation: str | None = None
+    """Axis codes of the file ("LPS": indices grow to the left, back and top); None: those of `affine`."""
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along each axis of `array`."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def orientation(self) -> str:
+        """Axis codes of `array`, "RAS" unless it was read otherwise."""
+        return "".join(_orientations.aff2axcodes(self.affine))
+
+
+def read_volume(
+    path: str | os.PathLike[str], orientation: str | None = "RAS", minimum_size: int | Sequence[int] | None = None
+) -> Volume:
+    """Read a 3-D NIfTI file as float32, with its intensity slope and intercept applied.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        orientation: axis codes that the array gets ("RAS": indices grow to the right, front and top). None keeps
+            the order of the file.
+        minimum_size: voxels that it must have along each axis after reorientation, one number or three.
+
+    Raises:
+        InputError: file missing, truncated or no NIfTI, not 3-D, NaN or infinite voxels, all zero, unusable voxel size,
+            scan smaller than `minimum_size`. One line with file and remedy.
+    """
+    path = Path(path)
+    volume = _read(path, orientation)
+    if not volume.array.any():
+        raise InputError("all voxels are zero", where=path, remedy="export the scan again or leave it out")
+    if minimum_size is not None:
+        smallest = tuple(np.broadcast_to(np.asarray(minimum_size), 3).tolist())
+        if any(side < least for side, least in zip(volume.array.shape, smallest, strict=True)):
+            raise InputError(
+                f"the scan has {_times(volume.array.shape)} voxels, at least {_times(smallest)} are needed",
+                where=path,
+                remedy="resample it to a finer grid, ask for a smaller size, or leave it out",
+            )
+    return volume
+
+
+def read_mask(path: str | os.PathLike[str], like: Volume | None) -> NDArray[np.bool_]:
+    """Read a mask onto the array grid of its scan.
+
+    Args:
+        path: a .nii or .nii.gz file; it may be stored in another orientation than the scan.
+        like: the scan; None reads the mask in RAS without comparing grids.
+
+    Returns:
+        bool (H, W, Z), true where the stored value is above 0.5. A mask may be empty.
+
+    Raises:
+        InputError: as `read_volume`, or a shape or an affine other than the scan's (by more than 1e-3 mm).
+    """
+    path = Path(path)
+    mask = _read(path, "RAS" if like is None else like.orientation)
+    if like is not None:
+        image = "the image" if like.path is None else f"the image {like.path.name}"
+        if mask.array.shape != like.array.shape:
+            raise InputError(
+                f"the mask has {_times(mask.array.shape)} voxels, {image} {_times(like.array.shape)}",
+                where=path,
+                remedy="give a mask drawn on this scan, or resample it onto the scan's grid",
+            )
+        difference = float(np.abs(mask.affine - like.affine).max())
+        if difference > 1e-3:
+            raise InputError(
+                f"the mask lies on another grid than {image} (affines differ by up to {difference:.4g} mm)",
+                where=path,
+                remedy="give a mask drawn on this scan, or resample it onto the scan's grid",
+            )
+    return np.asarray(mask.array > 0.5)
+
+
+def write_volume(
+    path: str | os.PathLike[str], array: NDArray[Any], like: Volume, dtype: DTypeLike | None = None
+) -> Path:
+    """Write an array that lies on the grid of `like`, in the orientation, affine and units of the file `like` came from.
+
+    The file appears whole or not at all.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        array: (H, W, Z), of the shape of `like.array`.
+        like: the scan as it was read (or resampled; then the new grid is written, in the orientation of the file).
+        dtype: how voxels are stored; None: float32 for real numbers, uint8 for bool, else that of `array`. Real numbers
+            stored as integers get a slope and intercept.
+
+    Raises:
+        InputError: `array` has another shape than `like`, or a type that NIfTI cannot hold.
+        OutputError: the name has another ending, or the file cannot be written (disk full, no permission).
+    """
+    path = Path(path)
+    if not path.name.lower().endswith(_ENDINGS):
+        raise OutputError("the name of a volume must end in .nii or .nii.gz", where=path, remedy="rename the output")
+    if array.shape != like.array.shape:
+        raise InputError(
+            f"the array to write has shape {_times(array.shape)}, the scan {_times(like.array.shape)}",
+            where=path,
+            remedy="write an array on the grid of the scan",
+        )
+    stored, data_type = _storable(path, array, dtype)
+    codes = like.original_orientation or like.orientation
+    transform = _transform(like.affine, codes)
+    affine = like.affine @ _orientations.inv_ornt_aff(transform, array.shape)
+    stored = _orientations.apply_orientation(stored, transform)
+    image_class, header, millimetres = _header_of(like.path)
+    affine = np.diag([1 / millimetres] * 3 + [1.0]) @ affine
+    if header is not None and np.allclose(affine, header.get_best_affine(), rtol=0, atol=1e-6):
+        affine = header.get_best_affine()
+    image = image_class(stored, affine, header)
+    image.set_data_dtype(data_type)
+    image.header["cal_max"] = image.header["cal_min"] = 0  # a display range of the input's intensities
+    if header is None:
+        image.header.set_xyzt_units("mm")
+        image.set_sform(affine, code="scanner")
+        image.set_qform(affine, code="scanner")
+    content = image.to_bytes()
+    if path.name.lower().endswith(".gz"):
+        content = gzip.compress(content, compresslevel=1, mtime=0)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def resample(volume: Volume, spacing: float | Sequence[float], order: int = 3) -> Volume:
+    """Resample to another voxel size; every structure keeps its position in mm.
+
+    The outer faces of the first voxels stay where they are and each side gets round(side * old / new) voxels (at least
+    one). There is no smoothing before a coarser grid; beyond the border the nearest voxel counts. A bool array is
+    interpolated linearly, whatever `order`, and true above 0.5.
+
+    Args:
+        volume: array (H, W, Z), float32 or bool.
+        spacing: the new voxel size in mm, one number or three.
+        order: degree of the spline: 3 cubic, 1 linear, 0 nearest.
+
+    Raises:
+        SettingError: a spacing that is not positive and finite, or another order.
+    """
+    new = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
+    if not (np.isfinite(new).all() and (new > 0).all()):
+        raise SettingError(f"spacing is {new.tolist()} mm", remedy="give positive numbers")
+    _check_order(order)
+    scale = new / np.asarray(volume.spacing)
+    shape = tuple(int(side) for side in np.maximum(1, np.rint(np.asarray(volume.array.shape) / scale)))
+    to_volume = np.diag([*scale, 1.0])
+    to_volume[:3, 3] = 0.5 * scale - 0.5
+    array = _interpolate(volume.array, to_volume, shape, order, mode="nearest")
+    return replace(volume, array=array, affine=volume.affine @ to_volume)
+
+
+def resample_to(volume: Volume, like: Volume, order: int = 1) -> Volume:
+    """Resample onto the grid of another volume by world coordinates; 0 where the first does not reach.
+
+    Args:
+        volume: array (H, W, Z), float32 or bool (a mask is interpolated linearly and true above 0.5).
+        like: gives shape, affine, and the file whose header `write_volume` follows.
+        order: degree of the spline: 3 cubic, 1 linear, 0 nearest.
+
+    Raises:
+        SettingError: another order.
+    """
+    _check_order(order)
+    to_volume = np.linalg.inv(volume.affine) @ like.affine
+    return replace(like, array=_interpolate(volume.array, to_volume, like.array.shape, order, mode="constant"))
+
+
+def scale_percentile(array: ArrayLike, low: float = 1, high: float = 99) -> NDArray[np.float32]:
+    """Clip to two percentiles (linear interpolation between voxels), subtract the minimum, divide by the maximum.
+
+    Returns:
+        float32 of the same shape in [0, 1]; a constant array gives zeros.
+
+    Raises:
+        InputError: NaN or infinite values.
+        SettingError: percentiles out of order.
+    """
+    if not 0 <= low < high <= 100:
+        raise SettingError(f"percentiles {low} and {high}", remedy="give 0 <= low < high <= 100")
+    values = _finite(array)
+    scaled = np.clip(values, *np.percentile(values, (low, high)).astype(values.dtype))
+    scaled -= scaled.min()
+    greatest = scaled.max()
+    if greatest > 0:
+        scaled /= greatest
+    return np.asarray(scaled, dtype=np.float32)
+
+
+def scale_z_score(array: ArrayLike, mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Subtract the mean and divide by the standard deviation (divisor N), both taken over `mask` or over all voxels.
+
+    Returns:
+        float32 of the same shape; where the standard deviation is 0, zeros.
+
+    Raises:
+        InputError: NaN or infinite values, a mask of another shape, or an empty mask.
+    """
+    values = _finite(array)
+    if mask is not None and mask.shape != values.shape:
+        raise InputError(f"the mask has shape {mask.shape}, the image {values.shape}", remedy="give a mask on its grid")
+    inside = values if mask is None else values[mask.astype(bool)]
+    if not inside.size:
+        raise InputError("the mask to scale by is empty", remedy="give a mask that holds a voxel")
+    if inside.min() == inside.max():  # the standard deviation would be a rounding error instead of 0
+        return np.zeros(values.shape, dtype=np.float32)
+    scaled = (values - inside.mean(dtype=np.float64)) / inside.std(dtype=np.float64)
+    return np.asarray(scaled, dtype=np.float32)
+
+
+def _check_order(order: int) -> None:
+    if order not in (0, 1, 3):
+        raise SettingError(f"order is {order}", remedy="give 3 (cubic), 1 (linear) or 0 (nearest)")
+
+
+def _interpolate(
+    array: NDArray[Any], to_array: NDArray[np.float64], shape: tuple[int, ...], order: int, mode: str
+) -> NDArray[Any]:
+    """Sample at the indices `to_array @ (i, j, k, 1)`; a bool array linearly, true above 0.5."""
+    from scipy import ndimage
+
+    is_mask = array.dtype == np.bool_
+    matrix = to_array[:3, :3]
+    if np.array_equal(matrix, np.diag(np.diag(matrix))):
+        matrix = np.diag(matrix)  # SciPy then goes axis by axis, which is much faster
+    sampled = ndimage.affine_transform(
+        array.astype(np.float32), matrix, to_array[:3, 3], output_shape=shape, order=1 if is_mask else order, mode=mode
+    )
+    return np.asarray(sampled > 0.5 if is_mask else sampled)
+
+
+def _finite(array: ArrayLike) -> NDArray[np.floating[Any]]:
+    values = np.asarray(array)
+    if values.dtype.kind != "f" or values.dtype.itemsize < 4:
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise InputError("the array holds NaN or infinite values", remedy="replace them before scaling")
+    if not values.size:
+        raise InputError("the array is empty", remedy="give at least one voxel")
+    return values
+
+
+def _times(shape: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in shape)
+
+
+def _transform(affine: NDArray[np.float64], codes: str) -> NDArray[Any]:
+    """Give nibabel's axis permutation and flips from the orientation of `affine` to `codes`."""
+    if len(codes) != 3 or not all(any(code in pair for code in codes) for pair in ("LR", "AP", "SI")):
+        raise SettingError(
+            f"orientation {codes!r}", remedy="give three letters, one each of L or R, A or P, S or I, like RAS"
+        )
+    start = _orientations.io_orientation(affine)
+    return np.asarray(_orientations.ornt_transform(start, _orientations.axcodes2ornt(tuple(codes))))
+
+
+def _read(path: Path, orientation: str | None) -> Volume:
+    image = _load(path)
+    affine = _affine(path, image)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) != 3 or 0 in shape:
+        raise InputError(
+            f"the file holds an array of {_times(image.shape)}, not one 3-D volume",
+            where=path,
+            remedy="save the one volume that is meant as a file of its own",
+        )
+    array = _voxels(path, image).reshape(shape)
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise InputError(
+            f"{int(finite.size - finite.sum())} voxels are NaN or infinite, the first at index {first}",
+            where=path,
+            remedy="replace them (for example by 0) and save the file again",
+        )
+    codes = "".join(_orientations.aff2axcodes(affine))
+    if orientation is not None and orientation != codes:
+        transform = _transform(affine, orientation)
+        affine = affine @ _orientations.inv_ornt_aff(transform, shape)
+        array = _orientations.apply_orientation(array, transform)
+    return Volume(np.ascontiguousarray(array), affine, path, codes)
+
+
+def _load(path: Path) -> Any:
+    """Open a NIfTI file. It is decompressed to its end, because only there gzip notices damage."""
+    try:
+        with _stream(path) as file:
+            content = file.read()
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})", where=path, remedy="check the file") from error
+    image_class = _image_class(path, content)
+    try:
+        # Unchecked first, because nibabel's check replaces an unusable voxel size by 1 mm and says so only in its log.
+        raw = image_class.header_class.from_fileobj(io.BytesIO(content), check=False)
+        steps = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
+        if np.isfinite(steps).all() and (steps > 0).all():
+            return image_class.from_bytes(content)
+    except (nibabel.filebasedimages.ImageFileError, nibabel.wrapstruct.WrapStructError, EOFError) as error:
+        raise _damaged(path) from error
+    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
+        raise InputError(f"the NIfTI header is damaged ({error})", where=path, remedy="export it again") from error
+    raise InputError(
+        f"the voxel size in the header is {steps.tolist()}", where=path, remedy="correct pixdim in the header"
+    )
+
+
+def _stream(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """Open for reading bytes, after looking at the name and at whether it tells the truth about compression."""
+    if not path.exists():
+        raise InputError("file not found", where=path, remedy="check the path")
+    if path.is_dir():
+        raise InputError("this is a folder, not a file", where=path, remedy="give a .nii or .nii.gz file")
+    if not path.name.lower().endswith(_ENDINGS):
+        raise InputError("not a NIfTI file by its name", where=path, remedy="convert it to .nii or .nii.gz")
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if not start:
+        raise InputError("the file is empty", where=path, remedy="copy it again")
+    compressed = path.name.lower().endswith(".gz")
+    if (start == b"\x1f\x8b") != compressed:
+        is_or_not = "not gzip-compressed" if compressed else "gzip-compressed"
+        raise InputError(
+            f"{is_or_not} although its name ends in {path.suffix}", where=path, remedy="rename or convert it"
+        )
+    return gzip.open(path) if compressed else open(path, "rb")
+
+
+def _image_class(path: Path, content: bytes) -> Any:
+    """Choose NIfTI-1 or NIfTI-2 by the first number, the size of the header, and its signature."""
+    sizes = {int.from_bytes(content[:4], "little"), int.from_bytes(content[:4], "big")}
+    if 348 in sizes and content[344:347] in (b"n+1", b""):
+        return nibabel.Nifti1Image
+    if 540 in sizes and content[4:7] in (b"n+2", b""):
+        return nibabel.Nifti2Image
+    raise InputError("not a NIfTI file", where=path, remedy="convert it to .nii or .nii.gz")
+
+
+def _damaged(path: Path) -> InputError:
+    return InputError("the file is truncated or damaged", where=path, remedy="copy or export it again")
+
+
+def _affine(path: Path, image: Any) -> NDArray[np.float64]:
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise InputError(
+            "the affine in the header cannot be used (zero, NaN or collapsed axes)",
+            where=path,
+            remedy="correct sform and qform in the header",
+        )
+    return np.asarray(np.diag([_units(image.header)] * 3 + [1.0]) @ affine)
+
+
+def _units(header: Any) -> float:
+    return _MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+
+
+def _voxels(path: Path, image: Any) -> NDArray[np.float32]:
+    kind = image.get_data_dtype()
+    if kind.kind not in "iuf":
+        raise InputError(f"the voxels are of type {kind}, not numbers", where=path, remedy="save real numbers")
+    try:
+        with np.errstate(over="ignore"):  # what float32 cannot hold is reported as infinite
+            return np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
+    except (EOFError, OSError, ValueError) as error:
+        raise _damaged(path) from error
+    except MemoryError as error:
+        raise InputError(
+            f"an array of {_times(image.shape)} does not fit into memory", where=path, remedy="check the header"
+        ) from error
+
+
+def _header_of(path: Path | None) -> tuple[Any, Any, float]:
+    """Give image class, header and mm per unit of the file to write like; a fresh header in mm where it is gone."""
+    if path is None or not path.exists():
+        return nibabel.Nifti1Image, None, 1.0
+    image = _load(path)
+    return type(image), image.header.copy(), _units(image.header)
+
+
+def _storable(path: Path, array: NDArray[Any], dtype: DTypeLike | None) -> tuple[NDArray[Any], np.dtype[Any]]:
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    if dtype is not None:
+        wanted = np.dtype(np.uint8 if np.dtype(dtype) == np.bool_ else dtype)
+    elif array.dtype.kind == "f":
+        wanted = np.dtype(np.float32)
+    else:
+        wanted = array.dtype
+    if wanted.kind not in "iuf" or array.dtype.kind not in "iuf" or wanted == np.float16:
+        raise InputError(
+            f"voxels of type {array.dtype} cannot be stored as {wanted}", where=path, remedy="store float32"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = array.astype(wanted)
+    # Numbers that the type holds exactly need no slope; nibabel computes one for the others.
+    return (cast if wanted.kind == "f" or np.array_equal(cast, array) else array), wanted
