@@ -8,6 +8,7 @@ import os
 import stat
 import tarfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -312,16 +313,10 @@ def test_the_same_name_twice(suffix: str, names: list[str], tmp_path: Path) -> N
             for name in names:
                 tar.addfile(tarfile.TarInfo(name))
     else:
-        with zipfile.ZipFile(archive, "w") as opened:
-            for number, name in enumerate(names):
-                with opened.open(zipfile.ZipInfo(f"{number}" * len(name)), "w") as file:
-                    file.write(b"")
-        data = archive.read_bytes()
-        for number, name in enumerate(names):
-            data = data.replace(f"{number}".encode() * len(name) + b"PK", name.encode() + b"PK")
-        archive.write_bytes(data)
-        if zipfile.ZipFile(archive).namelist() != names:
-            pytest.skip("this archive cannot be made by hand")
+        with warnings.catch_warnings(), zipfile.ZipFile(archive, "w") as opened:
+            warnings.simplefilter("ignore")
+            for name in names:
+                opened.writestr(name, b"")
     refused(archive, "twice")
 
 

@@ -28,7 +28,8 @@ def test_a_light_module_imports_nothing_heavy(module: str) -> None:
     assert result.stdout.split() == []
 
 
-def test_importing_by_name_works() -> None:
-    code = "import dart_core; print(all(hasattr(dart_core, name) for name in dart_core.__all__))"
-    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert result.stdout == "True\n"
+def test_every_public_name_can_be_imported() -> None:
+    import dart_core
+
+    names: list[str] = vars(dart_core)["__all__"]
+    assert [name for name in names if getattr(dart_core, name, None) is None] == []

@@ -394,8 +394,8 @@ def _explain(error: BaseException) -> tuple[int, str]:
         # torch puts the traceback of a loader process into the message; its last line is the message proper.
         _, worker, message = error.problem.partition("Original Traceback")
         return error.exit_status, message.strip().splitlines()[-1].partition(": ")[2] if worker else str(error)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
+    cuda = sys.modules.get("torch.cuda")
+    if isinstance(error, getattr(cuda, "OutOfMemoryError", ())):
         return 2, "the GPU is out of memory; use a smaller batch, a larger --accumulate, or --precision bf16"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return 2, "out of memory; use a smaller batch, fewer --workers, or fewer scans at a time"

@@ -16,8 +16,9 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
@@ -57,7 +58,7 @@ def download(url: str, sha256: str, folder: str | os.PathLike[str], name: str | 
     import pooch
     import requests
 
-    path = Path(folder) / name
+    path = Path(folder).absolute() / name
     known = f"sha256:{sha256.lower()}"
     if path.exists():
         if path.is_file() and pooch.file_hash(str(path), "sha256") == sha256.lower():
@@ -70,9 +71,10 @@ def download(url: str, sha256: str, folder: str | os.PathLike[str], name: str | 
         with ExitStack() as stack:
             progress = _Progress(name, stack)
             downloader = pooch.HTTPDownloader(chunk_size=CHUNK, progressbar=progress)
-            pooch.retrieve(url, known, fname=name, path=Path(folder), downloader=downloader)
+            pooch.retrieve(url, known, fname=name, path=path.parent, downloader=downloader)
     except requests.HTTPError as error:
-        problem = f"the server answers {error.response.status_code} {error.response.reason}"
+        answer: Any = error.response
+        problem = f"the server answers {answer.status_code} {answer.reason}"
         raise InputError(problem, where=url, remedy="check the address") from error
     except requests.RequestException as error:
         problem = f"cannot be downloaded ({type(error).__name__})"
@@ -160,21 +162,22 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> list[Path]:
     files = []
     left = max_bytes
     try:
-        for name, source in _entries(archive):
-            path = _inside(archive, name)
-            target = folder / path
-            if source is None:
-                target.mkdir(parents=True, exist_ok=True)
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with source, open(target, "xb") as file:
-                while chunk := source.read(CHUNK):
-                    left -= len(chunk)
-                    if left < 0:
-                        problem = f"holds more than {max_bytes} bytes"
-                        raise InputError(problem, where=archive, remedy="unpack it by hand if you trust it")
-                    file.write(chunk)
-            files.append(path)
+        with closing(_entries(archive)) as entries:
+            for name, open_source in entries:
+                path = _inside(archive, name)
+                target = folder / path
+                if open_source is None:
+                    target.mkdir(parents=True, exist_ok=True)
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open_source() as source, open(target, "xb") as file:
+                    while chunk := source.read(CHUNK):
+                        left -= len(chunk)
+                        if left < 0:
+                            problem = f"holds more than {max_bytes} bytes"
+                            raise InputError(problem, where=archive, remedy="unpack it by hand if you trust it")
+                        file.write(chunk)
+                files.append(path)
     except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"holds {name!r} twice", where=archive, remedy="get the archive again") from error
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
@@ -192,8 +195,8 @@ def _damaged(archive: Path, error: Exception) -> InputError:
     return InputError(problem, where=archive, remedy="download it again")
 
 
-def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Name and content of every entry, None for a folder; other kinds of entries are refused."""
+def _entries(archive: Path) -> Generator[tuple[str, Callable[[], IO[bytes]] | None], None, None]:
+    """Name of every entry and what opens it, None for a folder; other kinds of entries are refused."""
     with open(archive, "rb") as file:
         magic = file.read(4)
     if magic in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -204,14 +207,18 @@ def _entries(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                 mode = info.external_attr >> 16
                 if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise _refused(archive, info.filename, "a link" if stat.S_ISLNK(mode) else "no plain file")
-                yield info.filename, None if info.is_dir() else opened.open(info)
+                yield info.filename, None if info.is_dir() else partial(opened.open, info)
         return
     with tarfile.open(archive) as tar:
         for member in tar:
             if not member.isreg() and not member.isdir():
                 raise _refused(archive, member.name, "a link" if member.issym() or member.islnk() else "no plain file")
-            content: Any = tar.extractfile(member)
-            yield member.name, content
+            opener: Any = partial(tar.extractfile, member)
+            yield member.name, None if member.isdir() else opener
+        # gzip and xz keep their checksum at the end, behind what tar reads.
+        rest: Any = tar.fileobj
+        while rest.read(CHUNK):
+            pass
 
 
 def _inside(archive: Path, name: str) -> Path:

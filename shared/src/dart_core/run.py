@@ -16,6 +16,7 @@ A method owns its loop and calls this::
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import enum
@@ -125,8 +126,7 @@ class Run:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
             if distributed:
-                dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
-                stack.callback(dist.destroy_process_group)
+                _join_processes()
                 self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
             self.log = Log(self.out, main=False)
             self._on_main(self._claim)
@@ -531,6 +531,14 @@ def find_device(name: str, distributed: bool = False) -> torch.device:
             remedy="give a smaller number, or start fewer processes",
         )
     return torch.device("cuda", index)
+
+
+def _join_processes() -> None:
+    """Connect the processes that torchrun started, once for all runs of the program: it cannot be done a second time."""
+    if not dist.is_initialized():
+        # gloo carries what lies on the CPU (signals, random states), also where the networks are on CUDA.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(dist.destroy_process_group)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -234,10 +234,15 @@ def _open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[Dono
         )
     if len(donors) < transfer.n and transfer.mode != "2.5d":
         say(f"warning: {path} holds {len(donors)} scans; all of them are used instead of --n {transfer.n}")
-    stored = json.loads(donors.metadata["grid"])
     keep = scans.keep_slices if scans.keep_slices is not None else int(donors.metadata["keep_slices"])
     settings = of.Scans(scans.datalist, scans.site, keep, scans.resample)
-    return donors, Grid(tuple(stored["shape"]), np.array(stored["affine"])), settings
+    return donors, bank_grid(donors), settings
+
+
+def bank_grid(donors: DonorBank) -> Grid:
+    """The voxel grid of a bank that `bank` wrote."""
+    stored = json.loads(donors.metadata["grid"])
+    return Grid(tuple(stored["shape"]), np.array(stored["affine"]))
 
 
 # --- adapt -----------------------------------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ def _open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[Dono
 def adapt(command: of.Adapt) -> None:
     """Write transferred scans."""
     transfer = command.transfer
-    rows = select(command.scans)
+    rows = select(command.scans, command.role)
     if transfer.mode == "none":
         raise SettingError("--mode none changes nothing", remedy="choose a donor search, or cyclegan")
     donors, grid, scans, generator = _adaptation(command.scans, transfer, command.bank, command.generator)

@@ -83,6 +83,11 @@ class DonorBank:
         slices, h, w = self._scans[0].shape
         return h, w, slices
 
+    def scan(self, index: int) -> Tensor:
+        """One source scan, (h, w, Z)."""
+        scan = self._scans[index]
+        return (scan if scan.dtype == torch.float64 else scan.float()).permute(1, 2, 0)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scans and their names to one safetensors file, atomically. Maps are cheap and not stored."""
         scans = {f"scan.{index:05d}": scan for index, scan in enumerate(self._scans)}

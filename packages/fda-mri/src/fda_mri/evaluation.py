@@ -70,8 +70,7 @@ def score(
 
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of one or more runs and write the tables."""
-    truths = _truths(command.datalist)
-    results = [result for folder in command.predictions for result in _score_folder(folder, truths, command)]
+    results = score_predictions(command)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     summary = summarise(results)
@@ -92,6 +91,16 @@ def evaluate(command: of.Evaluate) -> None:
             f"± {row['surface_dice_std']:.3f}  Dice {row['dice']:.3f} ± {row['dice_std']:.3f}  ({row['scans']} scans)"
         )
     print(f"report: {out / 'report.html'}", file=sys.stderr)
+
+
+def score_predictions(command: of.Evaluate) -> list[Result]:
+    """Score every prediction of the folders.
+
+    Raises:
+        InputError: a folder without predictions.csv, a scan without mask, or a file that cannot be used.
+    """
+    truths = _truths(command.datalist)
+    return [result for folder in command.predictions for result in _score_folder(folder, truths, command)]
 
 
 def summarise(results: Sequence[Result]) -> list[dict]:

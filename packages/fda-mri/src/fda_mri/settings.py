@@ -121,6 +121,8 @@ class CycleGAN:
     def __post_init__(self) -> None:
         at_least(1, generator_width=self.generator_width, blocks=self.blocks, steps=self.steps)
         at_least(64, image_size=self.image_size)
+        if self.image_size % 4:
+            raise SettingError(f"--image-size is {self.image_size}", remedy="give a multiple of 4")
         at_least(0, gan_learning_rate=self.gan_learning_rate)
 
 
@@ -194,6 +196,8 @@ class Adapt:
     transfer: Transfer = field(default_factory=Transfer)
     generator: Path | None = None
     """With --mode cyclegan: run folder of `train --method cyclegan`."""
+    role: Literal["all", "val", "test"] = "all"
+    """Which of the site's scans, see `predict`."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -332,8 +333,7 @@ def _decode(path: Path) -> str:
 
 
 def _read_csv(path: Path, required: Sequence[str]) -> list[Row]:
-    text = _decode(path)
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(_decode(path), newline=""), strict=True)
     numbered: list[tuple[int, list[str]]] = []
     try:
         for cells in reader:
@@ -344,14 +344,14 @@ def _read_csv(path: Path, required: Sequence[str]) -> list[Row]:
             f"row {reader.line_num}: {error}", where=path, remedy='check the quotes (") around the cells of this row'
         ) from error
     header_line, header = numbered[0]
-    _check_header(path, header_line, header, text.splitlines()[header_line - 1], required)
+    _check_header(path, header_line, header, required)
     return [_csv_row(path, line, header, cells, required) for line, cells in numbered[1:]]
 
 
-def _check_header(path: Path, line: int, header: list[str], text: str, required: Sequence[str]) -> None:
+def _check_header(path: Path, line: int, header: list[str], required: Sequence[str]) -> None:
     if "image" not in header:
         for separator, name in ((";", "semicolons"), ("\t", "tabs")):
-            if separator in text:
+            if any(separator in cell for cell in header):
                 raise InputError(
                     f"row {line}: the columns are separated by {name}", where=path, remedy="save it with commas"
                 )
@@ -461,7 +461,8 @@ def _nnunet_rows(path: Path, content: Mapping[str, Any], channel: str | int | No
     folder = path.parent
     ending = content.get("file_ending", ".nii.gz")
     channels = content.get("channel_names", {"0": "image"})
-    if not isinstance(ending, str) or not isinstance(channels, dict) or not channels:
+    numbered = isinstance(channels, dict) and channels and all(number.isdecimal() for number in channels)
+    if not isinstance(ending, str) or not numbered:
         raise InputError(
             "key 'file_ending' must be a text and 'channel_names' an object",
             where=path,

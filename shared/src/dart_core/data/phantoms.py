@@ -22,7 +22,7 @@ from dart_core.errors import SettingError
 Field = NDArray[np.floating[Any]]
 
 _FIELD_OF_VIEW = (188.0, 228.0, 174.0)  # mm, right-left, back-front, bottom-top
-_CENTRE = (0.0, 4.0, -10.0)  # of the field of view, mm from the middle of the brain
+_CENTRE = (0.0, 4.0, -6.0)  # of the field of view, mm from the middle of the brain
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class ScannerModel:
 SCANNERS: dict[str, ScannerModel] = {
     "sm15": ScannerModel(0.95, 0.42, 0.08, 0.16, 0.52, 0.80, 1.0, 0.10, 0.025, 0.9, (1.0, 1.0, 1.0), 620.0, "RAS"),
     "sm3": ScannerModel(0.50, 0.34, 0.05, 0.10, 0.58, 1.00, 1.15, 0.55, 0.015, 0.5, (0.98, 0.98, 1.0), 900.0, "LPS"),
-    "ge15": ScannerModel(1.30, 0.60, 0.14, 0.30, 0.47, 0.60, 0.9, -0.45, 0.050, 1.5, (1.02, 1.02, 1.0), 240.0, "RAS"),
+    "ge15": ScannerModel(1.30, 0.45, 0.08, 0.16, 0.46, 0.68, 1.0, -0.10, 0.030, 1.0, (1.02, 1.02, 1.0), 240.0, "RAS"),
     "ge3": ScannerModel(0.75, 0.52, 0.10, 0.22, 0.44, 0.86, 1.4, 0.70, 0.030, 0.8, (1.0, 1.0, 1.0), 4200.0, "LAS"),
     "ph15": ScannerModel(1.15, 0.48, 0.10, 0.20, 0.56, 0.76, 0.9, -0.25, 0.045, 1.1, (1.0, 1.0, 1.0), 310.0, "RAS"),
     "ph3": ScannerModel(0.90, 0.40, 0.08, 0.14, 0.53, 0.83, 1.05, 0.22, 0.020, 0.8, (1.0, 1.0, 1.0), 760.0, "PSR"),
@@ -220,7 +220,7 @@ def _head(
         for n, step, middle in zip(shape, spacing, _CENTRE, strict=True)
     ]
     voxel = max(1.0, 0.8 * float(np.mean(spacing)))  # mm over which an edge is spread
-    pitch, roll, yaw = np.deg2rad(rng.normal(scale=(3.0, 1.5, 1.5)).clip(-7, 7))
+    pitch, roll, yaw = np.deg2rad(rng.normal(scale=(2.0, 1.2, 1.2)).clip(-4, 4))
     turn = _rotation(1, 2, pitch) @ _rotation(0, 2, roll) @ _rotation(0, 1, yaw)
     space = _Space(axes, turn, rng.normal(0.98, (0.03, 0.03, 0.025)).clip(0.91, 1.04))
     ventricle_size = float(np.exp(rng.normal(0.0, 0.18)))
@@ -229,7 +229,7 @@ def _head(
     x, y, z = space.x, space.y, space.z
 
     # The brain: cerebrum with temporal lobes, cerebellum and brain stem, which the cord goes on from.
-    lumps = 1.4 * _smooth_field(rng, axes, 110) + 0.8 * _smooth_field(rng, axes, 50)
+    lumps = np.clip(1.4 * _smooth_field(rng, axes, 110) + 0.8 * _smooth_field(rng, axes, 50), -4, 4)
     cerebrum = space.ellipsoid((0, 0, 6), (66, 85, 60), 2.2)
     cerebrum = np.minimum(cerebrum, z + 24 + 0.12 * np.abs(y - 10))  # the lobes of the forehead lie on the orbits
     cerebrum = _join(cerebrum, space.pair((39, 8, -26), (25, 40, 21)), 10) + lumps
