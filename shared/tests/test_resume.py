@@ -194,6 +194,13 @@ def test_a_signal_to_one_of_two_processes_stops_both(start: Start, tmp_path: Pat
     assert newest_step(out) == lines(out)
 
 
+def test_an_error_of_several_processes_is_said_once(start: Start, tmp_path: Path) -> None:
+    failed = start(tmp_path / "run", processes=3)
+    assert failed.wait() == [2, 2, 2]
+    text = "a batch of 8 samples cannot be shared equally by 3 processes"
+    assert failed.stderr.read_text() == f"{text}; change the batch size or the number of processes\n"
+
+
 @pytest.mark.slow
 def test_a_signal_to_torchrun_saves_and_resumes(
     start: Start, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

@@ -87,6 +87,19 @@ class Batches:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [(p // self.size, int(self._order(p // self.size)[p % self.size])) for p in positions]
 
+    def share(self, world_size: int) -> int:
+        """Samples that each process gets.
+
+        Raises:
+            SettingError: the processes cannot share the batch equally.
+        """
+        if self.batch_size % world_size:
+            raise SettingError(
+                f"a batch of {self.batch_size} samples cannot be shared equally by {world_size} processes",
+                remedy="change the batch size or the number of processes",
+            )
+        return self.batch_size // world_size
+
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """One process's share of a batch; the shares in the order of the ranks make up the joint batch.
 
@@ -102,12 +115,7 @@ class Batches:
             SettingError: the processes cannot share the batch equally.
             InputError: samples with different keys or shapes, or with something that is no number.
         """
-        if self.batch_size % world_size:
-            raise SettingError(
-                f"a batch of {self.batch_size} samples cannot be shared equally by {world_size} processes",
-                remedy="change the batch size or the number of processes",
-            )
-        share = self.batch_size // world_size
+        share = self.share(world_size)
         start = step * self.batch_size + rank * share
         plan = self.plan(step)[rank * share : (rank + 1) * share]
         samples = []

@@ -145,7 +145,7 @@ class Run:
     ) -> None:
         self._cleanup.close()
 
-    def _on_main(self, action: Callable[[], None]) -> None:
+    def _on_main(self, action: Callable[[], object]) -> None:
         """Let process 0 act while the others wait; where it fails, it alone says why and all of them leave."""
         error = None
         if self.is_main:
@@ -290,6 +290,7 @@ class Run:
         """
         if self.step >= total:
             return
+        self._on_main(lambda: batches.share(self.world_size))
         first, pin = self.step, self.device.type == "cuda"
         loader = batches.loader(first, total, self.settings.workers, self.rank, self.world_size, pin)
         self._cleanup.callback(loader.close)

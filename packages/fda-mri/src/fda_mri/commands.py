@@ -593,7 +593,7 @@ def export(command: of.Export) -> None:
     _check_file(command.out, ".onnx", command.overwrite)
     network, _ = load_network(command.model, torch.device("cpu"))
     sides = {2: 8 * torch.export.Dim("rows", min=2), 3: 8 * torch.export.Dim("columns", min=2)}
-    shapes = {"x": {0: torch.export.Dim("batch"), **sides}, "return_bottleneck": None}
+    shapes = ({0: torch.export.Dim("batch"), **sides},)
     temporary = command.out.with_name(f".{command.out.name}.tmp")
     try:
         program = torch.onnx.export(

@@ -56,7 +56,8 @@ def fourier_transfer(
         window: "authors_rectangle" is the rectangle of the authors' code, which is not symmetric about DC.
 
     Returns:
-        (..., h, w) in the dtype of `target`. With output "authors", slices that are zero throughout give zeros.
+        (..., h, w) in the dtype of `target`, never a view of it. With output "authors", target slices that are zero
+        throughout, and results that are, give zeros.
 
     Raises:
         ValueError: slices of different h or w, negative beta, unknown output or window.
@@ -77,9 +78,13 @@ def fourier_transfer(
     if output not in ("authors", "formula", "clip"):
         raise SettingError(f"unknown output {output!r}", remedy="give authors, formula or clip")
     half_width = max(0, math.ceil(_radius((h, w), beta)) - 1)
+    styles = (*source.shape[:-3], h, w) if average_styles else source.shape
+    shape = torch.broadcast_shapes(target.shape, styles)
+    if 0 in shape:
+        return target.new_empty(shape)
     plain = window == "circle" and not average_styles and not phase
     if beta == 0 and plain:
-        new = target.expand(torch.broadcast_shapes(target.shape, source.shape))
+        new = target.expand(shape).clone()
     elif plain and 4 * (2 * half_width + 1) < min(h, w):
         new = _swap_amplitudes_narrow(target, source, beta, half_width)
     else:
@@ -87,7 +92,9 @@ def fourier_transfer(
     if output == "authors":
         modulus = new.abs()
         maximum = modulus.amax((-2, -1), keepdim=True)
-        blank = (maximum == 0) | ~target.any(-1, keepdim=True).any(-2, keepdim=True)
+        # What is left of a slice that the swap empties is the rounding of zero, which must not be scaled up.
+        largest = target.abs().amax((-2, -1), keepdim=True)
+        blank = (largest == 0) | (maximum <= 64 * torch.finfo(target.dtype).eps * largest)
         return (modulus / maximum.masked_fill(blank, 1)).masked_fill_(blank, 0)
     real = new.real if new.is_complex() else new
     return real.clamp(0, 1) if output == "clip" else real
@@ -109,7 +116,7 @@ def _swap_spectra(
     elif window == "authors_rectangle":
         reach = int(beta * min(h, w))
         inside = torch.zeros(h, w, dtype=torch.bool)
-        inside[h // 2 - reach : h // 2 + reach, w // 2 - reach : w // 2 + reach] = True
+        inside[max(0, h // 2 - reach) : h // 2 + reach, max(0, w // 2 - reach) : w // 2 + reach] = True
     else:
         raise SettingError(f"unknown window {window!r}", remedy="give circle or authors_rectangle")
     inside = torch.fft.ifftshift(inside).to(target.device)

@@ -288,8 +288,8 @@ def select_pairs(
         rising = scores - np.diag(scores)[:, None]
     else:
         raise SettingError(f"unknown order {by!r}", remedy="give score, decline_vs_source or decline_vs_target")
-    pairs = [(source, target) for target in range(sites) for source in range(sites) if source != target]
-    # Rounded, so that declines that are equal on paper stay in the order of the matrix.
+    # Equal ones stay in the order of their sources; so do declines that are equal on paper, hence the rounding.
+    pairs = [(source, target) for source in range(sites) for target in range(sites) if source != target]
     pairs.sort(key=lambda pair: round(float(rising[pair[1], pair[0]]), 9))
     middle = (len(pairs) - per_cluster) // 2
     return pairs[:per_cluster] + pairs[middle : middle + per_cluster] + pairs[-per_cluster:]

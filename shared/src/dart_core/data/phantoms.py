@@ -219,108 +219,127 @@ def _head(
         np.asarray((np.arange(n) - (n - 1) / 2) * step + middle, dtype=np.float32)
         for n, step, middle in zip(shape, spacing, _CENTRE, strict=True)
     ]
-    voxel = max(1.0, 0.8 * float(np.mean(spacing)))  # mm over which an edge is spread
     pitch, roll, yaw = np.deg2rad(rng.normal(scale=(2.0, 1.2, 1.2)).clip(-4, 4))
     turn = _rotation(1, 2, pitch) @ _rotation(0, 2, roll) @ _rotation(0, 1, yaw)
     space = _Space(axes, turn, rng.normal(0.98, (0.03, 0.03, 0.025)).clip(0.91, 1.04))
-    ventricle_size = float(np.exp(rng.normal(0.0, 0.18)))
-    cortex = float(rng.normal(4.4, 0.2))
+    voxel = max(1.0, 0.8 * float(np.mean(spacing)))  # mm over which an edge is spread
     atrophy = float(rng.uniform(0.5, 1.5))
-    x, y, z = space.x, space.y, space.z
 
-    # The brain: cerebrum with temporal lobes, cerebellum and brain stem, which the cord goes on from.
     lumps = np.clip(1.4 * _smooth_field(rng, axes, 110) + 0.8 * _smooth_field(rng, axes, 50), -4, 4)
     cerebrum = space.ellipsoid((0, 0, 6), (66, 85, 60), 2.2)
-    cerebrum = np.minimum(cerebrum, z + 24 + 0.12 * np.abs(y - 10))  # the lobes of the forehead lie on the orbits
-    cerebrum = _join(cerebrum, space.pair((39, 8, -26), (25, 40, 21)), 10) + lumps
+    orbits = space.z + 24 + 0.12 * np.abs(space.y - 10)  # on which the frontal lobes lie
+    cerebrum = _join(np.minimum(cerebrum, orbits), space.pair((39, 8, -26), (25, 40, 21)), 10) + lumps
     cerebellum = _join(space.pair((21, -50, -42), (29, 28, 23)), space.ellipsoid((0, -48, -40), (14, 24, 20)), 8)
     cerebellum = cerebellum + 0.3 * lumps
     stem = _join(space.ellipsoid((0, -16, -40), (17, 16, 20)), space.ellipsoid((0, -20, -56), (11, 11, 40)), 8)
-    stem = np.minimum(stem, z + 72)
-    cord = space.ellipsoid((0, -22, -90), (7, 7, 60))
-    brain_depth = _join(_join(cerebrum, cerebellum, 2), stem, 4)
+    stem = np.minimum(stem, space.z + 72)
+    brain = _join(_join(cerebrum, cerebellum, 2), stem, 4)
 
-    # Cortex: sulci are sheets, the zero surfaces of a random field, open to the outside and ending some way below it.
+    fluid, white = _brain_tissues(rng, axes, space, cerebrum, cerebellum, stem, voxel, atrophy)
+    layers = _surroundings(rng, axes, space, cerebrum, cerebellum, stem, voxel, atrophy)
+    layers.append(
+        (_inside(brain, voxel), {"fluid": fluid, "white": (1 - fluid) * white, "grey": (1 - fluid) * (1 - white)})
+    )
+    tissues: dict[str, Field] = {}
+    for share, parts in layers:  # each layer covers those before it
+        tissues = {name: value * (1 - share) for name, value in tissues.items()}
+        for name, part in parts.items():
+            tissues[name] = np.asarray(tissues.get(name, 0.0) + share * part)
+    return tissues, brain > 0
+
+
+def _brain_tissues(
+    rng: np.random.Generator,
+    axes: Sequence[Field],
+    space: _Space,
+    cerebrum: Field,
+    cerebellum: Field,
+    stem: Field,
+    voxel: float,
+    atrophy: float,
+) -> tuple[Field, Field]:
+    """Give the share of fluid in the brain, and the share of white matter in what is not fluid."""
+    x, y, z = space.x, space.y, space.z
+    cortex = float(rng.normal(4.4, 0.2))
+    size = float(np.exp(rng.normal(0.0, 0.18)))  # of the ventricles
+
+    # Sulci are sheets, the zero surfaces of a random field, open to the outside and ending some way below it.
     wavelength = 30.0
     fold = np.abs(_smooth_field(rng, axes, wavelength)) * (wavelength / (2 * math.pi) * 1.1)
     sulcus = fold + np.maximum(cerebrum - 17, 0) * 0.35
     wander = 1.2 * _smooth_field(rng, axes, 60)
     callosum = space.ellipsoid((0, -4, 2), (60, 44, 28))
     fissure = np.abs(x + wander) + np.maximum(callosum, 0) + np.maximum(-24 - z, 0)
-    sylvian = (
-        np.abs(z + 8 - 0.45 * (y - 5) + wander) + np.maximum(38 - np.abs(x), 0) + np.maximum(np.abs(y - 2) - 26, 0)
-    )
+    sylvian = np.abs(z + 8 - 0.45 * (y - 5) + wander)
+    sylvian = sylvian + np.maximum(38 - np.abs(x), 0) + np.maximum(np.abs(y - 2) - 26, 0)
     tent = np.where((cerebrum > 0) & (cerebellum > 0), np.abs(cerebrum - cerebellum) * 0.6, 50.0)
-    surface = np.minimum(np.minimum(sulcus, fissure), np.minimum(sylvian, tent))
-    surface = np.minimum(surface, cerebrum)
-    sulcal_fluid = _inside(0.5 + 0.5 * atrophy - surface, 1.5 * voxel)
+    surface = np.minimum.reduce([sulcus, fissure, sylvian, tent, cerebrum])
+    fluid = _inside(0.5 + 0.5 * atrophy - surface, 1.5 * voxel)
     white = _inside(surface - cortex, voxel)
-    # Cerebellum: a white core with branches, grey leaves around it.
+
+    # The cerebellum has a white core with branches, and grey leaves around it; the stem is nearly white.
     leaves = _smooth_field(rng, axes, 16, count=32, stretch=(0.35, 0.8, 1.0))
-    is_cerebellum = _inside(cerebellum - cerebrum, voxel) * _inside(cerebellum - stem, voxel)
-    white = white * (1 - is_cerebellum) + is_cerebellum * _inside(cerebellum + 3 * leaves - 13, 2 * voxel)
-    sulcal_fluid = sulcal_fluid * (1 - is_cerebellum) + is_cerebellum * 0.35 * _inside(-leaves - 1, 0.5)
+    in_cerebellum = _inside(cerebellum - cerebrum, voxel) * _inside(cerebellum - stem, voxel)
+    white = white * (1 - in_cerebellum) + in_cerebellum * _inside(cerebellum + 3 * leaves - 13, 2 * voxel)
+    fluid = fluid * (1 - in_cerebellum) + in_cerebellum * 0.35 * _inside(-leaves - 1, 0.5)
     in_stem = _inside(stem, voxel) * _inside(stem - cerebrum + 8, 4.0)
     white = white * (1 - in_stem) + 0.8 * in_stem
-    sulcal_fluid = sulcal_fluid * (1 - in_stem)
+    fluid = fluid * (1 - in_stem)
 
-    # Deep grey matter and ventricles.
-    deep = np.maximum(space.ellipsoid((0, -14, 1), (21, 17, 11)), space.pair((26, 6, 3), (7, 19, 11)))
-    deep = np.maximum(deep, space.pair((13, 20, 10), (6, 11, 9)))
+    thalamus = space.ellipsoid((0, -14, 1), (21, 17, 11))
+    deep = np.maximum.reduce([thalamus, space.pair((26, 6, 3), (7, 19, 11)), space.pair((13, 20, 10), (6, 11, 9))])
     white = white * (1 - 0.8 * _inside(deep, voxel))
-    size = ventricle_size
-    bodies = _join(
+    lateral = _join(
         space.pair((8 + 2 * size, 4, 18), (6 * size, 28, 8 * size)),
         space.pair((16 + 4 * size, -30, 12), (7 * size, 18, 10 * size)),
         5,
     )
-    bodies = np.minimum(bodies, np.abs(x) - 1)
-    ventricle = np.maximum(bodies, space.ellipsoid((0, -10, -2), (2.5 * size, 15, 12)))
-    ventricle = np.maximum(ventricle, space.ellipsoid((0, -35, -40), (7, 4, 8)))
-    fluid_inside = np.maximum(sulcal_fluid, _inside(ventricle, voxel))
+    lateral = np.minimum(lateral, np.abs(x) - 1)
+    third, fourth = space.ellipsoid((0, -10, -2), (2.5 * size, 15, 12)), space.ellipsoid((0, -35, -40), (7, 4, 8))
+    return np.maximum(fluid, _inside(np.maximum.reduce([lateral, third, fourth]), voxel)), white
 
-    # Around the brain: fluid, bone with marrow, and the soft parts of the head with fat under the skin.
+
+def _surroundings(
+    rng: np.random.Generator,
+    axes: Sequence[Field],
+    space: _Space,
+    cerebrum: Field,
+    cerebellum: Field,
+    stem: Field,
+    voxel: float,
+    atrophy: float,
+) -> list[tuple[Field, dict[str, Field | float]]]:
+    """Give what lies around the brain as layers from below to above: the share of a voxel covered, and with what."""
+    z = space.z
+    cord = space.ellipsoid((0, -22, -90), (7, 7, 60))
     cavity = _join(_join(cerebrum, cerebellum, 30), stem + 1, 10) + 1.2 + 1.2 * atrophy
     cavity = np.maximum(cavity, np.minimum(cord + 3.5, -60 - z))
     thickness = 6.5 + 0.8 * _smooth_field(rng, axes, 70)
-    bone_depth = np.maximum(cavity + thickness, np.minimum(cord + 11, -66 - z))
+    bone = np.maximum(cavity + thickness, np.minimum(cord + 11, -66 - z))
     neck = np.minimum(space.ellipsoid((0, -20, -90), (58, 66, 85), 2.4), -20 - z)
     face = space.ellipsoid((0, 40, -58), (58, 58, 62), 2.2)
     head = _join(_join(cerebrum + 17 + 1.2 * _smooth_field(rng, axes, 80), neck, 24), face, 20)
-    fat_depth = 5.5 + 1.5 * _smooth_field(rng, axes, 60)
     soft = _inside(head, voxel)
+
+    under_skin = _inside(np.minimum(head - 1, 7 + 1.5 * _smooth_field(rng, axes, 60) - head), voxel)
     strands = _inside(_smooth_field(rng, axes, 34) - 0.9, 0.8) * _inside(-18 - z, 10)
-    fat = np.maximum(_inside(np.minimum(head - 1, fat_depth + 1.5 - head), voxel), 0.6 * strands)
-    bone = _inside(np.minimum(bone_depth, head - 4), voxel)
-    marrow = 0.6 * _inside(np.minimum(bone_depth - 1.5, thickness - 1.5 - bone_depth), voxel)
-    air = space.pair((9, 64, -46), (8, 24, 14))
-    air = np.maximum(
-        air, np.maximum(space.ellipsoid((0, 30, -80), (12, 9, 32)), space.pair((31, 56, -54), (12, 14, 14)))
+    behind_eyes = _inside(space.pair((28, 62, -32), (17, 26, 16)), voxel)
+    fat = np.maximum.reduce([under_skin, 0.6 * strands, behind_eyes])
+    marrow = 0.6 * _inside(np.minimum(bone - 1.5, thickness - 1.5 - bone), voxel)
+    nose, throat, sinuses = (
+        space.pair((9, 64, -46), (8, 24, 14)),
+        space.ellipsoid((0, 30, -80), (12, 9, 32)),
+        space.pair((31, 56, -54), (12, 14, 14)),
     )
     eyes = space.pair((31, 74, -32), (12.5, 12.5, 12.5))
-    fat = np.maximum(fat, _inside(space.pair((28, 62, -32), (17, 26, 16)), voxel))
-
-    brain_share = _inside(brain_depth, voxel)
-    tissues: dict[str, Field] = {"fat": soft * fat, "muscle": soft * (1 - fat)}
-    for share, parts in (
-        (_inside(air, voxel), {}),
+    return [
+        (soft, {"fat": fat, "muscle": 1 - fat}),
+        (_inside(np.maximum.reduce([nose, throat, sinuses]), voxel), {}),
         (_inside(eyes, voxel), {"fluid": 1.0}),
-        (bone * soft, {"bone": 1 - marrow, "fat": marrow}),
+        (soft * _inside(np.minimum(bone, head - 4), voxel), {"bone": 1 - marrow, "fat": marrow}),
         (_inside(cavity, voxel), {"fluid": 1.0}),
         (_inside(cord, voxel) * _inside(-70 - z, voxel), {"white": 0.8, "grey": 0.2}),
-        (
-            brain_share,
-            {
-                "fluid": fluid_inside,
-                "white": (1 - fluid_inside) * white,
-                "grey": (1 - fluid_inside) * (1 - white),
-            },
-        ),
-    ):
-        tissues = {name: value * (1 - share) for name, value in tissues.items()}
-        for name, part in parts.items():
-            tissues[name] = tissues.get(name, 0.0) + share * part
-    return {name: np.asarray(value, dtype=np.float32) for name, value in tissues.items()}, brain_depth > 0
+    ]
 
 
 def _rotation(i: int, j: int, angle: float) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -263,9 +264,17 @@ def _interpolate(
     matrix = to_array[:3, :3]
     if np.array_equal(matrix, np.diag(np.diag(matrix))):
         matrix = np.diag(matrix)  # SciPy then goes axis by axis, which is much faster
-    sampled = ndimage.affine_transform(
-        array.astype(np.float32), matrix, to_array[:3, 3], output_shape=shape, order=1 if is_mask else order, mode=mode
-    )
+    with warnings.catch_warnings():
+        # Older SciPy reminds of what the 1-D form meant before version 0.18.
+        warnings.filterwarnings("ignore", message="The behavior of affine_transform")
+        sampled = ndimage.affine_transform(
+            array.astype(np.float32),
+            matrix,
+            to_array[:3, 3],
+            output_shape=shape,
+            order=1 if is_mask else order,
+            mode=mode,
+        )
     return np.asarray(sampled > 0.5 if is_mask else sampled)
 
 

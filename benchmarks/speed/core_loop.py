@@ -1,0 +1,142 @@
+"""The core's loop against a bare PyTorch loop that does the same steps: what the core costs per step.
+
+Both load the same batches, train the same network with the same optimiser, and note the loss of every step (the core in
+metrics.jsonl). Their weights must be equal bit for bit before anything is timed. The core's checkpoint, which the bare loop
+does not write, is timed apart and charged at its default of one per 500 steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compare import alternate, record
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from dart_core.batches import Batches
+from dart_core.nets import ResidualUNet2d
+from dart_core.run import Run
+from dart_core.settings import RunSettings
+
+SIZES = {"cpu": {"width": 8, "batch": 8, "side": 96}, "cuda": {"width": 32, "batch": 32, "side": 192}}
+SAMPLES, SEED, TOTAL = 64, 0, 10**9
+CHECKED = 5
+
+
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """The samples in the order in which the core draws them."""
+
+    def __init__(self, images: Tensor, masks: Tensor, batches: Batches) -> None:
+        self.images, self.masks, self.batches = images, masks, batches
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.masks[index]
+
+    def order(self) -> Iterator[list[int]]:
+        step = 0
+        while True:
+            yield [sample for _, sample in self.batches.plan(step)]
+            step += 1
+
+
+def network_and_optimizer(width: int, prepare: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, torch.optim.SGD]:
+    torch.manual_seed(SEED)
+    network = prepare(ResidualUNet2d(width=width))
+    return network, torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
+
+
+def bare_loop(pictures: Pictures, width: int, device: str, losses: list[float]) -> Iterator[nn.Module]:
+    network, optimizer = network_and_optimizer(width, lambda module: module.to(device))
+    criterion = nn.BCEWithLogitsLoss()
+    for image, mask in DataLoader(pictures, batch_sampler=pictures.order(), pin_memory=device != "cpu"):
+        image, mask = image.to(device, non_blocking=True), mask.to(device, non_blocking=True)
+        optimizer.zero_grad()
+        loss = criterion(network(image), mask)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        yield network
+
+
+def core_loop(run: Run, batches: Batches, width: int) -> Iterator[nn.Module]:
+    network, optimizer = network_and_optimizer(width, run.prepare)
+    run.restore(network=network, optimizer=optimizer)
+    criterion = nn.BCEWithLogitsLoss()
+    for step, batch in run.steps(batches, TOTAL):
+        loss = run.optimise(optimizer, lambda part: criterion(network(part["image"]), part["mask"]), batch)
+        run.log.write(step, loss=loss)
+        yield network
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--steps", type=int, default=10, help="steps of one round")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    arguments = parser.parse_args()
+    device, size = arguments.device, SIZES[arguments.device]
+    generator = torch.Generator().manual_seed(SEED)
+    images = torch.rand(SAMPLES, 1, size["side"], size["side"], generator=generator)
+    masks = (images > 0.7).float()
+
+    def load(index: int, generator: np.random.Generator) -> dict[str, Any]:
+        return {"image": images[index], "mask": masks[index]}
+
+    batches = Batches(load, SAMPLES, size["batch"], SEED)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = RunSettings(out=Path(folder) / "run", device=device, checkpoint_every=TOTAL)
+        with Run(settings) as run:
+            losses: list[float] = []
+            loops = {
+                "bare PyTorch": bare_loop(Pictures(images, masks, batches), size["width"], device, losses),
+                "dart-core": core_loop(run, batches, size["width"]),
+            }
+            for _ in range(CHECKED):
+                networks = [next(loop) for loop in loops.values()]
+            states = [network.state_dict().values() for network in networks]
+            if not all(torch.equal(a, b) for a, b in zip(*states, strict=True)):
+                raise SystemExit("the weights differ; not timed")
+
+            def steps(loop: Iterator[nn.Module]) -> Callable[[], None]:
+                def go() -> None:
+                    for _ in range(arguments.steps):
+                        next(loop)
+                    if device != "cpu":
+                        torch.cuda.synchronize()
+
+                return go
+
+            seconds = alternate({name: steps(loop) for name, loop in loops.items()}, arguments.rounds)
+            started = time.perf_counter()
+            run.save()
+            checkpoint = time.perf_counter() - started
+    bare, core = (statistics.median(times) / arguments.steps for times in seconds.values())
+    each = [b / a - 1 for a, b in zip(*seconds.values(), strict=True)]
+    notes = {
+        **size,
+        "steps_of_a_round": arguments.steps,
+        "largest_difference": 0.0,
+        "seconds_of_a_bare_step": bare,
+        "overhead": core / bare - 1,
+        "overhead_of_rounds": {"mean": statistics.fmean(each), "std": statistics.stdev(each)},
+        "seconds_of_a_checkpoint": checkpoint,
+        "overhead_with_checkpoints": (core + checkpoint / RunSettings(out=Path()).checkpoint_every) / bare - 1,
+    }
+    print(f"a bare step takes {1e3 * bare:.1f} ms; the core adds {100 * notes['overhead']:.2f} % (medians)")
+    print(f"rounds: {100 * statistics.fmean(each):.2f} % (std {100 * statistics.stdev(each):.2f} %)")
+    print(f"with a checkpoint ({checkpoint:.3f} s) per 500 steps: {100 * notes['overhead_with_checkpoints']:.2f} %")
+    record(f"core-loop-{device}", seconds, notes, arguments.out, device)
+
+
+if __name__ == "__main__":
+    main()
