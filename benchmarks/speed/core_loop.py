@@ -8,6 +8,7 @@ does not write, is timed apart and charged at its default of one per 500 steps.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import tempfile
 import time
@@ -26,7 +27,7 @@ from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 from dart_core.settings import RunSettings
 
-SIZES = {"cpu": {"width": 8, "batch": 8, "side": 96}, "cuda": {"width": 32, "batch": 32, "side": 192}}
+SIZES = {"cpu": {"width": 4, "batch": 8, "side": 64}, "cuda": {"width": 32, "batch": 32, "side": 192}}
 SAMPLES, SEED, TOTAL = 64, 0, 10**9
 CHECKED = 5
 
@@ -41,6 +42,7 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         return self.images[index], self.masks[index]
 
     def order(self) -> Iterator[list[int]]:
+        """Endless batches of sample numbers."""
         step = 0
         while True:
             yield [sample for _, sample in self.batches.plan(step)]
@@ -48,12 +50,14 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
 
 
 def network_and_optimizer(width: int, prepare: Callable[[nn.Module], nn.Module]) -> tuple[nn.Module, torch.optim.SGD]:
+    """The same initial weights for both loops."""
     torch.manual_seed(SEED)
     network = prepare(ResidualUNet2d(width=width))
     return network, torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
 
 
 def bare_loop(pictures: Pictures, width: int, device: str, losses: list[float]) -> Iterator[nn.Module]:
+    """One step whenever the next item is asked for."""
     network, optimizer = network_and_optimizer(width, lambda module: module.to(device))
     criterion = nn.BCEWithLogitsLoss()
     for image, mask in DataLoader(pictures, batch_sampler=pictures.order(), pin_memory=device != "cpu"):
@@ -67,6 +71,7 @@ def bare_loop(pictures: Pictures, width: int, device: str, losses: list[float]) 
 
 
 def core_loop(run: Run, batches: Batches, width: int) -> Iterator[nn.Module]:
+    """One step whenever the next item is asked for."""
     network, optimizer = network_and_optimizer(width, run.prepare)
     run.restore(network=network, optimizer=optimizer)
     criterion = nn.BCEWithLogitsLoss()
@@ -80,8 +85,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=10, help="steps of one round")
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of one round; few, so that both see the same machine"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     device, size = arguments.device, SIZES[arguments.device]
@@ -107,20 +114,22 @@ def main() -> None:
             if not all(torch.equal(a, b) for a, b in zip(*states, strict=True)):
                 raise SystemExit("the weights differ; not timed")
 
-            def steps(loop: Iterator[nn.Module]) -> Callable[[], None]:
-                def go() -> None:
-                    for _ in range(arguments.steps):
-                        next(loop)
-                    if device != "cpu":
-                        torch.cuda.synchronize()
+            processor_time: dict[str, list[float]] = {name: [] for name in loops}
 
-                return go
+            def steps(name: str) -> None:
+                started = time.process_time()
+                for _ in range(arguments.steps):
+                    next(loops[name])
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                processor_time[name].append(time.process_time() - started)
 
-            seconds = alternate({name: steps(loop) for name, loop in loops.items()}, arguments.rounds)
+            seconds = alternate({name: functools.partial(steps, name) for name in loops}, arguments.rounds)
             started = time.perf_counter()
             run.save()
             checkpoint = time.perf_counter() - started
     bare, core = (statistics.median(times) / arguments.steps for times in seconds.values())
+    bare_processor, core_processor = (statistics.median(times) for times in processor_time.values())
     each = [b / a - 1 for a, b in zip(*seconds.values(), strict=True)]
     notes = {
         **size,
@@ -129,11 +138,13 @@ def main() -> None:
         "seconds_of_a_bare_step": bare,
         "overhead": core / bare - 1,
         "overhead_of_rounds": {"mean": statistics.fmean(each), "std": statistics.stdev(each)},
+        "overhead_in_processor_time": core_processor / bare_processor - 1,
         "seconds_of_a_checkpoint": checkpoint,
         "overhead_with_checkpoints": (core + checkpoint / RunSettings(out=Path()).checkpoint_every) / bare - 1,
     }
     print(f"a bare step takes {1e3 * bare:.1f} ms; the core adds {100 * notes['overhead']:.2f} % (medians)")
     print(f"rounds: {100 * statistics.fmean(each):.2f} % (std {100 * statistics.stdev(each):.2f} %)")
+    print(f"in processor time, which other programs disturb less: {100 * notes['overhead_in_processor_time']:.2f} %")
     print(f"with a checkpoint ({checkpoint:.3f} s) per 500 steps: {100 * notes['overhead_with_checkpoints']:.2f} %")
     record(f"core-loop-{device}", seconds, notes, arguments.out, device)
 

@@ -112,6 +112,22 @@ def test_loader_gives_the_same_batches_with_any_number_of_workers(replacement: b
         assert all(equal(a, b) for a, b in zip(loaded, expected, strict=True))
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    def load(index: int, generator: np.random.Generator) -> dict[str, Any]:
+        return {"sum": torch.rand(1_000_000 + index, generator=torch.Generator().manual_seed(index)).sum()}
+
+    before = torch.get_num_threads()
+    sums = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            sums.append(Batches(load, 16, 16, 0).batch(0)["sum"])
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*sums)
+
+
 def test_loader_can_be_closed_early() -> None:
     loader = Batches(noisy, 11, 4, 5).loader(0, 1000, workers=2)
     next(loader)

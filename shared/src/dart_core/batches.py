@@ -7,6 +7,7 @@ with exactly the batch that would have come next.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -37,7 +38,8 @@ class Batches:
     Args:
         load: gives sample `index` (0 to size-1) as a mapping of tensors, arrays or numbers of the same shape for every
             sample. All its randomness must come from the generator it gets, which is keyed by (seed, epoch, sample), or by
-            (seed, epoch, position) with replacement, where a sample may come twice in an epoch.
+            (seed, epoch, position) with replacement, where a sample may come twice in an epoch. PyTorch computes in it
+            with one thread; loading gets faster with loading processes.
         size: number of samples.
         batch_size: samples in a batch, over all processes together.
         seed: any integer from 0 on.
@@ -121,7 +123,8 @@ class Batches:
         samples = []
         for position, (epoch, sample) in enumerate(plan, start):
             key = position % self.size if self.replacement else sample
-            loaded = self.load(sample, self._generator(_LOAD, epoch, key))
+            with _one_thread():
+                loaded = self.load(sample, self._generator(_LOAD, epoch, key))
             samples.append({name: _tensor(value, name, sample) for name, value in loaded.items()})
         first = samples[0]
         for (_, index), tensors in zip(plan, samples, strict=True):
@@ -170,6 +173,17 @@ class Batches:
             generator=torch.Generator(),
         )
         return _unpack(iter(loader))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Generator[None]:
+    """Compute as a loading process does, which has one thread: sums over large tensors depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Steps(Dataset[Any]):

@@ -172,9 +172,11 @@ class Run:
         if impatient or not self._stepping:
             raise self._interrupted(number, f"step {self.step}")
 
-    def _interrupted(self, number: int, where: str) -> Interrupted:
+    def _interrupted(self, number: int, where: str) -> BaseException:
+        """What to raise: of several processes, the main one says what happened."""
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        return Interrupted(f"stopped by {name} after {where}", signal_number=number, remedy="--resume continues")
+        error = Interrupted(f"stopped by {name} after {where}", signal_number=number, remedy="--resume continues")
+        return error if self.is_main else SystemExit(error.exit_status)
 
     def _agreed_signal(self) -> int:
         """The signal that reached any of the processes; they must all stop after the same step."""
@@ -308,8 +310,7 @@ class Run:
                 if number or self.step % self.settings.checkpoint_every == 0 or self.step == total:
                     self.save()
                 if number:
-                    error = self._interrupted(number, f"step {self.step} of {total}")
-                    raise error if self.is_main else SystemExit(error.exit_status)
+                    raise self._interrupted(number, f"step {self.step} of {total}")
         finally:
             self._stepping = False
             loader.close()
@@ -349,7 +350,7 @@ class Run:
         size = len(next(iter(batch.values())))
         count = min(self.settings.accumulate, size)
         parts = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
-        mean = torch.zeros((), device=self.device)
+        losses = []
         for index in range(count):
             part = {name: tensors[index] for name, tensors in parts.items()}
             weight = len(next(iter(part.values()))) / size
@@ -357,9 +358,9 @@ class Run:
                 with self.autocast():
                     loss = loss_function(part)
                 self.backward(loss * weight)
-            mean += loss.detach() * weight
+            losses.append(loss.detach() * weight)
         self.step_optimizers(optimizer)
-        return self.mean(mean)
+        return self.mean(torch.stack(losses).sum())
 
     @contextlib.contextmanager
     def _exchange(self, network: nn.Module | None, now: bool) -> Generator[None]:

@@ -368,11 +368,9 @@ def train_cyclegan(
         The trained networks on the run's device; `to_source` is what `CycleGANTransform` takes.
 
     Raises:
-        SettingError: the slice size is not a multiple of 4, or there are several processes.
+        SettingError: there are several processes.
         InputError: a site without any slice with content.
     """
-    if settings.image_size % 4:
-        raise SettingError(f"--image-size is {settings.image_size}", remedy="give a multiple of 4")
     if run.world_size > 1:
         raise SettingError("CycleGAN takes batches of 1 and cannot share them", remedy="start it without torchrun")
     batches = cyclegan_batches(source_volumes, target_volumes, settings.image_size, run.settings.seed)

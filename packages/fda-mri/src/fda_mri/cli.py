@@ -18,9 +18,9 @@ COMMANDS = {
     "check-data": (of.CheckData, "fda_mri.commands:check_data"),
     "train": (of.Train, "fda_mri.commands:train"),
     "bank": (of.Bank, "fda_mri.commands:bank"),
-    "adapt": (of.Adapt, "fda_mri.commands:adapt"),
-    "predict": (of.Predict, "fda_mri.commands:predict"),
-    "tune-beta": (of.TuneBeta, "fda_mri.commands:tune_beta"),
+    "adapt": (of.Adapt, "fda_mri.adaptation:adapt"),
+    "predict": (of.Predict, "fda_mri.adaptation:predict"),
+    "tune-beta": (of.TuneBeta, "fda_mri.tuning:tune_beta"),
     "evaluate": (of.Evaluate, "fda_mri.evaluation:evaluate"),
     "export": (of.Export, "fda_mri.commands:export"),
 }

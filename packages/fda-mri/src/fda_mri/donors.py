@@ -54,7 +54,7 @@ class DonorBank:
             raise InputError("a donor bank needs at least one source scan")
         if names is not None and len(names) != len(volumes):
             raise InputError(f"{len(names)} names for {len(volumes)} volumes")
-        scans = []
+        scans: list[Tensor] = []
         for index, volume in enumerate(volumes):
             scan = torch.as_tensor(volume)
             scan = scan if scan.dtype == torch.float64 else scan.float()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def score_predictions(command: of.Evaluate) -> list[Result]:
     return [result for folder in command.predictions for result in _score_folder(folder, truths, command)]
 
 
-def summarise(results: Sequence[Result]) -> list[dict]:
+def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Mean and population standard deviation over scans for each pair and method, with Wilcoxon's test against none."""
     rows = []
     for pair, method in dict.fromkeys((r.pair, r.method) for r in results):
@@ -157,7 +158,7 @@ def evaluation_sections(report: Report, results: Sequence[Result], command: of.E
     )
     _matrix_section(report, results, command)
     sites = {site for r in results for site in r.pair}
-    if sites <= set(CC359_SITES):
+    if sites <= set(CC359_SITES) and all(r.scan.startswith("CC") for r in results):
         _printed_section(report)
     report.section("Scans")
     report.table(
@@ -236,7 +237,7 @@ def _figure(results: Sequence[Result]):  # type: ignore[no-untyped-def]
 def _middle(array: np.ndarray) -> np.ndarray:
     image = array[..., array.shape[-1] // 2]
     low, high = np.percentile(array, (1, 99))
-    return np.clip((image - low) / max(high - low, 1e-9), 0, 1)
+    return np.asarray(np.clip((image - low) / max(high - low, 1e-9), 0, 1))
 
 
 def _middle_mask(path: Path, like) -> np.ndarray:  # type: ignore[no-untyped-def]

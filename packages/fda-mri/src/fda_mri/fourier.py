@@ -9,11 +9,11 @@ import math
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dart_core.errors import InputError, SettingError
+from fda_mri.arrays import accepts_arrays
 
 Output = Literal["authors", "formula", "clip"]
 
@@ -33,6 +33,7 @@ def circular_mask(shape: tuple[int, int], beta: float) -> Tensor:
     return (rows.square()[:, None] + columns.square()).double().sqrt() < _radius(shape, beta)
 
 
+@accepts_arrays
 def fourier_transfer(
     target: Tensor,
     source: Tensor,
@@ -64,9 +65,6 @@ def fourier_transfer(
 
     Source: specification 2.1; the fast path is property 12 of section 9.
     """
-    if isinstance(target, np.ndarray) or isinstance(source, np.ndarray):
-        tensors = torch.as_tensor(target), torch.as_tensor(source)
-        return fourier_transfer(*tensors, beta, output, average_styles, phase, window).numpy()  # type: ignore[return-value]
     target = target if target.is_floating_point() else target.float()
     source = source.to(target.dtype)
     h, w = target.shape[-2:]
@@ -128,8 +126,10 @@ def _swap_spectra(
         amplitude = source_spectrum.abs()
         amplitude = amplitude.mean(-3) if average_styles else amplitude
         mixed = torch.where(inside, torch.polar(*_broadcast(amplitude, spectrum.angle())), spectrum)
-    new = torch.fft.ifft2(mixed)
-    return new.real if window == "circle" else new
+    new: Tensor = torch.fft.ifft2(mixed)
+    if window == "circle":
+        new = new.real
+    return new
 
 
 def _broadcast(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

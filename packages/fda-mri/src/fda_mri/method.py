@@ -20,6 +20,7 @@ from dart_core.data.slices import crop_or_pad, predict_slices
 from dart_core.data.volumes import scale_percentile
 from dart_core.errors import InputError, SettingError
 from dart_core.losses import bce_dice
+from fda_mri.arrays import accepts_arrays
 from fda_mri.donors import DonorBank, SearchMode
 from fda_mri.fourier import Output, fourier_transfer
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # --- Paper section 3: multi-source transfer --------------------------------------------------------------------------
 
 
+@accepts_arrays
 @torch.no_grad()
 def multi_source_predict(
     model: Callable[[Tensor], Tensor],
@@ -67,22 +69,6 @@ def multi_source_predict(
 
     Source: specification 2.5.
     """
-    if isinstance(target, np.ndarray):
-        donors = donors if isinstance(donors, DonorBank) else torch.as_tensor(donors)
-        tensor = torch.as_tensor(target)
-        return multi_source_predict(  # type: ignore[return-value]
-            model,
-            tensor,
-            donors,
-            beta,
-            mode,
-            n,
-            neighbours,
-            crop=crop,
-            output=output,
-            average=average,
-            batch_size=batch_size,
-        ).numpy()
     if isinstance(donors, DonorBank):
         scans, offsets, _ = donors.rank(target.cpu(), mode, n, neighbours, crop)
         donors = donors.gather(scans, offsets)
@@ -125,6 +111,7 @@ def predict_per_donor(
 # --- Paper section 4.1: network input, loss, training of the source model --------------------------------------------
 
 
+@accepts_arrays
 def normalise_volume(volume: Tensor) -> Tensor:
     """Clip to the 1st and 99th percentile, subtract the minimum, divide by the maximum (specification 5.3).
 
@@ -134,9 +121,7 @@ def normalise_volume(volume: Tensor) -> Tensor:
     Returns:
         float32 in [0, 1], the kind (array or tensor) that was given; a constant volume gives zeros.
     """
-    if isinstance(volume, Tensor):
-        return torch.from_numpy(scale_percentile(volume.detach().cpu().numpy(), 1, 99)).to(volume.device)
-    return scale_percentile(volume, 1, 99)
+    return torch.from_numpy(scale_percentile(volume.detach().cpu().numpy(), 1, 99)).to(volume.device)
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -65,6 +65,12 @@ class Scan:
     """The file as read; its voxels are not held."""
 
     @property
+    def truth(self) -> np.ndarray:
+        """The mask of a scan that was loaded with `need_mask`."""
+        assert self.mask is not None
+        return self.mask
+
+    @property
     def name(self) -> str:
         """File name without .nii or .nii.gz."""
         return self.row.image.name.removesuffix(".gz").removesuffix(".nii")

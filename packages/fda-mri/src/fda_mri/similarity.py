@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dart_core.errors import InputError
+from fda_mri.arrays import accepts_arrays
 
 SALIENCY_SCALE = 0.25
 SALIENCY_CONSTANT = 0.40
@@ -35,6 +36,7 @@ class Maps(NamedTuple):
     """(N, h, w) Scharr gradient magnitude of the image in 0..255."""
 
 
+@accepts_arrays
 def sr_sim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
     """Spectral residual similarity of image pairs.
 
@@ -51,8 +53,6 @@ def sr_sim(x: Tensor, y: Tensor, data_range: float = 1.0) -> Tensor:
 
     Source: specification 2.2; equal to piq.srsim on single pairs to 2e-5.
     """
-    if isinstance(x, np.ndarray) or isinstance(y, np.ndarray):
-        return sr_sim(torch.as_tensor(x), torch.as_tensor(y), data_range).numpy()  # type: ignore[return-value]
     if x.shape != y.shape:
         raise InputError(f"images have shapes {tuple(x.shape)} and {tuple(y.shape)}", remedy="give equal shapes")
     if not x.is_floating_point():
@@ -200,4 +200,4 @@ def _blur(size: int, _: int) -> np.ndarray:
     coordinates = np.arange(BLUR_SIZE) - (BLUR_SIZE - 1) / 2
     taps = np.exp(-(coordinates**2) / (2 * BLUR_SIGMA**2))
     taps /= taps.sum()
-    return sum(tap * np.eye(size, k=offset) for tap, offset in zip(taps, range(-4, 6), strict=True))
+    return np.asarray(np.sum([tap * np.eye(size, k=offset) for tap, offset in zip(taps, range(-4, 6), strict=True)], axis=0))

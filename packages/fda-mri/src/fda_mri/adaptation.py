@@ -1,0 +1,293 @@
+"""The commands `adapt` and `predict`: read and check everything, then claim the output folder, then work and write."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dart_core.checkpoint import load_weights, read_metadata, write_atomic
+from dart_core.data.datalist import Row
+from dart_core.data.slices import predict_slices
+from dart_core.errors import CheckpointError, InputError, SettingError
+from dart_core.nets import ResidualUNet2d
+from dart_core.report import Report
+from dart_core.run import METRICS, claim_folder, find_device, flat_settings
+from fda_mri import figures
+from fda_mri import settings as of
+from fda_mri.baselines import CycleGANTransform, predict_transformed
+from fda_mri.donors import DonorBank, random_donors
+from fda_mri.fourier import fourier_transfer
+from fda_mri.method import multi_source_predict
+from fda_mri.scans import Grid, Scan, load, select
+
+WEIGHTS = "model.safetensors"
+PREDICTIONS = "predictions.csv"
+
+
+def say(line: str) -> None:
+    """One line for the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+# --- adapt -----------------------------------------------------------------------------------------------------------
+
+
+def adapt(command: of.Adapt) -> None:
+    """Write transferred scans."""
+    transfer = command.transfer
+    rows = select(command.scans, command.role)
+    if transfer.mode == "none":
+        raise SettingError("--mode none changes nothing", remedy="choose a donor search, or cyclegan")
+    donors, grid, scans, generator = _adaptation(command.scans, transfer, command.bank, command.generator)
+    check_all(rows, scans, grid)
+    out = command.output.out
+    claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
+    report = Report("Adapted scans", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
+    table: list[tuple[object, ...]] = []
+    for scan, name in _loaded(rows, scans, grid):
+        target = torch.from_numpy(scan.volume)
+        if generator is not None:
+            scan.write(out / f"{name}_cyclegan.nii.gz", generator(target, ()).numpy())
+            continue
+        assert donors is not None  # `_adaptation` gave a bank or a generator
+        chosen, offsets, scores = choose_donors(donors, target, transfer)
+        styles = donors.gather(chosen, offsets)
+        for j, style in enumerate(styles):
+            adapted = _transferred(target, style, transfer)
+            scan.write(out / f"{name}_donor{j + 1}.nii.gz", adapted)
+        for z in range(len(chosen)):
+            for j in range(chosen.shape[1]):
+                donor = donors.names[chosen[z, j]] if chosen[z, j] >= 0 else ""
+                table.append((name, z, j + 1, donor, int(offsets[z, j]), float(scores[z, j])))
+        if len(table) == chosen.numel():  # the first scan
+            z = target.shape[-1] // 2
+            report.picture(
+                figures.scheme(styles[0, ..., z].numpy(), scan.volume[..., z], transfer.beta),
+                f"Middle slice of {name} with its best donor, beta {transfer.beta:g}",
+                "spectra of source and target slice, the exchanged window, and the result",
+            )
+    if table:
+        _write_csv(out / "donors.csv", ("scan", "slice", "rank", "donor", "offset", "sr_sim"), table)
+    write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
+    report.section("Settings")
+    report.settings(command)
+    report.write(out / "report.html")
+    say(f"adapted scans: {out}   report: {out / 'report.html'}")
+
+
+def _transferred(target: Tensor, style: Tensor, transfer: of.Transfer) -> np.ndarray:
+    """One transferred volume; slices without this donor stay as they are."""
+    slices, styles = target.movedim(-1, 0), style.movedim(-1, 0)
+    present = torch.isfinite(styles).flatten(1).all(1)
+    result = slices.clone()
+    result[present] = fourier_transfer(slices[present], styles[present], transfer.beta, transfer.output)
+    return result.movedim(0, -1).numpy()
+
+
+def choose_donors(donors: DonorBank, target: Tensor, transfer: of.Transfer) -> tuple[Tensor, Tensor, Tensor]:
+    """Donors (Z, n) of every slice by the search that the settings name: positions, offsets, scores."""
+    if transfer.mode == "random":
+        chosen = random_donors(len(donors), target.shape[-1], transfer.n, transfer.donor_seed)
+        return chosen, torch.zeros_like(chosen), torch.full(chosen.shape, torch.nan)
+    assert transfer.mode in ("3d", "2d", "2.5d")
+    return donors.rank(target, transfer.mode, transfer.n, transfer.neighbours, transfer.crop or None)
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a target scan is segmented."""
+
+    network: nn.Module
+    transfer: of.Transfer
+    donors: DonorBank | None
+    generator: CycleGANTransform | None
+    batch_size: int
+
+    def probabilities(self, target: Tensor) -> Tensor:
+        """(H, W, Z) normalised scan -> foreground probabilities."""
+        transfer = self.transfer
+        device = next(self.network.parameters()).device
+        if transfer.mode == "none":
+            return predict_slices(self.network, target, self.batch_size).sigmoid()
+        if self.generator is not None:
+            return predict_transformed(self.network, target, self.generator, (), self.batch_size)
+        assert self.donors is not None
+        chosen, offsets, _ = choose_donors(self.donors, target, transfer)
+        styles = self.donors.gather(chosen, offsets).to(device)
+        options: dict[str, Any] = {
+            "output": transfer.output,
+            "average": transfer.average,
+            "batch_size": self.batch_size,
+        }
+        return multi_source_predict(self.network, target.to(device), styles, transfer.beta, **options).cpu()
+
+
+def predict(command: of.Predict) -> None:
+    """Segment target scans."""
+    transfer = command.transfer
+    rows = select(command.scans, command.role)
+    device = find_device(command.device)
+    network, metadata = load_network(command.model, device)
+    donors, grid, scans, generator = _adaptation(command.scans, transfer, command.bank, command.generator, device)
+    check_all(rows, scans, grid)
+    out = command.output.out
+    claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
+    adaptation = Adaptation(network, transfer, donors, generator, command.batch_size)
+    table: list[tuple[object, ...]] = []
+    panels: list[figures.Panel] = []
+    for scan, name in _loaded(rows, scans, grid):
+        probabilities = adaptation.probabilities(torch.from_numpy(scan.volume)).numpy()
+        scan.write(out / f"{name}_mask.nii.gz", probabilities, threshold=0.5)
+        if command.probabilities:
+            scan.write(out / f"{name}_probability.nii.gz", probabilities)
+        row = scan.row
+        truth = "" if row.mask is None else os.path.relpath(row.mask.resolve(), out.resolve())
+        image = os.path.relpath(row.image.resolve(), out.resolve())
+        table.append(
+            (
+                image,
+                truth,
+                f"{name}_mask.nii.gz",
+                row.subject or name,
+                row.site,
+                metadata.get("site", ""),
+                transfer.mode,
+                transfer.n,
+                transfer.beta,
+            )
+        )
+        if len(panels) < 6:
+            z = scan.volume.shape[-1] // 2
+            truth_slice = None if scan.mask is None else scan.mask[..., z]
+            panels.append(figures.Panel(name, scan.volume[..., z], truth_slice, probabilities[..., z] > 0.5))
+    columns = ("image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta")
+    _write_csv(out / PREDICTIONS, columns, table)
+    write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
+    report = Report("Predictions", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
+    report.picture(
+        figures.comparison([("", panels)]), "Middle slices: prediction red, mask green", "slices with outlines"
+    )
+    report.section("Settings")
+    report.settings(command)
+    report.write(out / "report.html")
+    say(f"masks: {out}   report: {out / 'report.html'}   next: fda-mri evaluate --predictions {out} --out ...")
+
+
+def load_network(model: Path, device: torch.device) -> tuple[nn.Module, dict[str, str]]:
+    """The network of a run folder or weight file, and what its file says of it.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or weights of another network.
+    """
+    path = model / WEIGHTS if model.is_dir() else model
+    if model.is_dir() and not path.is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=model, remedy="finish the training run (train --resume)")
+    metadata = read_metadata(path)
+    if metadata.get("network") != "ResidualUNet2d" or not metadata.get("width", "").isdigit():
+        raise CheckpointError("is not a network of `fda-mri train`", where=path, remedy="give its run folder")
+    network = ResidualUNet2d(width=int(metadata["width"]))
+    load_weights(path, network)
+    return network.eval().to(device), metadata
+
+
+def _adaptation(
+    scans: of.Scans,
+    transfer: of.Transfer,
+    bank: Path | None,
+    generator: Path | None,
+    device: torch.device | str = "cpu",
+) -> tuple[DonorBank | None, Grid | None, of.Scans, CycleGANTransform | None]:
+    """What a mode needs: a bank with its grid, or a generator, or nothing."""
+    if transfer.mode == "cyclegan":
+        if generator is None:
+            raise SettingError(
+                "--mode cyclegan needs --generator", remedy="give the run folder of train --method cyclegan"
+            )
+        return None, None, scans, CycleGANTransform.load(generator, device)
+    if transfer.mode == "none":
+        return None, None, scans, None
+    if bank is None:
+        raise SettingError(f"--mode {transfer.mode} needs --bank", remedy="give the file that `fda-mri bank` wrote")
+    donors, grid, scans = open_bank(bank, transfer, scans)
+    return donors, grid, scans, None
+
+
+def check_all(rows: Sequence[Row], scans: of.Scans, grid: Grid | None) -> None:
+    """Read every scan once before anything is written: a broken last file must not waste the work on the others."""
+    for row in rows:
+        for _ in load([row], scans, grid):
+            pass
+
+
+def _loaded(rows: Sequence[Row], scans: of.Scans, grid: Grid | None) -> Iterator[tuple[Scan, str]]:
+    """Scans one by one with a name that no other has."""
+    names = unique_names(rows)
+    for row, name in zip(rows, names, strict=True):
+        for scan in load([row], scans, grid):
+            yield scan, name
+
+
+def unique_names(rows: Sequence[Row]) -> list[str]:
+    """A file stem for each scan; scans of the same file name get their subject or a number in front."""
+    stems = [row.image.name.removesuffix(".gz").removesuffix(".nii") for row in rows]
+    if len(set(stems)) < len(stems):
+        stems = [
+            f"{row.subject or index:0>3}_{stem}" for index, (row, stem) in enumerate(zip(rows, stems, strict=True))
+        ]
+    if len(set(stems)) < len(stems):
+        stems = [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
+    return stems
+
+
+# --- what both need --------------------------------------------------------------------------------------------------
+
+
+def open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[DonorBank, Grid, of.Scans]:
+    """A bank, its grid, and the scan settings with its number of slices."""
+    donors = DonorBank.load(path)
+    if len(donors) == 1 and transfer.n > 1:
+        raise InputError(
+            f"holds one donor only, and --n is {transfer.n}",
+            where=path,
+            remedy="collect more source scans, or give --n 1 to go on with one",
+        )
+    if len(donors) < transfer.n and transfer.mode != "2.5d":
+        say(f"warning: {path} holds {len(donors)} scans; all of them are used instead of --n {transfer.n}")
+    keep = scans.keep_slices if scans.keep_slices is not None else int(donors.metadata["keep_slices"])
+    settings = of.Scans(scans.datalist, scans.site, keep, scans.resample)
+    return donors, bank_grid(donors), settings
+
+
+def bank_grid(donors: DonorBank) -> Grid:
+    """The voxel grid of a bank that `bank` wrote."""
+    stored = json.loads(donors.metadata["grid"])
+    return Grid(tuple(stored["shape"]), np.array(stored["affine"]))
+
+
+def _describe(transfer: of.Transfer) -> str:
+    if transfer.mode in ("none", "cyclegan"):
+        return {"none": "no adaptation", "cyclegan": "CycleGAN stand-in"}[transfer.mode]
+    search = "random donors" if transfer.mode == "random" else f"{transfer.mode.upper()} donors"
+    return f"{search}, n {transfer.n}, beta {transfer.beta:g}"
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
