@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lgg_multisite import PIXEL, convert
+
 from dart_core import metrics
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.nets import ResidualUNet2d
@@ -33,7 +35,6 @@ from fda_mri.evaluation import score
 from fda_mri.method import predict_slices, train_source
 from fda_mri.scans import Scan, load, select
 from fda_mri.settings import BETAS, Scans, Training
-from lgg_multisite import PIXEL, convert
 
 SOURCES = ("CS", "DU", "FG", "HT")
 SCALE = Training(
@@ -148,10 +149,14 @@ def first_stage(work: Path, lists: dict[str, Path], source: str, seed: int) -> N
     for scan in scans_of(lists, "t1", "EZ", "all"):
         record["none"]["t1:EZ"] = {scan.row.subject: unadapted(network, scan)}
     file.write_text(json.dumps(record))
-    print(f"{source} seed {seed}: trained {trained:.0f} s, validated {time.time() - started - trained:.0f} s", flush=True)
+    print(
+        f"{source} seed {seed}: trained {trained:.0f} s, validated {time.time() - started - trained:.0f} s", flush=True
+    )
 
 
-def second_stage(work: Path, lists: dict[str, Path], source: str, seed: int, betas: dict[str, dict[str, list[float]]]) -> None:
+def second_stage(
+    work: Path, lists: dict[str, Path], source: str, seed: int, betas: dict[str, dict[str, list[float]]]
+) -> None:
     """Score the test scans at the chosen betas: betas[pair][method] = [averaged, per pair]."""
     file = work / f"{source}-seed{seed}" / "test.json"
     if file.is_file():
@@ -182,7 +187,9 @@ def chosen_betas(validation: dict[tuple[str, int], dict], seeds: Sequence[int]) 
         chosen[seed] = {source: {} for source in SOURCES}
         for contrast in ("t1", "flair"):
             for method in METHODS:
-                pairs = [(s, name) for s in SOURCES for name in validation[s, seed]["curves"] if name.startswith(contrast)]
+                pairs = [
+                    (s, name) for s in SOURCES for name in validation[s, seed]["curves"] if name.startswith(contrast)
+                ]
                 curves = np.array([validation[s, seed]["curves"][name][method] for s, name in pairs])
                 averaged = float(select_beta(curves, BETAS, "averaged"))
                 for (source, name), beta in zip(pairs, np.asarray(select_beta(curves, BETAS, "per_pair")), strict=True):
@@ -258,7 +265,11 @@ def summarise(validation: dict, tests: dict, betas: dict, seeds: Sequence[int]) 
         ours = [v for name in main_pairs for v in pairs[name]["scans"][column].values()]
         none = [v for name in main_pairs for v in pairs[name]["scans"]["none"].values()]
         statistic, p = metrics.wilcoxon_signed_rank(ours, none)
-        tests_against_none[column] = {"statistic": statistic, "p": p, "p_bonferroni": metrics.bonferroni(p, len(columns) - 1)}
+        tests_against_none[column] = {
+            "statistic": statistic,
+            "p": p,
+            "p_bonferroni": metrics.bonferroni(p, len(columns) - 1),
+        }
     matrix = np.full((len(SOURCES), len(SOURCES)), np.nan)
     for i, target in enumerate(SOURCES):
         for j, source in enumerate(SOURCES):
@@ -273,7 +284,8 @@ def summarise(validation: dict, tests: dict, betas: dict, seeds: Sequence[int]) 
         "date": datetime.date.today().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU",
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "scale": vars(SCALE) | {"seeds": len(seeds), "n": N, "neighbours": NEIGHBOURS, "validation_scans": VALIDATION_SCANS},
+        "scale": vars(SCALE)
+        | {"seeds": len(seeds), "n": N, "neighbours": NEIGHBOURS, "validation_scans": VALIDATION_SCANS},
         "metric": f"surface Dice, mean over slices (2-D), tolerance {PIXEL} mm = 1 pixel; std over scans of the seed means",
         "betas": list(BETAS),
         "columns": columns,

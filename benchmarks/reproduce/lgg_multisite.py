@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError
 

@@ -113,7 +113,10 @@ def main() -> None:
     notes = {
         "largest score difference": difference,
         "median seconds by scans": growth,
-        "GB added by a bank of 60 scans searched in 2.5-D": {"crop 60": round(cropped, 2), "and whole slices": round(whole, 2)},
+        "GB added by a bank of 60 scans searched in 2.5-D": {
+            "crop 60": round(cropped, 2),
+            "and whole slices": round(whole, 2),
+        },
     }
     record("fda-mri-search", seconds, notes, arguments.out)
 

@@ -50,7 +50,9 @@ def main() -> None:
     difference = float(np.abs(ours().cpu().numpy() - slice_by_slice(target, donors)).max())
     if difference > 1e-5:
         raise SystemExit(f"results differ by {difference:.1e}; not timed")
-    seconds = alternate({"numpy slice by slice": lambda: slice_by_slice(target, donors), "ours": ours}, arguments.rounds)
+    seconds = alternate(
+        {"numpy slice by slice": lambda: slice_by_slice(target, donors), "ours": ours}, arguments.rounds
+    )
     record(f"fda-mri-transfer-{arguments.device}", seconds, {"largest difference": difference}, arguments.out)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import surface_distance
 import torch
 from compare import alternate, record
+
 from dart_core.metrics import surface_dice
 
 SHAPE, SPACING, TOLERANCE = (182, 218, 172), (1.0, 1.0, 1.0), 1.0

@@ -255,7 +255,10 @@ def test_gather_stacks_slices(bank: DonorBank, sources: list[Tensor]) -> None:
                 assert torch.isnan(donors[j, ..., z]).all()
             else:
                 assert torch.equal(donors[j, ..., z], sources[k][..., z + d])
-    assert torch.equal(bank.gather(torch.full((7, 1), 1))[0], sources[1])
+    same_place = bank.gather(torch.tensor([[1, 0, -1]]).expand(7, 3))
+    assert torch.equal(same_place[0], sources[1])
+    assert torch.equal(same_place[1], sources[0])
+    assert torch.isnan(same_place[2]).all()
 
 
 def test_scans_are_kept_in_half_precision_only_where_that_is_exact() -> None:

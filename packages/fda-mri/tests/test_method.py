@@ -216,6 +216,17 @@ def test_normalisation_by_hand(volume: np.ndarray) -> None:
     assert np.array_equal(found, normalise_volume(torch.from_numpy(volume)).numpy())
 
 
+@pytest.mark.parametrize("kind", ["<i2", ">i2", ">f4", "<f8", "u1", "f2"])
+def test_normalisation_of_arrays_as_files_give_them(kind: str) -> None:
+    numbers = np.arange(120).reshape(4, 5, 6)
+    volume: Any = numbers.astype(kind)[::-1].transpose(2, 0, 1)
+    volume.flags.writeable = False
+    found: Any = normalise_volume(volume)
+    assert isinstance(found, np.ndarray)
+    expected: Any = normalise_volume(numbers[::-1].transpose(2, 0, 1).astype(np.float32))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
 def test_normalisation_of_0_to_100() -> None:
     """Percentiles of 0, 1, ..., 100 are the numbers themselves: 1 becomes 0, 99 becomes 1, 50 becomes 1/2."""
     volume = torch.arange(101, dtype=torch.int16).reshape(101, 1, 1)

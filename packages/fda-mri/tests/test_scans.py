@@ -61,8 +61,7 @@ def test_splits_equal_the_authors_lists() -> None:
         numbers = cc359.IDS[row["domain"]]
         indices = split_indices(len(numbers))[ROLES[row["role"]]]
         found = [f"CC{numbers[index]:04d}" for index in indices]
-        # The authors' lists come in the order of the draw; which scans they are is what counts.
-        assert sorted(found) == sorted(row["ids"].split()), row
+        assert found == row["ids"].split(), row
 
 
 def test_training_scans_are_all_but_two() -> None:
@@ -86,7 +85,7 @@ def test_small_sites_are_halved(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_scans_to_split(count: int) -> None:
-    with pytest.raises(InputError, match=f"has {count} scans; a source needs at least 3"):
+    with pytest.raises(InputError, match=f"has {count} scans, and the paper's rule needs at least 3"):
         split_indices(count)
 
 
@@ -109,7 +108,7 @@ def test_cc359_is_split_by_the_papers_rule(cc359_folder: Path) -> None:
         chosen = Scans(cc359_folder, site)
         for row in (row for row in printed_splits() if row["domain"] == site):
             found = [row.subject for row in select(chosen, ROLES[row["role"]])]  # type: ignore[arg-type]
-            assert sorted(found) == sorted(row["ids"].split())
+            assert found == row["ids"].split()
         held_out = {row.subject for row in select(chosen, "source_val")}
         training = [row.subject for row in select(chosen, "train")]
         assert len(training) == len(cc359.IDS[site]) - 2
@@ -137,7 +136,7 @@ def test_split_column_without_the_role(datalist: Path, tmp_path: Path) -> None:
 def test_site_with_too_few_scans(datalist: Path, tmp_path: Path) -> None:
     rows = [dataclasses.replace(row, split="") for row in Datalist.read(datalist) if row.site == "ge3"][:2]
     listed = Datalist(tuple(rows)).write(tmp_path / "list.csv")
-    with pytest.raises(InputError, match=r"list\.csv, site ge3: has 2 scans; a source needs at least 3"):
+    with pytest.raises(InputError, match=r"list\.csv, site ge3: has 2 scans, and the paper's rule needs at least 3"):
         select(Scans(listed, "ge3"), "train")
 
 
@@ -301,3 +300,19 @@ def test_results_of_resampled_scans_return_to_their_file(datalist: Path, tmp_pat
     np.testing.assert_allclose(written.affine, original.affine, atol=1e-4)
     there, truth = read_mask(out, None), read_mask(scan.row.mask, None)
     assert 2 * (there & truth).sum() / (there.sum() + truth.sum()) > 0.95
+
+
+@pytest.mark.parametrize("count", [59, 60])
+def test_folds_of_the_in_domain_score(count: int) -> None:
+    """Specification 5.4: three held-out thirds cover a site once; two of the others validate."""
+    folds = [split_indices(count, fold) for fold in (0, 1, 2)]
+    assert sorted(index for fold in folds for index in fold["test"]) == list(range(count))
+    for fold in folds:
+        assert len(fold["test"]) in (19, 20)
+        assert len(fold["source_val"]) == 2
+        assert sorted(fold["train"] + fold["source_val"] + fold["test"]) == list(range(count))
+
+
+def test_a_fold_needs_six_scans() -> None:
+    with pytest.raises(InputError, match="has 5 scans, and the paper's rule needs at least 6"):
+        split_indices(5, 0)

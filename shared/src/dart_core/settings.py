@@ -41,6 +41,8 @@ class RunSettings:
 
         for name, low in (("accumulate", 1), ("workers", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < low:
-                raise SettingError(f"--{name.replace('_', '-')} is {getattr(self, name)}", remedy=f"give at least {low}")
+                raise SettingError(
+                    f"--{name.replace('_', '-')} is {getattr(self, name)}", remedy=f"give at least {low}"
+                )
         if self.resume and self.overwrite:
             raise SettingError("--resume and --overwrite contradict each other", remedy="give one of them")

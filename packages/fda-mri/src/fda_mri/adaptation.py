@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -226,10 +227,10 @@ def _adaptation(
     return donors, grid, scans, None
 
 
-def check_all(rows: Sequence[Row], scans: of.Scans, grid: Grid | None) -> None:
+def check_all(rows: Sequence[Row], scans: of.Scans, grid: Grid | None, need_mask: bool = False) -> None:
     """Read every scan once before anything is written: a broken last file must not waste the work on the others."""
     for row in rows:
-        for _ in load([row], scans, grid):
+        for _ in load([row], scans, grid, need_mask):
             pass
 
 
@@ -245,9 +246,8 @@ def unique_names(rows: Sequence[Row]) -> list[str]:
     """A file stem for each scan; scans of the same file name get their subject or a number in front."""
     stems = [row.image.name.removesuffix(".gz").removesuffix(".nii") for row in rows]
     if len(set(stems)) < len(stems):
-        stems = [
-            f"{row.subject or index:0>3}_{stem}" for index, (row, stem) in enumerate(zip(rows, stems, strict=True))
-        ]
+        subjects = [row.subject or f"{index:03d}" for index, row in enumerate(rows)]
+        stems = [f"{subject}_{stem}" for subject, stem in zip(subjects, stems, strict=True)]
     if len(set(stems)) < len(stems):
         stems = [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
     return stems
@@ -259,6 +259,8 @@ def unique_names(rows: Sequence[Row]) -> list[str]:
 def open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[DonorBank, Grid, of.Scans]:
     """A bank, its grid, and the scan settings with its number of slices."""
     donors = DonorBank.load(path)
+    if not {"grid", "keep_slices"} <= donors.metadata.keys():
+        raise InputError("does not say on which grid its scans lie", where=path, remedy="write it with `fda-mri bank`")
     if len(donors) == 1 and transfer.n > 1:
         raise InputError(
             f"holds one donor only, and --n is {transfer.n}",
@@ -268,7 +270,7 @@ def open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[Donor
     if len(donors) < transfer.n and transfer.mode != "2.5d":
         say(f"warning: {path} holds {len(donors)} scans; all of them are used instead of --n {transfer.n}")
     keep = scans.keep_slices if scans.keep_slices is not None else int(donors.metadata["keep_slices"])
-    settings = of.Scans(scans.datalist, scans.site, keep, scans.resample)
+    settings = dataclasses.replace(scans, keep_slices=keep)
     return donors, bank_grid(donors), settings
 
 

@@ -29,4 +29,7 @@ def accepts_arrays(function: Callable[Parameters, Result]) -> Callable[Parameter
 
 
 def _to_tensor(value: Any) -> Any:
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    # Copied only where PyTorch could not share the memory: strides, write protection, foreign byte order (NIfTI files).
+    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), "CW"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,9 +147,7 @@ def _overview(scan: Scan, network: nn.Module) -> Figure:
 def _train_cyclegan(command: of.Train) -> None:
     if not command.target_site or command.target_site == command.scans.site:
         raise SettingError("--method cyclegan needs --target-site", remedy="name the site to translate from")
-    target_scans = of.Scans(
-        command.scans.datalist, command.target_site, command.scans.keep_slices, command.scans.resample
-    )
+    target_scans = dataclasses.replace(command.scans, site=command.target_site)
     source_rows, target_rows = select(command.scans, "train"), select(target_scans, "train")
     source = list(load(source_rows, command.scans))
     target = list(load(target_rows, target_scans, source[0].grid))

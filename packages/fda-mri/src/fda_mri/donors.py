@@ -178,7 +178,7 @@ class DonorBank:
             (n, h, w, Z) float volumes; the j-th holds the j-th ranked donor of every slice, nan where there is none.
         """
         slices, n = scans.shape
-        places = torch.arange(slices)[:, None] + (0 if offsets is None else offsets)
+        places = torch.arange(slices)[:, None] + (torch.zeros_like(scans) if offsets is None else offsets)
         h, w, _ = self.shape
         dtype = torch.float64 if self._scans[0].dtype == torch.float64 else torch.float32
         donors = torch.full((slices, n, h, w), torch.nan, dtype=dtype)

@@ -87,9 +87,11 @@ def evaluate(command: of.Evaluate) -> None:
     report.settings(command)
     report.write(out / "report.html")
     for row in summary:
+        defined = row["surface_dice"] is not None
+        surface = f"{row['surface_dice']:.3f} ± {row['surface_dice_std']:.3f}" if defined else "–"
         print(
-            f"{row['source']} -> {row['target']}  {row['method']:<24} surface Dice {row['surface_dice']:.3f} "
-            f"± {row['surface_dice_std']:.3f}  Dice {row['dice']:.3f} ± {row['dice_std']:.3f}  ({row['scans']} scans)"
+            f"{row['source']} -> {row['target']}  {row['method']:<24} surface Dice {surface}  "
+            f"Dice {row['dice']:.3f} ± {row['dice_std']:.3f}  ({row['scans']} scans)"
         )
     print(f"report: {out / 'report.html'}", file=sys.stderr)
 
@@ -137,21 +139,25 @@ def evaluation_sections(report: Report, results: Sequence[Result], command: of.E
     """Tables and pictures of an evaluation."""
     what = f"surface Dice at {command.tolerance:g} mm" + (", mean over slices" if command.surface == "2d" else "")
     report.section("Pairs")
+    columns = {
+        "source": "source",
+        "target": "target",
+        "method": "method",
+        "scans": "scans",
+        "surface Dice": "surface_dice",
+        "its std": "surface_dice_std",
+        "both empty": "both_empty",
+        "Dice": "dice",
+        "Dice std": "dice_std",
+        "difference to none": "difference_to_none",
+        "p": "p_wilcoxon",
+    }
     report.table(
-        ("source", "target", "method", "scans", "surface Dice", "std", "Dice", "std", "difference to none", "p"),
-        [
-            (
-                *(
-                    row[key]
-                    for key in ("source", "target", "method", "scans", "surface_dice", "surface_dice_std", "dice")
-                ),
-                *(row.get(key) for key in ("dice_std", "difference_to_none", "p_wilcoxon")),
-            )
-            for row in summarise(results)
-        ],
-        f"{what}: mean and population standard deviation over scans; p of the two-sided Wilcoxon signed-rank test "
-        "against no adaptation, scan by scan. Scans where prediction and mask are both empty are left out of the "
-        "surface Dice.",
+        list(columns),
+        [[row.get(key) for key in columns.values()] for row in summarise(results)],
+        f"{what}: mean and population standard deviation over scans. Scans where prediction and mask are both empty have "
+        "no surface Dice; they are counted, not averaged. p: two-sided Wilcoxon signed-rank test against no adaptation, "
+        "scan by scan.",
     )
     report.picture(
         _figure(results), "Middle slices: prediction red, mask green, surface Dice of the scan", "comparison"
@@ -261,6 +267,8 @@ def _score_folder(folder: Path, truths: Mapping[Path, Path], command: of.Evaluat
         raise InputError(
             f"cannot be read ({error.strerror})", where=file, remedy="give a folder that `fda-mri predict` wrote"
         ) from error
+    if not rows:
+        raise InputError("lists no prediction", where=file, remedy="run `fda-mri predict` again")
     results = []
     for line, row in enumerate(rows, 2):
         where = f"{file}, row {line}"

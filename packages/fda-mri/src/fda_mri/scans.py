@@ -22,6 +22,7 @@ from fda_mri import settings as of
 MNI152_SHAPE = (182, 218, 182)
 PAPER_SLICES = 172
 SPLIT_SEED = 42
+FOLD_SEED = 0xBADCAFE
 
 Role = Literal["train", "source_val", "val", "test", "all"]
 
@@ -120,7 +121,7 @@ def select(scans: of.Scans, role: Role = "all") -> list[Row]:
     if role == "all":
         return rows
     split = {"train": "train", "source_val": "val", "val": "val", "test": "test"}[role]
-    if any(row.split for row in rows):
+    if any(row.split for row in rows) and scans.fold is None:
         chosen = [row for row in rows if row.split == split]
         if not chosen:
             raise InputError(
@@ -130,27 +131,40 @@ def select(scans: of.Scans, role: Role = "all") -> list[Row]:
             )
         return chosen
     try:
-        chosen_indices = split_indices(len(rows))[role]
+        chosen_indices = split_indices(len(rows), scans.fold)[role]
     except InputError as error:
         raise InputError(error.problem, where=f"{scans.datalist}, site {scans.site}", remedy=error.remedy) from error
     return [rows[index] for index in chosen_indices]
 
 
-def split_indices(count: int) -> dict[str, list[int]]:
+def split_indices(count: int, fold: int | None = None) -> dict[str, list[int]]:
     """The paper's split of a site's scans in ascending order (specification 5.4).
+
+    Args:
+        count: scans of the site.
+        fold: None for transfer between sites; 0, 1 or 2 for the in-domain score by 3-fold cross-validation.
 
     Returns:
         train and source_val: all but 2, and those 2, where the site is the source; val and test: 10 and 10, where it
-        is the target (half and half where there are fewer than 20 scans).
+        is the target (half and half where there are fewer than 20 scans). In a fold all four come from this site:
+        test is the held-out third, source_val and val 2 of the others, train the rest.
 
     Raises:
-        InputError: fewer than 3 scans.
+        InputError: too few scans.
     """
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import KFold, train_test_split
 
-    if count < 3:
-        raise InputError(f"has {count} scans", remedy="a source needs at least 3: 2 validate, the rest train")
+    fewest = 3 if fold is None else 6
+    if count < fewest:
+        raise InputError(
+            f"has {count} scans, and the paper's rule needs at least {fewest}",
+            remedy="add scans, or say in a split column which are train, val and test",
+        )
     everything = list(range(count))
+    if fold is not None:
+        others, test = list(KFold(3, shuffle=True, random_state=FOLD_SEED).split(everything))[fold]
+        train, val = train_test_split(others.tolist(), test_size=2, random_state=FOLD_SEED)
+        return {"train": sorted(train), "source_val": val, "val": val, "test": test.tolist()}
     train, source_val = train_test_split(everything, test_size=2, random_state=SPLIT_SEED)
     held_out = everything
     if count > 20:

@@ -70,6 +70,8 @@ class Scans:
     """Keep this many slices from the bottom (0 = all); default: 172 on the MNI152 grid as the paper, all elsewhere."""
     resample: bool = False
     """Resample scans onto the first source scan's grid by their world coordinates."""
+    fold: Literal[0, 1, 2] | None = None
+    """In-domain score: train and test inside the site by this fold of a 3-fold cross-validation."""
 
     def __post_init__(self) -> None:
         at_least(0, keep_slices=self.keep_slices or 0)

@@ -200,4 +200,6 @@ def _blur(size: int, _: int) -> np.ndarray:
     coordinates = np.arange(BLUR_SIZE) - (BLUR_SIZE - 1) / 2
     taps = np.exp(-(coordinates**2) / (2 * BLUR_SIGMA**2))
     taps /= taps.sum()
-    return np.asarray(np.sum([tap * np.eye(size, k=offset) for tap, offset in zip(taps, range(-4, 6), strict=True)], axis=0))
+    return np.asarray(
+        np.sum([tap * np.eye(size, k=offset) for tap, offset in zip(taps, range(-4, 6), strict=True)], axis=0)
+    )

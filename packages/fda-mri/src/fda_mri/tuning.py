@@ -33,7 +33,7 @@ def tune_beta(command: of.TuneBeta) -> None:
     network, metadata = load_network(command.model, device)
     donors, grid, scans = open_bank(command.bank, command.transfer, command.scans)
     others = [_read_tuning(path, command) for path in command.curves_of]
-    check_all(rows, scans, grid)
+    check_all(rows, scans, grid, need_mask=True)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     curves, counts = _tuning_scores(command, rows, scans, grid, network, donors)
@@ -149,11 +149,13 @@ def _tuning_scores(
 def _read_tuning(path: Path, command: of.TuneBeta) -> dict[str, Any]:
     file = path / TUNING
     try:
-        result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot be read ({error})", where=file, remedy="give the folder of a tune-beta run"
         ) from error
+    if not isinstance(result, dict) or not {"pair", "betas", "curves"} <= result.keys():
+        raise InputError("holds no curves", where=file, remedy="give the folder of a tune-beta run")
     if result["betas"] != list(command.betas) or (missing := set(command.modes) - set(result["curves"])):
         what = (
             "another grid of betas" if result["betas"] != list(command.betas) else f"no curve for {', '.join(missing)}"
