@@ -28,9 +28,9 @@ from dart_core.checkpoint import (
     read_metadata,
     save_checkpoint,
     save_weights,
-    write_atomic,
 )
 from dart_core.errors import CheckpointError, OutputError
+from dart_core.files import write_atomic
 
 IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, call, full)
-    with pytest.raises(OutputError, match=r"a\.pt: cannot be written \(No space left on device\); free some space"):
+    with pytest.raises(OutputError, match=r"a\.pt: the disk is full; free some space"):
         save_checkpoint(path, {"step": 2})
     monkeypatch.undo()
     assert load_checkpoint(path) == {"step": 1}
@@ -186,7 +186,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(OutputError, match="cannot be written"):
+        with pytest.raises(OutputError, match="the disk is full"):
             save_checkpoint(path, {"weight": torch.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -196,7 +196,7 @@ def test_a_write_that_the_system_cuts_short(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="in the way"):
         write_atomic(tmp_path / "file" / "a.txt", "x")
 
 
@@ -206,7 +206,7 @@ def test_killed_while_writing(tmp_path: Path) -> None:
     save_checkpoint(path, {"step": 1})
     program = (
         "import os, signal, sys\n"
-        "from dart_core.checkpoint import write_atomic\n"
+        "from dart_core.files import write_atomic\n"
         "os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomic(sys.argv[1], b'x' * 100_000)\n"
     )

@@ -77,7 +77,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     log = Log(tmp_path)
     monkeypatch.setattr("builtins.open", full)
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written .*; free some space"):
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: the disk is full; free some space"):
         log.write(0, loss=1)
 
 

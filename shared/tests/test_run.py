@@ -484,7 +484,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OutputError, match=r"step-000000010\.pt: cannot be written .*; free some space and .* --resume"):
+    with pytest.raises(OutputError, match=r"step-000000010\.pt: the disk is full; free some space and .* --resume"):
         train(
             settings(tmp_path, checkpoint_every=5),
             each_step=lambda run, step: monkeypatch.setattr(os, "replace", full) if step == 7 else None,
@@ -498,7 +498,7 @@ def test_a_full_disk_at_the_metrics_file(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OutputError, match=r"metrics\.jsonl: cannot be written"):
+    with pytest.raises(OutputError, match=r"metrics\.jsonl: the disk is full"):
         train(settings(tmp_path), each_step=lambda run, step: monkeypatch.setattr(os, "fsync", full))
     assert list((tmp_path / "run").glob("checkpoints/*")) == []
 

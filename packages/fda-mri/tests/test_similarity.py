@@ -139,11 +139,11 @@ def test_closer_scanners_score_higher(heads: Tensor) -> None:
 
 
 def test_maps_have_the_sizes_of_the_specification() -> None:
-    found = maps(torch.rand(3, 41, 67))
+    found = maps(torch.rand(3, 41, 67, dtype=torch.float64))
     assert found.saliency.shape == (3, 11, 17)  # a quarter, rounded up
     assert found.gradient.shape == (3, 41, 67)
     assert found.saliency.amin((1, 2)).tolist() == [0, 0, 0]
-    torch.testing.assert_close(found.saliency.amax((1, 2)), torch.ones(3))
+    torch.testing.assert_close(found.saliency.amax((1, 2)), torch.ones(3, dtype=torch.float64))
 
 
 def test_gradient_of_a_ramp() -> None:

@@ -8,8 +8,6 @@ Python values are read (`weights_only=True`).
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -18,7 +16,7 @@ import pickle
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,58 +27,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dart_core.errors import CheckpointError, OutputError
+from dart_core.errors import CheckpointError
+from dart_core.files import write_atomic
 
 SUFFIX = ".pt"
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _DIGEST = "sha256"
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview | str) -> None:
-    """Write a file so that under `path` there is always the whole old or the whole new content.
-
-    Args:
-        path: the file; its folder is made where it is missing.
-        data: the content; text is written as UTF-8.
-
-    Raises:
-        OutputError: the disk is full, or the folder cannot be written; what was there is untouched.
-    """
-    path = Path(path)
-    data = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-@contextlib.contextmanager
-def output_errors(where: Path) -> Generator[None]:
-    """Turn a write that the system refuses into an `OutputError` about `where`."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free some space and continue with --resume" if full else "give a folder that you may write to"
-        raise OutputError(f"cannot be written ({error.strerror or error})", where=where, remedy=remedy) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system lets a folder be opened."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _plain(value: Any, key: str) -> Any:

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dart_core.checkpoint import output_errors, write_atomic
 from dart_core.errors import SettingError
+from dart_core.files import output_errors, write_atomic
 
 Item = TypeVar("Item")
 FILE = "metrics.jsonl"

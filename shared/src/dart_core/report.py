@@ -177,7 +177,7 @@ class Report:
         Raises:
             OutputError: the file cannot be written.
         """
-        from dart_core.checkpoint import write_atomic
+        from dart_core.files import write_atomic
 
         path = Path(path)
         write_atomic(path, self._html().encode("utf-8", errors="backslashreplace"))

@@ -47,13 +47,12 @@ from dart_core.checkpoint import (
     checkpoint_path,
     load_state,
     newest_checkpoint,
-    output_errors,
     prune_checkpoints,
     save_checkpoint,
     unwrap,
-    write_atomic,
 )
 from dart_core.errors import CheckpointError, DeviceError, Interrupted, OutputError, SettingError
+from dart_core.files import output_errors, write_atomic
 from dart_core.log import Log, plain_number
 from dart_core.settings import RunSettings
 

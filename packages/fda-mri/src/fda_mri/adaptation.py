@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dart_core.checkpoint import load_weights, read_metadata, write_atomic
+from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.data.datalist import Row
 from dart_core.data.slices import predict_slices
 from dart_core.errors import CheckpointError, InputError, SettingError
+from dart_core.files import write_atomic
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings

@@ -22,7 +22,7 @@ from fda_mri.fourier import fourier_transfer
 from fda_mri.scans import load, select
 from fda_mri.tuning import TUNING, tune_beta, tuning_section
 
-SOURCE, TARGET = "sm3", "ge15"
+SOURCE, TARGET = "sm3", "sm15"
 SUBJECTS, SHAPE = 10, (64, 72, 40)
 TRAINING = of.Training(
     width=4, epochs=8, iterations=25, batch_size=8, learning_rate=0.02, drop_epoch=6, crop_size=64, log_every=5

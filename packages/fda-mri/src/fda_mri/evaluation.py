@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from dart_core import metrics
-from dart_core.checkpoint import write_atomic
 from dart_core.data.datalist import Datalist
 from dart_core.data.volumes import read_mask, read_volume
 from dart_core.errors import InputError
+from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from fda_mri import figures
@@ -175,7 +175,7 @@ def evaluation_sections(report: Report, results: Sequence[Result], command: of.E
 
 
 def transfer_matrix(results: Sequence[Result]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Mean surface Dice without adaptation, [target][source]; nan where there is no run."""
+    """Mean surface Dice without adaptation, `[target][source]`; nan where there is no run."""
     sites = tuple(dict.fromkeys(site for r in results if r.method == "none" for site in r.pair))
     matrix = np.full((len(sites), len(sites)), np.nan)
     for i, target in enumerate(sites):

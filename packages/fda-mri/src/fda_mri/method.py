@@ -246,7 +246,7 @@ def select_pairs(
     """Severe, medium and subtle source-target pairs of a transfer matrix (paper section 4.2; specification 2.7).
 
     Args:
-        matrix: (sites, sites) score of [target][source], in-domain scores on the diagonal.
+        matrix: (sites, sites) score of `[target][source]`, in-domain scores on the diagonal.
         per_cluster: k pairs per cluster.
         by: what severity is: the transferred score itself (the authors' code), or its decline from the source
             model's own in-domain score, or from that of the target site's model.

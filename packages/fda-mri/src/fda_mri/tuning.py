@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dart_core.checkpoint import write_atomic
 from dart_core.data.datalist import Row
 from dart_core.errors import InputError
+from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from fda_mri import settings as of

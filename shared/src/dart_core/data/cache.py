@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dart_core.data._atomic import atomic_write
 from dart_core.errors import InputError, SettingError
+from dart_core.files import atomic_write
 
 _CHECK_BYTES = 4  # CRC-32 behind the array, where readers of .npy do not look
 

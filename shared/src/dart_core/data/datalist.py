@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
-from dart_core.data._atomic import atomic_write
 from dart_core.errors import DartError, InputError
+from dart_core.files import atomic_write
 
 SPLITS = ("train", "val", "test")
 _OWN_COLUMNS = ("image", "mask", "subject", "site", "split")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dart_core.data._atomic import atomic_write
 from dart_core.errors import InputError, OutputError
+from dart_core.files import atomic_write
 
 
 def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> NDArray[np.uint8]:

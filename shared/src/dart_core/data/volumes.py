@@ -16,8 +16,8 @@ import nibabel
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from dart_core.data._atomic import atomic_write
 from dart_core.errors import InputError, OutputError, SettingError
+from dart_core.files import atomic_write
 
 # nibabel says it is typed, but these functions are not.
 _orientations: Any = nibabel.orientations

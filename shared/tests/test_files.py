@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dart_core.data._atomic import atomic_write
 from dart_core.errors import OutputError
+from dart_core.files import atomic_write
 
 
 def half_write(path: Path, error: Exception) -> None:

@@ -1,0 +1,71 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+from dart_core.errors import OutputError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well the file takes the name `path` in one step.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+
+    Raises:
+        OutputError: the file cannot be written (disk full, no permission, a folder of that name). What lay at `path`
+            stays as it was, and nothing half-written is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    with output_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview | str) -> None:
+    """Write a whole file by `atomic_write`; text is written as UTF-8."""
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def output_errors(where: Path) -> Generator[None]:
+    """Turn a write that the system refuses into an `OutputError` about `where`."""
+    try:
+        yield
+    except OSError as error:
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                problem, remedy = "the disk is full", "free some space and run again (training continues with --resume)"
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                problem, remedy = "no permission to write here", "write elsewhere"
+            case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
+                problem, remedy = "a file or folder of this name is in the way", "move it or write elsewhere"
+            case _:
+                problem, remedy = f"cannot be written ({error.strerror or error})", "check the folder and the disk"
+        raise OutputError(problem, where=where, remedy=remedy) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut, where the system lets a folder be opened."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
