@@ -8,15 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import settings
 
 from dart_core.cli import main
 from dart_core.data.phantoms import write_head_mr
 from fda_mri import __version__
 from fda_mri.cli import COMMANDS, DESCRIPTION
-
-settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("quick")
 
 SITES = ("sm15", "ge3", "sm3")
 """Source, target on the same grid in another orientation, target on another grid."""

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from fda_mri import circular_mask, fourier_transfer
 
 Transfer = Callable[..., Any]
+quick = settings(deadline=None, max_examples=25, derandomize=True)
 SHAPES = [(24, 30), (25, 31), (30, 25), (8, 8), (7, 9), (48, 41)]
 # Nothing, the mean only, narrow windows, wide windows, everything.
 BETAS = [0.0, 0.03, 0.09, 0.11, 0.3, 0.55, 1.0, 2.0]
@@ -26,7 +27,8 @@ def slices(seed: int, *shape: int) -> Tensor:
 
 
 def centred_spectrum(image: Tensor) -> Tensor:
-    return torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+    spectrum: Tensor = torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+    return spectrum
 
 
 # Against plain numpy, slice by slice
@@ -138,7 +140,7 @@ def test_inputs_stay_as_they_are() -> None:
     kept = t.clone(), s.clone()
     for beta in (0.0, 0.05, 0.4):
         for output in ("authors", "formula", "clip"):
-            result = fourier_transfer(t, s, beta, output=output)  # type: ignore[arg-type]
+            result = fourier_transfer(t, s, beta, output=output)
             result.zero_()
             assert torch.equal(t, kept[0]), (beta, output)
             assert torch.equal(s, kept[1]), (beta, output)
@@ -155,6 +157,7 @@ def test_slices_in_other_memory_orders() -> None:
 # Properties (specification, section 9)
 
 
+@quick
 @given(seeds, shapes, betas)
 def test_range_is_0_to_1_with_maximum_exactly_1(seed: int, shape: tuple[int, int], beta: float) -> None:
     for dtype in (torch.float32, torch.float64):
@@ -163,6 +166,7 @@ def test_range_is_0_to_1_with_maximum_exactly_1(seed: int, shape: tuple[int, int
         assert result.max() == 1
 
 
+@quick
 @given(seeds, shapes, betas)
 def test_amplitudes_inside_are_the_sources_outside_the_targets(seed: int, shape: tuple[int, int], beta: float) -> None:
     t, s = slices(seed, *shape), slices(seed + 1, *shape)
@@ -174,6 +178,7 @@ def test_amplitudes_inside_are_the_sources_outside_the_targets(seed: int, shape:
     torch.testing.assert_close(result.square().sum(), amplitude.square().sum() / (shape[0] * shape[1]))
 
 
+@quick
 @given(seeds, shapes, betas)
 def test_change_is_band_limited(seed: int, shape: tuple[int, int], beta: float) -> None:
     t, s = slices(seed, *shape), slices(seed + 1, *shape)
@@ -181,17 +186,19 @@ def test_change_is_band_limited(seed: int, shape: tuple[int, int], beta: float) 
     assert not (change.abs() > 1e-9)[~circular_mask(shape, beta)].any()
 
 
+@quick
 @given(seeds, shapes, betas, st.integers(-40, 40), st.integers(-40, 40))
 def test_cyclic_shifts(seed: int, shape: tuple[int, int], beta: float, down: int, right: int) -> None:
     t, s = slices(seed, *shape), slices(seed + 1, *shape)
     for output in ("authors", "formula"):
-        result = fourier_transfer(t, s, beta, output=output)  # type: ignore[arg-type]
+        result = fourier_transfer(t, s, beta, output=output)
         shifted_s, shifted_t = (image.roll((down, right), (0, 1)) for image in (s, t))
-        torch.testing.assert_close(fourier_transfer(t, shifted_s, beta, output=output), result, rtol=0, atol=1e-10)  # type: ignore[arg-type]
-        moved = fourier_transfer(shifted_t, s, beta, output=output)  # type: ignore[arg-type]
+        torch.testing.assert_close(fourier_transfer(t, shifted_s, beta, output=output), result, rtol=0, atol=1e-10)
+        moved = fourier_transfer(shifted_t, s, beta, output=output)
         torch.testing.assert_close(moved, result.roll((down, right), (0, 1)), rtol=0, atol=1e-10)
 
 
+@quick
 @given(seeds, shapes, betas, st.floats(1e-3, 1e3))
 def test_common_scale(seed: int, shape: tuple[int, int], beta: float, scale: float) -> None:
     t, s = slices(seed, *shape), slices(seed + 1, *shape)
@@ -201,6 +208,7 @@ def test_common_scale(seed: int, shape: tuple[int, int], beta: float, scale: flo
     torch.testing.assert_close(scaled, scale * fourier_transfer(t, s, beta, output="formula"), rtol=1e-9, atol=1e-9)
 
 
+@quick
 @given(seeds, st.lists(betas, min_size=1, max_size=3))
 def test_a_batch_is_its_slices(seed: int, several: list[float]) -> None:
     t, s = slices(seed, 5, 24, 30), slices(seed + 1, 5, 24, 30)
@@ -209,6 +217,7 @@ def test_a_batch_is_its_slices(seed: int, several: list[float]) -> None:
         torch.testing.assert_close(fourier_transfer(t, s, beta), single, rtol=0, atol=1e-12)
 
 
+@quick
 @given(shapes, betas)
 def test_window_is_a_disc_without_its_edge(shape: tuple[int, int], beta: float) -> None:
     h, w = shape

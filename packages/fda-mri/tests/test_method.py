@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from fda_mri import (
 from fda_mri.method import training_batches, validation_loss
 from fda_mri.settings import Training
 
+quick = settings(deadline=None, max_examples=25, derandomize=True)
 SHAPE = (43, 50, 6)
 Transfer = Callable[..., Any]
 
@@ -47,7 +48,7 @@ def network() -> nn.Module:
     layers = nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.Tanh(), nn.Dropout(0.5), nn.Conv2d(3, 1, 3, padding=1))
     with torch.no_grad():
         for parameter in layers.parameters():
-            parameter *= 4
+            parameter.mul_(4)
     return layers.double()
 
 
@@ -115,8 +116,7 @@ def test_options_equal_the_loop(output: Any, average: Any, network: nn.Module, n
 def test_averaging_logits_is_something_else(network: nn.Module) -> None:
     target, donors = scan(12), torch.stack([scan(seed) for seed in range(20, 23)])
     one, other = (
-        multi_source_predict(network, target, donors, 0.05, average=average)
-        for average in ("probabilities", "logits")  # type: ignore[arg-type]
+        multi_source_predict(network, target, donors, 0.05, average=average) for average in ("probabilities", "logits")
     )
     assert (one - other).abs().max() > 1e-3
 
@@ -201,6 +201,7 @@ def test_bad_donors_are_refused(network: nn.Module) -> None:
 # Normalisation
 
 
+@quick
 @given(
     arrays.arrays(np.float64, arrays.array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.floats(-1e3, 1e3)),
 )
@@ -223,7 +224,7 @@ def test_normalisation_of_arrays_as_files_give_them(kind: str) -> None:
     volume.flags.writeable = False
     found: Any = normalise_volume(volume)
     assert isinstance(found, np.ndarray)
-    expected: Any = normalise_volume(numbers[::-1].transpose(2, 0, 1).astype(np.float32))
+    expected: Any = normalise_volume(numbers[::-1].transpose(2, 0, 1).astype(np.float32))  # type: ignore[arg-type]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -403,6 +404,7 @@ def test_bad_matrices_are_refused() -> None:
         select_pairs(np.zeros((4, 4)), by="size")  # type: ignore[arg-type]
 
 
+@quick
 @given(st.integers(3, 7), st.integers(1, 2), st.integers(0, 2**32 - 1))
 def test_pairs_are_the_ends_and_the_middle(sites: int, k: int, seed: int) -> None:
     matrix = np.random.default_rng(seed).random((sites, sites))

@@ -127,7 +127,7 @@ def test_7_sr_sim(dtype: torch.dtype, half: float) -> None:
 def test_8_search_with_one_donor() -> None:
     source, target = slices(11, 44, 50, 8), slices(12, 44, 50, 8)
     bank = DonorBank.build([source])
-    three, two, between = (bank.rank(target, mode, 1) for mode in ("3d", "2d", "2.5d"))  # type: ignore[arg-type]
+    three, two, between = (bank.rank(target, mode, 1) for mode in ("3d", "2d", "2.5d"))
     for scans, _, _ in (three, two, between):
         assert not scans.any()
     for _, offsets, _ in (three, two):
@@ -224,7 +224,7 @@ def test_both_policies_for_beta() -> None:
     averaged = select_beta(scores, betas)
     assert isinstance(averaged, float)
     assert averaged == 0.01
-    assert select_beta(scores.tolist(), list(betas), "averaged") == 0.01  # type: ignore[arg-type]
+    assert select_beta(scores.tolist(), list(betas), "averaged") == 0.01
 
 
 def test_best_at_no_swap_takes_the_next_value() -> None:

@@ -18,6 +18,8 @@ from fda_mri import normalise_volume, scans
 from fda_mri.scans import Grid, Scan, load, select, split_indices
 from fda_mri.settings import Scans
 
+# nibabel says it is typed, but these functions are not.
+nib: Any = nibabel
 ROLES = {
     "source_val_2_scans_rest_is_train": "source_val",
     "target_val_10_scans": "val",
@@ -35,9 +37,8 @@ def one(path: Path, folder: Path, **settings: Any) -> Scan:
 
 
 def write(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    # nibabel is typed, but not this.
-    image: Any = nibabel.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine)
-    nibabel.save(image, path)
+    image = nib.Nifti1Image(array, np.diag([2.0, 2.0, 3.0, 1.0]) if affine is None else affine)
+    nib.save(image, path)
     return path
 
 
@@ -120,7 +121,7 @@ def test_cc359_is_split_by_the_papers_rule(cc359_folder: Path) -> None:
 
 def test_split_column_decides_where_there_is_one(datalist: Path) -> None:
     chosen = Scans(datalist, "ge3")
-    assert [len(select(chosen, role)) for role in ("train", "source_val", "val", "test", "all")] == [3, 1, 1, 1, 5]  # type: ignore[arg-type]
+    assert [len(select(chosen, role)) for role in ("train", "source_val", "val", "test", "all")] == [3, 1, 1, 1, 5]
     assert select(chosen, "source_val") == select(chosen, "val")
     assert {row.split for row in select(chosen, "test")} == {"test"}
 
@@ -147,12 +148,12 @@ def test_scans_are_normalised_ras_and_rounded_to_half_precision(datalist: Path) 
     for site in ("sm15", "ge3"):
         chosen = Scans(datalist, site)
         for scan in load(select(chosen), chosen):
-            image: Any = nibabel.as_closest_canonical(nibabel.load(scan.row.image))
+            image = nib.as_closest_canonical(nib.load(scan.row.image))
             expected = normalise_volume(image.get_fdata(dtype=np.float32))
             assert np.array_equal(scan.volume, np.asarray(expected).astype(np.float16).astype(np.float32))
             assert (scan.volume.min(), scan.volume.max()) == (0, 1)
             assert scan.row.mask is not None
-            mask: Any = nibabel.as_closest_canonical(nibabel.load(scan.row.mask))
+            mask = nib.as_closest_canonical(nib.load(scan.row.mask))
             assert scan.mask is not None
             assert np.array_equal(scan.mask, mask.get_fdata() > 0.5)
             assert scan.name == scan.row.image.name.split(".")[0]
@@ -275,13 +276,13 @@ def test_values_return_to_the_voxels_they_came_from(codes: str, tmp_path: Path) 
     scan = one(path, tmp_path, keep_slices=4)
     assert scan.volume.shape == (20, 24, 4)
     values = scan.volume + 1
-    before: Any = nibabel.load(path)
+    before = nib.load(path)
     for threshold, expected in ((None, values), (1.5, values > 1.5)):
         out = scan.write(tmp_path / "result.nii.gz", values, threshold)
-        after: Any = nibabel.load(out)
+        after = nib.load(out)
         assert after.shape == before.shape
         np.testing.assert_allclose(after.affine, before.affine)
-        canonical: Any = nibabel.as_closest_canonical(after)
+        canonical = nib.as_closest_canonical(after)
         assert np.array_equal(canonical.get_fdata()[..., :4], expected)
         assert not canonical.get_fdata()[..., 4:].any()
         assert after.get_data_dtype() == (np.float32 if threshold is None else np.uint8)
@@ -294,8 +295,8 @@ def test_results_of_resampled_scans_return_to_their_file(datalist: Path, tmp_pat
     assert scan.mask is not None
     assert scan.row.mask is not None
     out = scan.write(tmp_path / "mask.nii.gz", scan.mask.astype(np.float32), 0.5)
-    written: Any = nibabel.load(out)
-    original: Any = nibabel.load(scan.row.image)
+    written = nib.load(out)
+    original = nib.load(scan.row.image)
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine, atol=1e-4)
     there, truth = read_mask(out, None), read_mask(scan.row.mask, None)

@@ -24,6 +24,7 @@ from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 from dart_core.errors import InputError, OutputError, SettingError
+from dart_core.files import output_errors
 
 GIBIBYTE = 2**30
 CHUNK = 2**20
@@ -82,9 +83,9 @@ def download(url: str, sha256: str, folder: str | os.PathLike[str], name: str | 
     except ValueError as error:
         problem = f"the file has another SHA-256 than {sha256.lower()}"
         raise InputError(problem, where=url, remedy="try again; if it stays so, the file has changed") from error
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise OutputError(problem, where=path, remedy="free some space or choose another folder") from error
+    except OSError:
+        with output_errors(path):
+            raise
     finally:
         logger.setLevel(level)
     # The temporary file that it came from was readable by its owner only.
@@ -149,9 +150,9 @@ def extract(
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise OutputError(problem, where=folder, remedy="free some space or choose another folder") from error
+    except OSError:
+        with output_errors(folder):
+            raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return sorted(folder / file for file in files)

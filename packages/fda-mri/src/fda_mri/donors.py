@@ -146,7 +146,7 @@ class DonorBank:
         half = self._half_side(crop)
         target_maps = prepare(*_comparable(target, half))
         reach = neighbours if mode == "2.5d" else 0
-        offsets = torch.arange(-reach, reach + 1)
+        offsets = torch.arange(-reach, reach + 1, device=target.device)
         slices = len(target)
         # (Z, K, offsets), -inf where there is no such neighbour.
         scores = target.new_full((slices, len(self), len(offsets)), -torch.inf)
@@ -178,10 +178,12 @@ class DonorBank:
             (n, h, w, Z) float volumes; the j-th holds the j-th ranked donor of every slice, nan where there is none.
         """
         slices, n = scans.shape
-        places = torch.arange(slices)[:, None] + (torch.zeros_like(scans) if offsets is None else offsets)
+        places = torch.arange(slices, device=scans.device)[:, None] + (
+            torch.zeros_like(scans) if offsets is None else offsets
+        )
         h, w, _ = self.shape
         dtype = torch.float64 if self._scans[0].dtype == torch.float64 else torch.float32
-        donors = torch.full((slices, n, h, w), torch.nan, dtype=dtype)
+        donors = torch.full((slices, n, h, w), torch.nan, dtype=dtype, device=self._scans[0].device)
         for scan in scans.unique().tolist():
             if scan >= 0:
                 chosen = scans == scan
@@ -202,7 +204,7 @@ class DonorBank:
                 remedy="bring target and source scans to one grid (for example by registration to MNI152)",
             )
         target = target if target.dtype == torch.float64 else target.float()
-        return target.permute(2, 0, 1).contiguous()
+        return target.to(self._scans[0].device).permute(2, 0, 1).contiguous()
 
     def _half_side(self, crop: int | None) -> int | None:
         """The half side in use: `crop`, lowered for slices that are smaller than the square."""

@@ -1,19 +1,18 @@
 """Run `fda-mri` in a process of the fork server as if it had been started by itself.
 
-`runpy` puts the names ARGUMENTS and STDERR here.
+The names ARGUMENTS and STDERR are put here by `runpy`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from fda_mri.cli import main
 
-ARGUMENTS: list[str]
-STDERR: str
-
+given: dict[str, Any] = globals()
 os.setsid()
-os.dup2(os.open(STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
-sys.argv = ["fda-mri", *ARGUMENTS]
+os.dup2(os.open(given["STDERR"], os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+sys.argv = ["fda-mri", *given["ARGUMENTS"]]
 main()
