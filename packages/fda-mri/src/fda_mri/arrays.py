@@ -32,4 +32,4 @@ def _to_tensor(value: Any) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     # Copied only where PyTorch could not share the memory: strides, write protection, foreign byte order (NIfTI files).
-    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), "CW"))
+    return torch.from_numpy(np.require(value, value.dtype.newbyteorder("="), ("C", "W")))
