@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import errno
 import io
 import json
 import math
+import resource
 import sys
 import types
 from pathlib import Path
@@ -30,6 +30,7 @@ def test_lines(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.write(0, loss=0.5, site="A", best=True)
     log.write(1, loss=torch.tensor(0.25), dice=np.float32(0.5), worst=math.nan, far=math.inf, count=np.int64(3))
+    log.close()
     first, second = lines(tmp_path)
     assert first.pop("time") > 1.7e9
     assert first == {"step": 0, "loss": 0.5, "site": "A", "best": True}
@@ -60,6 +61,7 @@ def test_truncate_drops_later_and_torn_lines(tmp_path: Path, torn: str) -> None:
         file.write(torn)
     log.truncate(4)
     log.write(4, loss=40)
+    log.close()
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 40)]
 
 
@@ -68,17 +70,32 @@ def test_truncate_ends_a_line_that_lost_its_end(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.truncate(2)
     log.write(2)
+    log.close()
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     log = Log(tmp_path)
-    monkeypatch.setattr("builtins.open", full)
     with pytest.raises(OutputError, match=r"metrics\.jsonl: the disk is full; free some space"):
         log.write(0, loss=1)
+    log.close()
+
+
+def test_a_line_that_is_cut_short(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    log.write(0, text="x" * 3000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OutputError, match="the disk is full"):
+            log.write(1, text="x" * 3000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.truncate(1)
+    log.write(1)
+    log.close()
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1]
 
 
 def test_progress_is_quiet_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,6 +121,7 @@ def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "4/5" in shown
     assert "loss 0.125" in shown
     assert log._progress is None
+    log.close()
 
 
 def test_progress_ends_with_the_log_and_on_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +146,9 @@ def test_absent_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package
 
 
 def test_trackers_are_imported_only_on_request(tmp_path: Path) -> None:
-    Log(tmp_path).write(0, loss=1)
+    log = Log(tmp_path)
+    log.write(0, loss=1)
+    log.close()
     assert not {"mlflow", "wandb"} & sys.modules.keys()
 
 

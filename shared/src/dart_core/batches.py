@@ -7,10 +7,10 @@ with exactly the batch that would have come next.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import signal
 from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -38,8 +38,7 @@ class Batches:
     Args:
         load: gives sample `index` (0 to size-1) as a mapping of tensors, arrays or numbers of the same shape for every
             sample. All its randomness must come from the generator it gets, which is keyed by (seed, epoch, sample), or by
-            (seed, epoch, position) with replacement, where a sample may come twice in an epoch. PyTorch computes in it
-            with one thread; loading gets faster with loading processes.
+            (seed, epoch, position) with replacement, where a sample may come twice in an epoch.
         size: number of samples.
         batch_size: samples in a batch, over all processes together.
         seed: any integer from 0 on.
@@ -123,8 +122,7 @@ class Batches:
         samples = []
         for position, (epoch, sample) in enumerate(plan, start):
             key = position % self.size if self.replacement else sample
-            with _one_thread():
-                loaded = self.load(sample, self._generator(_LOAD, epoch, key))
+            loaded = self.load(sample, self._generator(_LOAD, epoch, key))
             samples.append({name: _tensor(value, name, sample) for name, value in loaded.items()})
         first = samples[0]
         for (_, index), tensors in zip(plan, samples, strict=True):
@@ -155,35 +153,40 @@ class Batches:
         Args:
             start: first step.
             stop: step after the last.
-            workers: loading processes; 0 loads when a batch is asked for. Does not change the batches.
+            workers: loading processes; 0 loads here when a batch is asked for. PyTorch computes with one thread in any of
+                them. Does not change the batches.
             rank: this process.
             world_size: number of processes that share each batch.
             pin_memory: put the batches into page-locked memory (for copies to CUDA that overlap with computing).
         """
+        if workers == 0:
+            return self._load_here(start, stop, rank, world_size, pin_memory)
         loader = DataLoader(
             _Steps(self, rank, world_size),
             batch_size=None,
             sampler=range(start, stop),
             num_workers=workers,
-            prefetch_factor=_PREFETCH if workers else None,
-            persistent_workers=workers > 0,
+            prefetch_factor=_PREFETCH,
+            persistent_workers=True,
             pin_memory=pin_memory,
-            worker_init_fn=_shield if workers else None,
+            worker_init_fn=_shield,
             # Its own generator: creating a loader must not use up numbers of the global one.
             generator=torch.Generator(),
         )
         return _unpack(iter(loader))
 
-
-@contextlib.contextmanager
-def _one_thread() -> Generator[None]:
-    """Compute as a loading process does, which has one thread: sums over large tensors depend on the number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def _load_here(
+        self, start: int, stop: int, rank: int, world_size: int, pin_memory: bool
+    ) -> Generator[dict[str, Tensor]]:
+        # Sums over large tensors depend on the number of PyTorch's threads, and loading processes have one. It is a thread of
+        # its own that is held to one, because changing it to and fro makes PyTorch prepare its convolutions anew.
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+            thread.submit(torch.get_num_threads).result()
+            torch.set_num_threads(threads)
+            for step in range(start, stop):
+                batch = thread.submit(self.batch, step, rank, world_size).result()
+                yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin_memory else batch
 
 
 class _Steps(Dataset[Any]):

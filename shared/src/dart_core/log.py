@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from io import FileIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +47,7 @@ class Log:
         self._start_tracker = _TRACKERS[track](Path(folder)) if main and track != "none" else None
         self._tracker: _Tracker | None = None
         self._first = 0
+        self._file: FileIO | None = None
         self._progress: Progress | None = None
 
     def write(self, step: int, **values: Any) -> None:
@@ -60,9 +63,12 @@ class Log:
         if not self._main:
             return
         numbers = {name: plain_number(value) for name, value in values.items()}
-        line = json.dumps({"step": step, "time": round(time.time(), 3), **numbers})
-        with output_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        data = json.dumps({"step": step, "time": round(time.time(), 3), **numbers}).encode() + b"\n"
+        with output_errors(self.path):
+            # Unbuffered: a line is in the file as soon as it is written, and nothing is left to fail when it is closed.
+            self._file = self._file or FileIO(self.path, "ab")
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._start_tracker is not None:
             self._tracker = self._tracker or self._start_tracker(self._first)
             self._tracker.send(step, {name: number for name, number in numbers.items() if _is_number(number)})
@@ -72,13 +78,14 @@ class Log:
 
     def flush(self) -> None:
         """Put what was written onto the disk, so that a checkpoint never knows more than the metrics file."""
-        if self._main and self.path.exists():
-            with output_errors(self.path), open(self.path, "rb") as file:
-                os.fsync(file.fileno())
+        if self._file is not None:
+            with output_errors(self.path):
+                os.fsync(self._file.fileno())
 
     def truncate(self, step: int) -> None:
         """Drop the lines of `step` and later, and a half-written last line: the resumed run writes them again."""
         self._first = step
+        self._close_file()
         if not self._main or not self.path.exists():
             return
         text = self.path.read_text(encoding="utf-8", errors="replace")
@@ -129,9 +136,15 @@ class Log:
             self._progress.stop()
             self._progress = None
 
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
     def close(self) -> None:
-        """End the progress bar and the tracker."""
+        """End the progress bar and the tracker, and close the file."""
         self.close_progress()
+        self._close_file()
         if self._tracker is not None:
             self._tracker.close()
             self._tracker = None

@@ -195,7 +195,8 @@ class Run:
             for parameter in module.parameters():
                 parameter.data = _channels_last(parameter.data)
         if self.world_size > 1 and self.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+            module = convert(module)
         if self.settings.compile:
             module.compile()
         if self.world_size > 1 and any(parameter.requires_grad for parameter in module.parameters()):
