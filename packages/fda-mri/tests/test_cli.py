@@ -944,3 +944,27 @@ def test_predictions_that_cannot_be_scored(refused: Any, datalist: Path, tmp_pat
     assert "predictions.csv: has no column source_site; run `fda-mri predict` again" in line()
     (folder / "predictions.csv").write_text(table.splitlines()[0] + "\n")
     assert "predictions.csv: lists no prediction; run `fda-mri predict` again" in line()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"image,mask\n\xff\xfe,b\n", "predictions.csv: cannot be read"),
+        (
+            b"image,mask,prediction,subject,site,source_site,mode,n,beta\na,b\n",
+            "predictions.csv, row 2: the row is damaged",
+        ),
+        (
+            b"image,mask,prediction,subject,site,source_site,mode,n,beta\na,b,c,d,e,f,3d,7,much\n",
+            "predictions.csv, row 2: the row is damaged",
+        ),
+    ],
+    ids=["not UTF-8", "short row", "beta no number"],
+)
+def test_evaluate_with_a_damaged_list(command: Command, tmp_path: Path, text: bytes, words: str) -> None:
+    (tmp_path / "predictions.csv").write_bytes(text)
+    done = command("evaluate", "--predictions", tmp_path, "--out", tmp_path / "out")
+    assert done.status == 2
+    (line,) = done.err.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()

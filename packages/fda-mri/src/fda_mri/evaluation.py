@@ -263,9 +263,10 @@ def _score_folder(folder: Path, truths: Mapping[Path, Path], command: of.Evaluat
     try:
         with open(file, newline="", encoding="utf-8") as stream:
             rows = list(csv.DictReader(stream))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"cannot be read ({error.strerror})", where=file, remedy="give a folder that `fda-mri predict` wrote"
+            f"cannot be read ({reason})", where=file, remedy="give a folder that `fda-mri predict` wrote"
         ) from error
     if not rows:
         raise InputError("lists no prediction", where=file, remedy="run `fda-mri predict` again")
@@ -275,6 +276,8 @@ def _score_folder(folder: Path, truths: Mapping[Path, Path], command: of.Evaluat
         missing = {"image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta"} - row.keys()
         if missing:
             raise InputError(f"has no column {min(missing)}", where=file, remedy="run `fda-mri predict` again")
+        if None in row.values() or None in row or not _is_number(row["beta"]):
+            raise InputError("the row is damaged", where=where, remedy="run `fda-mri predict` again")
         image = (folder / row["image"]).resolve()
         mask = truths.get(image) or (folder / row["mask"] if row["mask"] else None)
         if mask is None:
@@ -294,6 +297,13 @@ def _score_folder(folder: Path, truths: Mapping[Path, Path], command: of.Evaluat
             )
         )
     return results
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) >= 0
+    except ValueError:
+        return False
 
 
 def _method(row: Mapping[str, str]) -> str:
