@@ -41,7 +41,7 @@ def module(name: str) -> str:
 
 
 def metadata(name: str) -> dict:
-    return nox.project.load_toml(f"{folder(name)}/pyproject.toml")["project"]
+    return nox.project.load_toml(ROOT / folder(name) / "pyproject.toml")["project"]
 
 
 def core_with_extras(path: str) -> str:
@@ -148,7 +148,7 @@ def wheels(session: nox.Session, name: str) -> None:
         for command in metadata(name).get("scripts", {}):
             session.run(command, "--help", silent=True)
             session.run(command, "--version")
-            settings = [f"--config-file={ROOT / 'pyproject.toml'}", "--rootdir=.", "--confcutdir=."]
+        settings = [f"--config-file={ROOT / 'pyproject.toml'}", "--rootdir=.", "--confcutdir=."]
         session.run("pytest", *PARALLEL, *settings, "tests", *session.posargs, env=environment())
 
 
