@@ -11,18 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from dart_core.cli import main
 from fda_mri import __version__
 from fda_mri.cli import COMMANDS, DESCRIPTION
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "out"
-    assert main("fda-mri", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
+    base = tmp_path_factory.getbasetemp()
+    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = folder / "demo"
+    with FileLock(folder / "demo.lock"):
+        if not (out / "report.html").is_file():
+            assert main("fda-mri", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
     return out
 
 
