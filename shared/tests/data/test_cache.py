@@ -187,7 +187,7 @@ def test_two_processes_at_once(tmp_path):
     processes = [context.Process(target=fill, args=(str(tmp_path), barrier, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    assert all(results.get(timeout=60) for _ in range(60))
+    assert all(results.get(timeout=240) for _ in range(60))
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
