@@ -83,7 +83,8 @@ def environment() -> dict[str, str]:
 
 
 def scripts(where: str) -> list[str]:
-    return sorted(str(found.relative_to(ROOT)) for found in ROOT.glob(f"benchmarks/{where}/*.py"))
+    found = (path.relative_to(ROOT) for path in ROOT.glob(f"benchmarks/{where}/*.py"))
+    return sorted(str(path) for path in found if path.name != "compare.py")  # what the others share
 
 
 @nox.session(python=PYTHON)

@@ -39,26 +39,25 @@ def scheme(source: np.ndarray, target: np.ndarray, beta: float, prediction: np.n
     result = fourier_transfer(torch.from_numpy(target), torch.from_numpy(source), beta).numpy()
     radius = beta * min(target.shape)
     # The window is a few pixels wide: show the centre of the spectra only.
-    reach = int(min(max(8, 4 * radius), min(target.shape) // 2))
+    reach = int(min(max(8, 4 * radius), (min(target.shape) - 1) // 2))
+    extent = (-reach - 0.5, reach + 0.5, -reach - 0.5, reach + 0.5)
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     axes = figure.subplots(2, 4)
     rows = ((source, "source slice s"), (target, "target slice t"))
     for (image, name), row in zip(rows, axes, strict=True):
         _show(row[0], Panel(name, image))
-        row[1].imshow(_oriented(_centre(_amplitude(image), reach)), cmap="magma", extent=(-reach, reach, -reach, reach))
+        row[1].imshow(_oriented(_centre(_amplitude(image), reach)), cmap="magma", extent=extent)
         row[1].add_patch(Circle((0, 0), radius, fill=False, color="white", linewidth=1.5))
-        row[1].set_title(f"amplitude of {name[-1]}, window", fontsize=9)
+        row[1].set_title(f"amplitude of {name[-1]}, window", fontsize=8)
         row[1].axis("off")
-    axes[0, 2].imshow(
-        _oriented(_centre(_amplitude(result), reach)), cmap="magma", extent=(-reach, reach, -reach, reach)
-    )
-    axes[0, 2].set_title("amplitude of the result", fontsize=9)
+    axes[0, 2].imshow(_oriented(_centre(_amplitude(result), reach)), cmap="magma", extent=extent)
+    axes[0, 2].set_title("amplitude of the result", fontsize=8)
     axes[0, 2].axis("off")
     _show(axes[1, 2], Panel("result, phase of t", result))
     change = result - target
     limit = max(float(np.abs(change).max()), 1e-6)
     axes[0, 3].imshow(_oriented(change), cmap="RdBu_r", vmin=-limit, vmax=limit)
-    axes[0, 3].set_title(f"result - t (±{limit:.2g})", fontsize=9)
+    axes[0, 3].set_title(f"result - t (±{limit:.2g})", fontsize=8)
     axes[0, 3].axis("off")
     _show(axes[1, 3], Panel("segmentation", result, prediction=prediction))
     return figure
@@ -74,7 +73,7 @@ def comparison(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
             _show(cell, panel)
         for cell in row[len(panels) :]:
             cell.axis("off")
-        row[0].text(-0.06, 0.5, label, rotation=90, ha="right", va="center", transform=row[0].transAxes, fontsize=9)
+        row[0].text(-0.06, 0.5, label, rotation=90, ha="right", va="center", transform=row[0].transAxes, fontsize=8)
     return figure
 
 
@@ -98,4 +97,4 @@ def _amplitude(image: np.ndarray) -> np.ndarray:
 
 def _centre(spectrum: np.ndarray, reach: int) -> np.ndarray:
     h, w = spectrum.shape
-    return spectrum[h // 2 - reach : h // 2 + reach, w // 2 - reach : w // 2 + reach]
+    return spectrum[h // 2 - reach : h // 2 + reach + 1, w // 2 - reach : w // 2 + reach + 1]
