@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -173,24 +174,29 @@ def test_an_error_while_computing_leaves_nothing(cache):
     assert not cache.folder.exists()
 
 
-def fill(folder: str, barrier: object, results: object) -> None:
-    cache = ArrayCache(folder)
-    for number in range(30):
-        barrier.wait(60)
-        got = cache.get(f"x{number}", [], lambda number=number: np.full((50, 50), number))
-        results.put(bool((got == number).all()))
+FILL = """
+import sys
+import numpy as np
+from dart_core.data.cache import ArrayCache
+cache = ArrayCache(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(30):
+    got = cache.get(f"x{number}", [], lambda: np.full((50, 50), number))
+    assert (got == number).all(), number
+"""
 
 
 def test_two_processes_at_once(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    barrier, results = context.Barrier(2), context.Queue()
-    processes = [context.Process(target=fill, args=(str(tmp_path), barrier, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    assert all(results.get(timeout=240) for _ in range(60))
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    command = [sys.executable, "-c", FILL, str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as first, subprocess.Popen(command, **pipes) as second:
+        for process in (first, second):
+            assert process.stdout.readline() == "ready\n"
+        for process in (first, second):
+            process.stdin.write("go\n")
+            process.stdin.close()
+    assert (first.returncode, second.returncode) == (0, 0)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 30
     assert all(path.suffix == ".npy" for path in files)
