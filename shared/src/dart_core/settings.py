@@ -1,10 +1,20 @@
-"""Settings that every training command shares. Free of torch so that `--help` stays fast."""
+"""Settings that commands of several packages share. Free of torch so that `--help` stays fast."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from dart_core.errors import SettingError
+
+
+def at_least(low: float, **values: float) -> None:
+    """Raise a SettingError for the first flag that is under `low`, infinite, or no number."""
+    for name, value in values.items():
+        if not value >= low or math.isinf(value):
+            raise SettingError(f"--{name.replace('_', '-')} is {value}", remedy=f"give at least {low}")
 
 
 @dataclass(frozen=True)
@@ -37,12 +47,48 @@ class RunSettings:
     """Also send the metrics to this tracker."""
 
     def __post_init__(self) -> None:
-        from dart_core.errors import SettingError
-
-        for name, low in (("accumulate", 1), ("workers", 0), ("checkpoint_every", 1)):
-            if getattr(self, name) < low:
-                raise SettingError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}", remedy=f"give at least {low}"
-                )
+        at_least(1, accumulate=self.accumulate, checkpoint_every=self.checkpoint_every)
+        at_least(0, workers=self.workers)
         if self.resume and self.overwrite:
             raise SettingError("--resume and --overwrite contradict each other", remedy="give one of them")
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """Which scans a segmentation command reads, and how they become slices."""
+
+    datalist: Path
+    """CSV with the columns image, mask, site, subject, split; or a Decathlon dataset.json, an nnU-Net raw folder, the
+    folder of CC359 or of the multi-site prostate collection as their owners publish them."""
+    preprocessing: Literal["cc359", "prostate", "plain"] = "cc359"
+    """cc359: resample to --spacing, clip to the 1st and 99th percentile, scale to [0, 1], one slice per sample;
+    prostate: z-score, own grid, three neighbouring slices, all labels are one; plain: own grid, scaling as cc359."""
+    spacing: tuple[float, float, float] | None = None
+    """Voxel size in mm (right, front, top) to resample to; default: 1 0.95 0.95 for cc359, else the file's own."""
+    cache: Path | None = None
+    """Folder that keeps preprocessed scans for the next run."""
+
+    def __post_init__(self) -> None:
+        for side in self.spacing or ():
+            if not 0 < side < math.inf:
+                raise SettingError(f"--spacing holds {side:g}", remedy="give three positive numbers in mm")
+
+    @property
+    def channels(self) -> int:
+        """Slices that the network sees at once: 3 for prostate, else 1."""
+        return 3 if self.preprocessing == "prostate" else 1
+
+    @property
+    def target_spacing(self) -> tuple[float, float, float] | None:
+        """Voxel size in mm that scans are resampled to; None keeps their own grid."""
+        return (1.0, 0.95, 0.95) if self.spacing is None and self.preprocessing == "cc359" else self.spacing
+
+
+@dataclass(frozen=True)
+class OutputSettings:
+    """Where the results of a command go that is no training run."""
+
+    out: Path
+    """Folder for the results; must be new or empty."""
+    overwrite: bool = False
+    """Replace what an earlier run of this command left in --out."""

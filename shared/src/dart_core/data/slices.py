@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -117,30 +118,38 @@ def predict_slices(
 
     if volume.ndim != 3:
         raise InputError(f"a volume (H, W, Z) is needed, not shape {tuple(volume.shape)}", remedy="give one 3-D volume")
-    module = network if isinstance(network, torch.nn.Module) else None
     if device is None:
-        parameters = module.parameters() if module is not None else ()
+        parameters = network.parameters() if isinstance(network, torch.nn.Module) else ()
         device = next((parameter.device for parameter in parameters), volume.device)
     logits_HWZ = torch.empty_like(volume, memory_format=torch.contiguous_format)
+    with evaluating(network), torch.inference_mode():
+        for start in range(0, volume.shape[-1], batch_size):
+            part_HWB = volume[..., start : start + batch_size].to(device, non_blocking=True)
+            x_BHW, crop = pad_to_multiple(part_HWB.permute(2, 0, 1))
+            output = network(x_BHW[:, None])
+            if output.shape != (len(x_BHW), 1, *x_BHW.shape[-2:]):
+                raise InputError(
+                    f"the network gave {tuple(output.shape)} for {tuple(x_BHW[:, None].shape)}",
+                    remedy="use a network with one output channel of the input's size",
+                )
+            logits_HWZ[..., start : start + batch_size] = output[:, 0][crop].permute(1, 2, 0)
+    return logits_HWZ
+
+
+@contextlib.contextmanager
+def evaluating(network: object) -> Generator[None]:
+    """Put a module into eval mode, and give every part of it back the mode it had; other callables are left alone."""
+    import torch
+
+    module = network if isinstance(network, torch.nn.Module) else None
     modes = [(part, part.training) for part in module.modules()] if module is not None else []
     if module is not None:
         module.eval()
     try:
-        with torch.inference_mode():
-            for start in range(0, volume.shape[-1], batch_size):
-                part_HWB = volume[..., start : start + batch_size].to(device, non_blocking=True)
-                x_BHW, crop = pad_to_multiple(part_HWB.permute(2, 0, 1))
-                output = network(x_BHW[:, None])
-                if output.shape != (len(x_BHW), 1, *x_BHW.shape[-2:]):
-                    raise InputError(
-                        f"the network gave {tuple(output.shape)} for {tuple(x_BHW[:, None].shape)}",
-                        remedy="use a network with one output channel of the input's size",
-                    )
-                logits_HWZ[..., start : start + batch_size] = output[:, 0][crop].permute(1, 2, 0)
+        yield
     finally:
         for part, mode in modes:
             part.training = mode
-    return logits_HWZ
 
 
 def all_zero_slices(volume: torch.Tensor | NDArray[Any]) -> list[int]:

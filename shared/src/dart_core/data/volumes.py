@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -22,6 +23,7 @@ from dart_core.files import atomic_write
 # nibabel says it is typed, but these functions are not.
 _orientations: Any = nibabel.orientations
 _ENDINGS = (".nii.gz", ".nii")
+_HEADER_BYTES = 540  # of NIfTI-2, the longer one
 _MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001, "unknown": 1.0}
 
 
@@ -51,7 +53,10 @@ class Volume:
 
 
 def read_volume(
-    path: str | os.PathLike[str], orientation: str | None = "RAS", minimum_size: int | Sequence[int] | None = None
+    path: str | os.PathLike[str],
+    orientation: str | None = "RAS",
+    minimum_size: int | Sequence[int] | None = None,
+    frame: int | None = None,
 ) -> Volume:
     """Read a 3-D NIfTI file as float32, with its intensity slope and intercept applied.
 
@@ -60,13 +65,14 @@ def read_volume(
         orientation: axis codes that the array gets ("RAS": indices grow to the right, front and top). None keeps
             the order of the file.
         minimum_size: voxels that it must have along each axis after reorientation, one number or three.
+        frame: the volume (from 0) to take out of a 4-D file, such as one phase of a heart beat. None wants a 3-D file.
 
     Raises:
-        InputError: file missing, truncated or no NIfTI, not 3-D, NaN or infinite voxels, all zero, unusable voxel size,
-            scan smaller than `minimum_size`. One line with file and remedy.
+        InputError: file missing, truncated or no NIfTI, not 3-D, no such frame, NaN or infinite voxels, all zero,
+            unusable voxel size, scan smaller than `minimum_size`. One line with file and remedy.
     """
     path = Path(path)
-    volume = _read(path, orientation)
+    volume = _read(path, orientation, frame)
     if not volume.array.any():
         raise InputError("all voxels are zero", where=path, remedy="export the scan again or leave it out")
     if minimum_size is not None:
@@ -80,21 +86,87 @@ def read_volume(
     return volume
 
 
-def read_mask(path: str | os.PathLike[str], like: Volume | None) -> NDArray[np.bool_]:
+def read_grid(path: str | os.PathLike[str], orientation: str | None = "RAS", frame: int | None = None) -> Volume:
+    """Read only the header of a NIfTI file: shape, affine and orientation as `read_volume` gives them, voxels all 0.
+
+    The array takes no memory, and the voxels of the file are not looked at.
+
+    Args:
+        path: a .nii or .nii.gz file.
+        orientation: axis codes that the array gets; None keeps the order of the file.
+        frame: as for `read_volume`.
+
+    Raises:
+        InputError: as `read_volume`, as far as the header tells.
+    """
+    path = Path(path)
+    with _reading(path), _stream(path) as file:
+        header = _header(path, file.read(_HEADER_BYTES))
+        affine = _affine(path, header.get_best_affine(), header)
+    shape = _shape(path, header.get_data_shape(), frame)
+    return _oriented(path, np.broadcast_to(np.float32(0), shape), affine, orientation)
+
+
+def read_mask(
+    path: str | os.PathLike[str], like: Volume | None, frame: int | None = None, one_label: bool = False
+) -> NDArray[np.bool_]:
     """Read a mask onto the array grid of its scan.
 
     Args:
         path: a .nii or .nii.gz file; it may be stored in another orientation than the scan.
         like: the scan; None reads the mask in RAS without comparing grids.
+        frame: the volume (from 0) to take out of a 4-D file; a 3-D file is taken as it is.
+        one_label: several labels (such as 1, 2) in the file are an error, instead of being one mask together.
 
     Returns:
         bool (H, W, Z), true where the stored value is above 0.5. A mask may be empty.
 
     Raises:
-        InputError: as `read_volume`, or a shape or an affine other than the scan's (by more than 1e-3 mm).
+        InputError: as `read_volume`, a shape or an affine other than the scan's (by more than 1e-3 mm), or several
+            labels where one is asked for.
     """
-    path = Path(path)
-    mask = _read(path, "RAS" if like is None else like.orientation)
+    mask = _read_like(Path(path), like, frame).array
+    inside = mask > 0.5
+    if one_label and len(labels := np.unique(np.rint(mask[inside]))) > 1:
+        listed = ", ".join(f"{label:g}" for label in labels[:9]) + (", ..." if len(labels) > 9 else "")
+        raise InputError(
+            f"the mask holds the labels {listed}",
+            where=path,
+            remedy="write a mask of one structure (0 and 1), or merge the labels",
+        )
+    return inside
+
+
+def read_labels(path: str | os.PathLike[str], like: Volume | None, frame: int | None = None) -> NDArray[np.int16]:
+    """Read a map of labels onto the array grid of its scan.
+
+    Args:
+        path: a .nii or .nii.gz file; it may be stored in another orientation than the scan.
+        like: the scan; None reads the labels in RAS without comparing grids.
+        frame: the volume (from 0) to take out of a 4-D file; a 3-D file is taken as it is.
+
+    Returns:
+        int16 (H, W, Z), 0 for background.
+
+    Raises:
+        InputError: as `read_mask`, or a value that is no whole number from 0 to 32767.
+    """
+    values = _read_like(Path(path), like, frame).array
+    labels: NDArray[np.int16] = np.clip(values, 0, np.iinfo(np.int16).max).astype(np.int16)
+    wrong = np.flatnonzero(labels != values)
+    if len(wrong):
+        index = tuple(int(i) for i in np.unravel_index(wrong[0], values.shape))
+        raise InputError(
+            f"{len(wrong)} voxels hold no label, the first {values[index]:g} at index {index}",
+            where=path,
+            remedy="save the labels as whole numbers from 0 (resample label maps with nearest neighbours)",
+        )
+    return labels
+
+
+def _read_like(path: Path, like: Volume | None, frame: int | None) -> Volume:
+    """Read a mask or map of labels in the orientation of its scan, and compare the grids."""
+    mask = _read(path, "RAS" if like is None else like.orientation, frame, frame_optional=True)
     if like is not None:
         image = "the image" if like.path is None else f"the image {like.path.name}"
         if mask.array.shape != like.array.shape:
@@ -110,7 +182,7 @@ def read_mask(path: str | os.PathLike[str], like: Volume | None) -> NDArray[np.b
                 where=path,
                 remedy="give a mask drawn on this scan, or resample it onto the scan's grid",
             )
-    return np.asarray(mask.array > 0.5)
+    return mask
 
 
 def write_volume(
@@ -179,9 +251,7 @@ def resample(volume: Volume, spacing: float | Sequence[float], order: int = 3) -
     Raises:
         SettingError: a spacing that is not positive and finite, or another order.
     """
-    new = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
-    if not (np.isfinite(new).all() and (new > 0).all()):
-        raise SettingError(f"spacing is {new.tolist()} mm", remedy="give positive numbers")
+    new = _positive(spacing)
     _check_order(order)
     scale = new / np.asarray(volume.spacing)
     shape = tuple(int(side) for side in np.maximum(1, np.rint(np.asarray(volume.array.shape) / scale)))
@@ -191,20 +261,77 @@ def resample(volume: Volume, spacing: float | Sequence[float], order: int = 3) -
     return replace(volume, array=array, affine=volume.affine @ to_volume)
 
 
-def resample_to(volume: Volume, like: Volume, order: int = 1) -> Volume:
-    """Resample onto the grid of another volume by world coordinates; 0 where the first does not reach.
+def zoom(volume: Volume, spacing: float | Sequence[float]) -> Volume:
+    """Resample as SciPy's `zoom` with cubic splines does: the centres of the outermost voxels stay where they are.
+
+    This is how the authors of CC359's segmentation papers bring scans to one voxel size (spottunet 5.1). Each side gets
+    round(side * old / new) voxels, spread evenly from the first old voxel to the last, so that the voxel size that
+    comes out differs from `spacing` by the rounding and by up to one part in the number of voxels; the affine tells it
+    exactly. `resample` keeps the outer faces instead. A bool array goes through the same splines and is true from 0.5.
+
+    Args:
+        volume: array (H, W, Z), float32 or bool.
+        spacing: the new voxel size in mm, one number or three.
+
+    Raises:
+        SettingError: a spacing that is not positive and finite.
+        InputError: no or very few voxels are left along an axis, or a single one would have to become several.
+    """
+    from scipy import ndimage
+
+    grid = zoomed_grid(volume, spacing)
+    if grid is volume:
+        return volume
+    factors = np.asarray(grid.array.shape) / np.asarray(volume.array.shape)
+    # Mirroring uses the same splines as SciPy's default and gives the same values inside, but where rounding puts the
+    # last coordinate a hair outside the volume, the default would fill the last slice with 0.
+    array = ndimage.zoom(volume.array.astype(np.float32), factors, order=3, mode="mirror")
+    return replace(grid, array=array >= 0.5 if volume.array.dtype == np.bool_ else array)
+
+
+def zoomed_grid(volume: Volume, spacing: float | Sequence[float]) -> Volume:
+    """The grid that `zoom` gives, without its voxels (they take no memory); `volume` itself where nothing changes.
+
+    Raises:
+        SettingError: a spacing that is not positive and finite.
+        InputError: as `zoom`.
+    """
+    old_shape = np.asarray(volume.array.shape)
+    # Headers hold float32: what differs by less is the same voxel size.
+    factors = np.asarray(volume.spacing) / _positive(spacing)
+    factors[np.abs(factors - 1) < 1e-5] = 1
+    if (factors == 1).all():
+        return volume
+    shape = np.rint(old_shape * factors).astype(int)
+    if ((shape < 2) & (old_shape > 1)).any() or ((old_shape == 1) & (shape != 1)).any():
+        old, new = _times(old_shape.tolist()), _times(shape.tolist())
+        sizes = " x ".join(f"{side:.3g}" for side in volume.spacing)
+        raise InputError(
+            f"{old} voxels of {sizes} mm would become {new}",
+            where=volume.path,
+            remedy="check the voxel size in the header and --spacing",
+        )
+    steps = np.where(shape > 1, (old_shape - 1) / np.maximum(shape - 1, 1), 1.0)
+    array = np.broadcast_to(np.float32(0), tuple(shape.tolist()))
+    return replace(volume, array=array, affine=volume.affine @ np.diag([*steps, 1.0]))
+
+
+def resample_to(volume: Volume, like: Volume, order: int = 1, outside: Literal["zero", "nearest"] = "zero") -> Volume:
+    """Resample onto the grid of another volume by world coordinates.
 
     Args:
         volume: array (H, W, Z), float32 or bool (a mask is interpolated linearly and true above 0.5).
         like: gives shape, affine, and the file whose header `write_volume` follows.
         order: degree of the spline: 3 cubic, 1 linear, 0 nearest.
+        outside: what counts where the first does not reach: 0, or its nearest voxel.
 
     Raises:
         SettingError: another order.
     """
     _check_order(order)
     to_volume = np.linalg.inv(volume.affine) @ like.affine
-    return replace(like, array=_interpolate(volume.array, to_volume, like.array.shape, order, mode="constant"))
+    mode = "constant" if outside == "zero" else "nearest"
+    return replace(like, array=_interpolate(volume.array, to_volume, like.array.shape, order, mode))
 
 
 def scale_percentile(array: ArrayLike, low: float = 1, high: float = 99) -> NDArray[np.float32]:
@@ -247,6 +374,14 @@ def scale_z_score(array: ArrayLike, mask: NDArray[np.bool_] | None = None) -> ND
         return np.zeros(values.shape, dtype=np.float32)
     scaled = (values - inside.mean(dtype=np.float64)) / inside.std(dtype=np.float64)
     return np.asarray(scaled, dtype=np.float32)
+
+
+def _positive(spacing: float | Sequence[float]) -> NDArray[np.float64]:
+    """Three voxel sizes from one number or three."""
+    new = np.broadcast_to(np.asarray(spacing, dtype=np.float64), 3)
+    if not (np.isfinite(new).all() and (new > 0).all()):
+        raise SettingError(f"spacing is {new.tolist()} mm", remedy="give positive numbers")
+    return new
 
 
 def _check_order(order: int) -> None:
@@ -303,19 +438,14 @@ def _transform(affine: NDArray[np.float64], codes: str) -> NDArray[Any]:
     return np.asarray(_orientations.ornt_transform(start, _orientations.axcodes2ornt(tuple(codes))))
 
 
-def _read(path: Path, orientation: str | None) -> Volume:
+def _read(path: Path, orientation: str | None, frame: int | None = None, frame_optional: bool = False) -> Volume:
     image = _load(path)
-    affine = _affine(path, image)
-    shape = image.shape
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3 or 0 in shape:
-        raise InputError(
-            f"the file holds an array of {_times(image.shape)}, not one 3-D volume",
-            where=path,
-            remedy="save the one volume that is meant as a file of its own",
-        )
-    array = _voxels(path, image).reshape(shape)
+    affine = _affine(path, image.affine, image.header)
+    if frame_optional and len(image.shape) == 3:
+        frame = None
+    shape = _shape(path, image.shape, frame)
+    array = _voxels(path, image)
+    array = array.reshape(shape) if frame is None else array.reshape((*shape, -1))[..., frame]
     finite = np.isfinite(array)
     if not finite.all():
         first = tuple(int(i) for i in np.argwhere(~finite)[0])
@@ -324,37 +454,74 @@ def _read(path: Path, orientation: str | None) -> Volume:
             where=path,
             remedy="replace them (for example by 0) and save the file again",
         )
+    volume = _oriented(path, array, affine, orientation)
+    return replace(volume, array=np.ascontiguousarray(volume.array))
+
+
+def _shape(path: Path, stored: tuple[int, ...], frame: int | None) -> tuple[int, ...]:
+    """The shape of the one volume that is meant."""
+    shape = stored
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    frames = shape[3] if len(shape) == 4 and frame is not None else 1
+    if len(shape) - (frames > 1) != 3 or 0 in shape:
+        raise InputError(
+            f"the file holds an array of {_times(stored)}, not one 3-D volume",
+            where=path,
+            remedy="save the one volume that is meant as a file of its own",
+        )
+    if frame is not None and not 0 <= frame < frames:
+        raise InputError(f"there is no frame {frame}", where=path, remedy=f"frames there: 0 to {frames - 1}")
+    return shape[:3]
+
+
+def _oriented(path: Path, array: NDArray[Any], affine: NDArray[np.float64], orientation: str | None) -> Volume:
     codes = "".join(_orientations.aff2axcodes(affine))
     if orientation is not None and orientation != codes:
         transform = _transform(affine, orientation)
-        affine = affine @ _orientations.inv_ornt_aff(transform, shape)
+        affine = affine @ _orientations.inv_ornt_aff(transform, array.shape)
         array = _orientations.apply_orientation(array, transform)
-    return Volume(np.ascontiguousarray(array), affine, path, codes)
+    return Volume(array, affine, path, codes)
 
 
 def _load(path: Path) -> Any:
     """Open a NIfTI file. It is decompressed to its end, because only there gzip notices damage."""
-    try:
+    with _reading(path):
         with _stream(path) as file:
             content = file.read()
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _damaged(path) from error
-    except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror or error})", where=path, remedy="check the file") from error
-    image_class = _image_class(path, content)
-    try:
+        _header(path, content)
+        return _image_class(path, content).from_bytes(content)
+
+
+def _header(path: Path, content: bytes) -> Any:
+    """The header of a file that begins with `content`."""
+    with _reading(path):
+        header_class = _image_class(path, content).header_class
         # Unchecked first, because nibabel's check replaces an unusable voxel size by 1 mm and says so only in its log.
-        raw = image_class.header_class.from_fileobj(io.BytesIO(content), check=False)
+        raw = header_class.from_fileobj(io.BytesIO(content), check=False)
         steps = np.asarray(raw["pixdim"][1:4], dtype=np.float64)
         if np.isfinite(steps).all() and (steps > 0).all():
-            return image_class.from_bytes(content)
-    except (nibabel.filebasedimages.ImageFileError, nibabel.wrapstruct.WrapStructError, EOFError) as error:
-        raise _damaged(path) from error
-    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
-        raise InputError(f"the NIfTI header is damaged ({error})", where=path, remedy="export it again") from error
+            return header_class.from_fileobj(io.BytesIO(content))
     raise InputError(
         f"the voxel size in the header is {steps.tolist()}", where=path, remedy="correct pixdim in the header"
     )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Turn what goes wrong while a NIfTI file is opened into one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path) from error
+    except (nibabel.filebasedimages.ImageFileError, nibabel.wrapstruct.WrapStructError) as error:
+        raise _damaged(path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror or error})", where=path, remedy="check the file") from error
+    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
+        raise InputError(f"the NIfTI header is damaged ({error})", where=path, remedy="export it again") from error
 
 
 def _stream(path: Path) -> gzip.GzipFile | io.BufferedReader:
@@ -392,15 +559,15 @@ def _damaged(path: Path) -> InputError:
     return InputError("the file is truncated or damaged", where=path, remedy="copy or export it again")
 
 
-def _affine(path: Path, image: Any) -> NDArray[np.float64]:
-    affine = np.asarray(image.affine, dtype=np.float64)
+def _affine(path: Path, stored: NDArray[Any], header: Any) -> NDArray[np.float64]:
+    affine = np.asarray(stored, dtype=np.float64)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
         raise InputError(
             "the affine in the header cannot be used (zero, NaN or collapsed axes)",
             where=path,
             remedy="correct sform and qform in the header",
         )
-    return np.asarray(np.diag([_units(image.header)] * 3 + [1.0]) @ affine)
+    return np.asarray(np.diag([_units(header)] * 3 + [1.0]) @ affine)
 
 
 def _units(header: Any) -> float:
