@@ -1,0 +1,13 @@
+from .cardiac import VENDORS as VENDORS
+from .cardiac import cardiac_mr as cardiac_mr
+from .cardiac import write_cardiac_mr as write_cardiac_mr
+from .chest import CHEST_SITES as CHEST_SITES
+from .chest import chest_xray as chest_xray
+from .chest import write_chest_xrays as write_chest_xrays
+from .head import SCANNERS as SCANNERS
+from .head import head_mr as head_mr
+from .head import write_head_mr as write_head_mr
+from .prostate import PROSTATE_SCANNERS as PROSTATE_SCANNERS
+from .prostate import prostate_mr as prostate_mr
+from .prostate import write_prostate_mr as write_prostate_mr
+from .scanner import ScannerModel as ScannerModel
