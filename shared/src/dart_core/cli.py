@@ -60,6 +60,11 @@ class _Given:
         return [f"{self.word}={self.values[0]}"] if len(self.values) == 1 else [self.word, *self.values]
 
 
+def say(line: str) -> None:
+    """One line for the person at the terminal: on stderr, so that it never mixes with a command's results."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def main(prog: str, commands: Commands, version: str, description: str, argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; `sys.exit(main(...))` is the whole entry point.
 

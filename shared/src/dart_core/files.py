@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import os
 import secrets
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 
 from dart_core.errors import OutputError
@@ -41,6 +43,15 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview | str) -
     """Write a whole file by `atomic_write`; text is written as UTF-8."""
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table with a header by `atomic_write`; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomic(path, text.getvalue())
 
 
 @contextlib.contextmanager

@@ -92,3 +92,25 @@ class OutputSettings:
     """Folder for the results; must be new or empty."""
     overwrite: bool = False
     """Replace what an earlier run of this command left in --out."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Score predictions against masks: surface Dice and Dice per scan, per pair of sites, and over pairs."""
+
+    output: OutputSettings
+    predictions: tuple[Path, ...]
+    """Folders that `predict` wrote."""
+    datalist: Path | None = None
+    """Datalist with the masks, where the one given to `predict` had none."""
+    tolerance: float = 1.0
+    """Tolerance of the surface Dice in mm."""
+    surface: Literal["3d", "2d"] = "3d"
+    """Surface Dice of the volume, or its mean over slices (for stacks with gaps)."""
+    grid: Literal["preprocessed", "file"] = "preprocessed"
+    """Score on the grid the network worked on (as the papers), where there is one, or on that of the image files."""
+    baseline: str = "none"
+    """Method that the others are compared with (Wilcoxon's signed-rank test, patient by patient)."""
+
+    def __post_init__(self) -> None:
+        at_least(0, tolerance=self.tolerance)
