@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dart_core import checkpoint
 from dart_core.checkpoint import (
     checkpoint_path,
     load_checkpoint,
@@ -349,3 +350,18 @@ def test_weights_from_cuda(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pt", {"network": module.state_dict()})
     assert torch.equal(load_weights(tmp_path / "w.safetensors")[0]["weight"], module.weight.cpu())
     assert load_checkpoint(tmp_path / "a.pt")["network"]["weight"].device.type == "cpu"
+
+
+def test_a_failed_write_holds_no_view_of_the_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Garbage collection of a buffer with a view on it crashes Python 3.12.1 and warns in 3.13."""
+    views: list[memoryview] = []
+
+    def fails(path: Path, data: memoryview) -> None:
+        views.append(data)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", fails)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(tmp_path / "a.pt", {"step": 1})
+    with pytest.raises(ValueError, match="released"):
+        views[0].tobytes()

@@ -66,7 +66,9 @@ def save_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> N
     """
     buffer = io.BytesIO()
     torch.save(_plain(state, ""), buffer)
-    write_atomic(path, buffer.getbuffer())
+    # Released here: a view that a traceback keeps alive until garbage collection crashes Python 3.12.1.
+    with buffer.getbuffer() as content:
+        write_atomic(path, content)
 
 
 def _damage(path: Path) -> str | None:

@@ -110,8 +110,8 @@ class ArrayCache:
 def _store(path: Path, array: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, array, allow_pickle=False)
-    content = buffer.getbuffer()
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+    # The view is released here even when the disk is full: see save_checkpoint.
+    with buffer.getbuffer() as content, atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(content)
         file.write(zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"))
 
