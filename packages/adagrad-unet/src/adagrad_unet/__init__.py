@@ -1,1 +1,6 @@
+"""2-D nnU-Net trained with AvaGrad for few epochs (Sheikh, Klasen and Schultz, DART 2022). Imports are lazy."""
+
+import lazy_loader as lazy
+
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

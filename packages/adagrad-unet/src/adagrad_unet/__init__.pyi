@@ -1,0 +1,3 @@
+from .avagrad import AvaGrad as AvaGrad
+
+__version__: str
