@@ -27,11 +27,11 @@ from lgg_multisite import PIXEL, convert
 
 from dart_core import metrics
 from dart_core.checkpoint import load_weights, save_weights
+from dart_core.evaluation import score
 from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 from dart_core.settings import RunSettings
 from fda_mri import DonorBank, fourier_transfer, random_donors, select_beta, select_pairs
-from fda_mri.evaluation import score
 from fda_mri.method import predict_slices, train_source
 from fda_mri.scans import Scan, load, select
 from fda_mri.settings import BETAS, Scans, Training

@@ -25,12 +25,11 @@ import yaml
 import fda_mri
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.data.datalist import Datalist, Row
+from dart_core.evaluation import score
 from dart_core.nets import ResidualUNet2d
 from fda_mri import DonorBank, fourier_transfer, multi_source_predict, random_donors, select_beta
-from fda_mri.adaptation import unique_names
 from fda_mri.baselines import CycleGANTransform, predict_transformed
 from fda_mri.cli import COMMANDS
-from fda_mri.evaluation import score
 from fda_mri.scans import Scan, load, select
 from fda_mri.settings import Scans
 
@@ -237,16 +236,6 @@ def test_too_few_donors_are_all_used(command: Command, trained: Any, datalist: P
     assert done.status == 0
     assert done.err.splitlines()[0].endswith("holds 3 scans; all of them are used instead of --n 5")
     assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 3
-
-
-def test_names_of_predictions_are_unique() -> None:
-    def names(*rows: tuple[str, str]) -> list[str]:
-        return unique_names([Row(Path(image), subject=subject) for image, subject in rows])
-
-    assert names(("a/x.nii.gz", "s1"), ("a/y.nii", "s2")) == ["x", "y"]
-    assert names(("a/t1.nii.gz", "s1"), ("b/t1.nii.gz", "s2")) == ["s1_t1", "s2_t1"]
-    assert names(("a/t1.nii.gz", ""), ("b/t1.nii.gz", "")) == ["000_t1", "001_t1"]
-    assert len(set(names(("a/t1.nii.gz", "s"), ("b/t1.nii.gz", "s"), ("c/z.nii", "s")))) == 3
 
 
 # adapt

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dart_core.evaluation import score
 from fda_mri import (
     DonorBank,
     circular_mask,
@@ -19,7 +20,6 @@ from fda_mri import (
     sr_sim,
 )
 from fda_mri.baselines import printed_table
-from fda_mri.evaluation import score
 from fda_mri.settings import BETAS, COUNTS, Transfer
 
 SHAPES = [(24, 30), (25, 31), (48, 56)]

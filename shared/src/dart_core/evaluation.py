@@ -342,7 +342,8 @@ def summarise(results: Sequence[Result], baseline: str = "none", ddof: int = 0) 
         for key, scans in groups.items()
     }
     rows = []
-    for (pair, method, structure), values in patients.items():
+    pairs = list(dict.fromkeys(pair for pair, _, _ in patients))
+    for (pair, method, structure), values in sorted(patients.items(), key=lambda item: pairs.index(item[0][0])):
         surface = _finite(values["surface_dice"].values())
         row: dict[str, Any] = {"source": pair[0], "target": pair[1], "method": method}
         if structure:
@@ -578,7 +579,12 @@ def evaluation_sections(
 
 def _table(report: Report, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]], caption: str) -> None:
     """A table of the columns that hold anything, so that there is no column of p where nothing is compared."""
-    filled = {title: key for title, key in columns.items() if any(row.get(key) is not None for row in rows)}
+    nothing = {"both_empty": (None, 0)}
+    filled = {
+        title: key
+        for title, key in columns.items()
+        if any(row.get(key) not in nothing.get(key, (None,)) for row in rows)
+    }
     report.table(list(filled), [[row.get(key) for key in filled.values()] for row in rows], caption)
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
-import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from dart_core.checkpoint import load_weights, read_metadata
+from dart_core.cli import say
 from dart_core.data.datalist import Row
+from dart_core.data.scans import unique_names
 from dart_core.data.slices import predict_slices
 from dart_core.errors import CheckpointError, InputError, SettingError
-from dart_core.files import write_atomic
+from dart_core.evaluation import PREDICTIONS, relative
+from dart_core.figures import Panel, comparison
+from dart_core.files import write_atomic, write_csv
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
@@ -29,17 +29,12 @@ from fda_mri import figures
 from fda_mri import settings as of
 from fda_mri.baselines import CycleGANTransform, predict_transformed
 from fda_mri.donors import DonorBank, random_donors
+from fda_mri.evaluation import COLUMNS
 from fda_mri.fourier import fourier_transfer
 from fda_mri.method import multi_source_predict
 from fda_mri.scans import Grid, Scan, load, select
 
 WEIGHTS = "model.safetensors"
-PREDICTIONS = "predictions.csv"
-
-
-def say(line: str) -> None:
-    """One line for the person at the terminal."""
-    print(line, file=sys.stderr, flush=True)
 
 
 # --- adapt -----------------------------------------------------------------------------------------------------------
@@ -80,7 +75,7 @@ def adapt(command: of.Adapt) -> None:
                 "spectra of source and target slice, the exchanged window, and the result",
             )
     if table:
-        _write_csv(out / "donors.csv", ("scan", "slice", "rank", "donor", "offset", "sr_sim"), table)
+        write_csv(out / "donors.csv", ("scan", "slice", "rank", "donor", "offset", "sr_sim"), table)
     write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
     report.section("Settings")
     report.settings(command)
@@ -150,19 +145,17 @@ def predict(command: of.Predict) -> None:
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     adaptation = Adaptation(network, transfer, donors, generator, command.batch_size)
     table: list[tuple[object, ...]] = []
-    panels: list[figures.Panel] = []
+    panels: list[Panel] = []
     for scan, name in _loaded(rows, scans, grid):
         probabilities = adaptation.probabilities(torch.from_numpy(scan.volume)).numpy()
         scan.write(out / f"{name}_mask.nii.gz", probabilities, threshold=0.5)
         if command.probabilities:
             scan.write(out / f"{name}_probability.nii.gz", probabilities)
         row = scan.row
-        truth = "" if row.mask is None else os.path.relpath(row.mask.resolve(), out.resolve())
-        image = os.path.relpath(row.image.resolve(), out.resolve())
         table.append(
             (
-                image,
-                truth,
+                relative(row.image, out),
+                "" if row.mask is None else relative(row.mask, out),
                 f"{name}_mask.nii.gz",
                 row.subject or name,
                 row.site,
@@ -175,14 +168,11 @@ def predict(command: of.Predict) -> None:
         if len(panels) < 6:
             z = scan.volume.shape[-1] // 2
             truth_slice = None if scan.mask is None else scan.mask[..., z]
-            panels.append(figures.Panel(name, scan.volume[..., z], truth_slice, probabilities[..., z] > 0.5))
-    columns = ("image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta")
-    _write_csv(out / PREDICTIONS, columns, table)
+            panels.append(Panel(name, scan.volume[..., z], truth_slice, probabilities[..., z] > 0.5))
+    write_csv(out / PREDICTIONS, COLUMNS, table)
     write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
     report = Report("Predictions", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
-    report.picture(
-        figures.comparison([("", panels)]), "Middle slices: prediction red, mask green", "slices with outlines"
-    )
+    report.picture(comparison([("", panels)]), "Middle slices: prediction red, mask green", "slices with outlines")
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
@@ -243,17 +233,6 @@ def _loaded(rows: Sequence[Row], scans: of.Scans, grid: Grid | None) -> Iterator
             yield scan, name
 
 
-def unique_names(rows: Sequence[Row]) -> list[str]:
-    """A file stem for each scan; scans of the same file name get their subject or a number in front."""
-    stems = [row.image.name.removesuffix(".gz").removesuffix(".nii") for row in rows]
-    if len(set(stems)) < len(stems):
-        subjects = [row.subject or f"{index:03d}" for index, row in enumerate(rows)]
-        stems = [f"{subject}_{stem}" for subject, stem in zip(subjects, stems, strict=True)]
-    if len(set(stems)) < len(stems):
-        stems = [f"{index:03d}_{stem}" for index, stem in enumerate(stems)]
-    return stems
-
-
 # --- what both need --------------------------------------------------------------------------------------------------
 
 
@@ -286,11 +265,3 @@ def _describe(transfer: of.Transfer) -> str:
         return {"none": "no adaptation", "cyclegan": "CycleGAN stand-in"}[transfer.mode]
     search = "random donors" if transfer.mode == "random" else f"{transfer.mode.upper()} donors"
     return f"{search}, n {transfer.n}, beta {transfer.beta:g}"
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomic(path, text.getvalue())

@@ -13,20 +13,22 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dart_core.checkpoint import save_weights
+from dart_core.cli import say
 from dart_core.data.datalist import Row, problems
+from dart_core.data.scans import open_datalist, unique_names
 from dart_core.data.slices import predict_slices
 from dart_core.errors import DartError, InputError, OutputError, SettingError
+from dart_core.evaluation import score
+from dart_core.figures import Panel, comparison, training_curves
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.run import Run
-from fda_mri import figures
 from fda_mri import settings as of
-from fda_mri.adaptation import WEIGHTS, load_network, say, unique_names
+from fda_mri.adaptation import WEIGHTS, load_network
 from fda_mri.baselines import CycleGANTransform, train_cyclegan
 from fda_mri.donors import DonorBank
-from fda_mri.evaluation import score
 from fda_mri.method import train_source
-from fda_mri.scans import Scan, load, open_datalist, select
+from fda_mri.scans import Scan, load, select
 
 # --- check-data ------------------------------------------------------------------------------------------------------
 
@@ -96,7 +98,13 @@ def train(command: of.Train) -> None:
             {"validation_scans": len(validation), **{f"validation_{name}": value for name, value in means.items()}}
         )
         report = Report("Source network", f"Site {_site(training)}, {len(training)} training scans", package="fda-mri")
-        _training_curves(report, run.out)
+        training_curves(
+            report,
+            run.out,
+            {"loss": "training batch", "validation_loss": "validation scans"},
+            "0.4 BCE + 0.6 Dice loss",
+            "Loss during training",
+        )
         report.table(
             ("validation scan", "surface Dice (1 mm)", "Dice"),
             [(scan.name, row["surface_dice"], row["dice"]) for scan, row in zip(validation, scores, strict=True)],
@@ -121,27 +129,16 @@ def _check_crop(scans: Sequence[Scan], command: of.Train) -> None:
             )
 
 
-def _training_curves(report: Report, out: Path) -> None:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    series = {}
-    for key, name in (("loss", "training batch"), ("validation_loss", "validation scans")):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            series[name] = tuple(np.array(points).T)
-    if series:
-        report.curves(series, "step", "0.4 BCE + 0.6 Dice loss", "Loss during training")
-
-
 def _overview(scan: Scan, network: nn.Module) -> Figure:
     z = scan.volume.shape[-1] // 2
     image = scan.volume[..., z]
     logits = predict_slices(network, torch.from_numpy(scan.volume[..., z : z + 1]))
     prediction = logits[..., 0].numpy() > 0
     panels = [
-        figures.Panel("scan", image),
-        figures.Panel("mask (green), prediction (red)", image, scan.truth[..., z], prediction),
+        Panel("scan", image),
+        Panel("mask (green), prediction (red)", image, scan.truth[..., z], prediction),
     ]
-    return figures.comparison([(scan.name, panels)])
+    return comparison([(scan.name, panels)])
 
 
 def _train_cyclegan(command: of.Train) -> None:
@@ -164,10 +161,8 @@ def _train_cyclegan(command: of.Train) -> None:
         transform = CycleGANTransform.load(run.out)
         image = target[0].volume[..., target[0].volume.shape[-1] // 2]
         translated = transform(torch.from_numpy(image[..., None]), ())[..., 0].numpy()
-        panels = [figures.Panel(command.target_site, image), figures.Panel(f"as {command.scans.site}", translated)]
-        report.picture(
-            figures.comparison([(target[0].name, panels)]), "Middle slice, translated", "slice before and after"
-        )
+        panels = [Panel(command.target_site, image), Panel(f"as {command.scans.site}", translated)]
+        report.picture(comparison([(target[0].name, panels)]), "Middle slice, translated", "slice before and after")
         report.section("Settings")
         report.settings(command)
         report.write(run.out / "report.html")
@@ -182,7 +177,9 @@ def bank(command: of.Bank) -> None:
     _check_file(command.out, ".safetensors", command.overwrite)
     scans = list(load(select(command.scans, "train"), command.scans))
     grid = scans[0].grid
-    donors = DonorBank.build([torch.from_numpy(scan.volume) for scan in scans], _names(scans))
+    donors = DonorBank.build(
+        [torch.from_numpy(scan.volume) for scan in scans], unique_names([scan.row for scan in scans])
+    )
     donors.metadata = {
         "site": _site(scans),
         "grid": json.dumps({"shape": grid.shape, "affine": grid.affine.tolist()}),
@@ -243,7 +240,3 @@ def export(command: of.Export) -> None:
 
 def _site(scans: Sequence[Scan]) -> str:
     return scans[0].row.site
-
-
-def _names(scans: Sequence[Scan]) -> list[str]:
-    return unique_names([scan.row for scan in scans])

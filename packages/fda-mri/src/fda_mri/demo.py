@@ -8,16 +8,19 @@ from pathlib import Path
 
 import torch
 
+from dart_core.cli import say
 from dart_core.data.phantoms import write_head_mr
 from dart_core.data.slices import predict_slices
+from dart_core.evaluation import score
+from dart_core.figures import Panel, comparison
 from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
-from dart_core.settings import RunSettings
+from dart_core.settings import OutputSettings, RunSettings
 from fda_mri import commands, figures
 from fda_mri import settings as of
-from fda_mri.adaptation import Adaptation, adapt, bank_grid, choose_donors, load_network, predict, say
+from fda_mri.adaptation import Adaptation, adapt, bank_grid, choose_donors, load_network, predict
 from fda_mri.donors import DonorBank
-from fda_mri.evaluation import evaluate, evaluation_sections, score, score_predictions
+from fda_mri.evaluation import evaluate, evaluation_sections, score_predictions
 from fda_mri.fourier import fourier_transfer
 from fda_mri.scans import load, select
 from fda_mri.tuning import TUNING, tune_beta, tuning_section
@@ -53,7 +56,7 @@ def demo(command: of.Demo) -> None:
     tune_beta(
         of.TuneBeta(
             target,
-            of.Output(tuning),
+            OutputSettings(tuning),
             model,
             bank,
             transfer,
@@ -73,11 +76,11 @@ def demo(command: of.Demo) -> None:
     }
     for name, settings in runs.items():
         needed = None if name == "none" else bank
-        output = of.Output(out / f"predict-{name}")
+        output = OutputSettings(out / f"predict-{name}")
         predict(of.Predict(target, output, model, needed, settings, role="test", device="cpu"))
-    adapt(of.Adapt(target, of.Output(out / "adapted"), bank, runs["3d"], role="test"))
+    adapt(of.Adapt(target, OutputSettings(out / "adapted"), bank, runs["3d"], role="test"))
     evaluation = of.Evaluate(
-        of.Output(out / "evaluation"), tuple(out / f"predict-{name}" for name in runs), tolerance=3.0
+        OutputSettings(out / "evaluation"), tuple(out / f"predict-{name}" for name in runs), tolerance=3.0
     )
     evaluate(evaluation)
     _report(command, model, bank, target, runs["3d"], evaluation, tuned, time.monotonic() - started)
@@ -131,13 +134,13 @@ def _report(
     }
     truth = scan.truth[..., z]
     panels = [
-        figures.Panel(f"source {SOURCE}", best[..., z].numpy()),
-        figures.Panel(f"target {TARGET}", scan.volume[..., z], truth),
-        figures.Panel(f"no adaptation\n{values['plain']:.2f}", scan.volume[..., z], truth, plain[..., z] > 0.5),
-        figures.Panel(f"adapted\n{values['adapted']:.2f}", adapted, truth, probabilities[..., z] > 0.5),
+        Panel(f"source {SOURCE}", best[..., z].numpy()),
+        Panel(f"target {TARGET}", scan.volume[..., z], truth),
+        Panel(f"no adaptation\n{values['plain']:.2f}", scan.volume[..., z], truth, plain[..., z] > 0.5),
+        Panel(f"adapted\n{values['adapted']:.2f}", adapted, truth, probabilities[..., z] > 0.5),
     ]
     report.picture(
-        figures.comparison([(scan.row.subject, panels)]),
+        comparison([(scan.row.subject, panels)]),
         f"Mask green, prediction red, surface Dice of the scan at {evaluation.tolerance:g} mm (after Fig. 3 of the paper)",
         "source slice, target slice, segmentation without and with adaptation",
     )

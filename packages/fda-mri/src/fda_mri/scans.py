@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from dart_core.data.catalog import cc359
-from dart_core.data.datalist import Datalist, Row
+from dart_core.data.datalist import Row
+from dart_core.data.scans import open_datalist
 from dart_core.data.volumes import Volume, read_mask, read_volume, resample_to, scale_percentile, write_volume
 from dart_core.errors import InputError
 from fda_mri import settings as of
@@ -92,13 +92,6 @@ class Scan:
         if threshold is None:
             return write_volume(path, volume.array, self.file, np.float32)
         return write_volume(path, volume.array > threshold, self.file, np.uint8)
-
-
-def open_datalist(path: Path) -> Datalist:
-    """Read a datalist file, a Decathlon or nnU-Net folder, or CC359 as its owners publish it."""
-    if path.is_dir() and not (path / "dataset.json").is_file():
-        return cc359.index(path)
-    return Datalist.read(path)
 
 
 def select(scans: of.Scans, role: Role = "all") -> list[Row]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import RunSettings
+from dart_core.settings import OutputSettings, RunSettings, at_least
 
 BETAS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03)
 """The effective grid of the authors' notebook (specification 2.6, item 2)."""
@@ -17,13 +16,6 @@ COUNTS = (1, 3, 5, 7, 11, 15)
 """Donor counts of the authors' study of n (specification 2.6, item 6)."""
 
 Mode = Literal["3d", "2.5d", "2d", "random", "none", "cyclegan"]
-
-
-def at_least(low: float, **values: float) -> None:
-    """Raise a SettingError for the first flag that is under `low` or no number."""
-    for name, value in values.items():
-        if not value >= low or math.isinf(value):
-            raise SettingError(f"--{name.replace('_', '-')} is {value}", remedy=f"give at least {low}")
 
 
 @dataclass(frozen=True)
@@ -128,16 +120,6 @@ class CycleGAN:
         at_least(0, gan_learning_rate=self.gan_learning_rate)
 
 
-@dataclass(frozen=True)
-class Output:
-    """Where results go."""
-
-    out: Path
-    """Folder for the results; must be new or empty."""
-    overwrite: bool = False
-    """Replace what an earlier run of this command left in --out."""
-
-
 # --- The commands ----------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +174,7 @@ class Adapt:
     """Write target scans with the source's low frequencies, one NIfTI file per scan and donor rank."""
 
     scans: Scans
-    output: Output
+    output: OutputSettings
     bank: Path | None = None
     """Donor bank of the source site."""
     transfer: Transfer = field(default_factory=Transfer)
@@ -207,7 +189,7 @@ class Predict:
     """Segment target scans with the frozen source network, adapted to it slice by slice."""
 
     scans: Scans
-    output: Output
+    output: OutputSettings
     model: Path
     """Run folder of `train`, or its model.safetensors."""
     bank: Path | None = None
@@ -230,7 +212,7 @@ class TuneBeta:
     """Choose beta on the labelled validation scans of a target site (paper section 4.3)."""
 
     scans: Scans
-    output: Output
+    output: OutputSettings
     model: Path
     """Run folder of `train`, or its model.safetensors."""
     bank: Path
@@ -264,7 +246,7 @@ class TuneBeta:
 class Evaluate:
     """Score predictions against masks: surface Dice and Dice per scan, per pair, and the transfer matrix."""
 
-    output: Output
+    output: OutputSettings
     predictions: tuple[Path, ...]
     """Folders that `predict` wrote."""
     datalist: Path | None = None

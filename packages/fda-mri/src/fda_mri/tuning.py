@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.errors import InputError
+from dart_core.evaluation import score
 from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from fda_mri import settings as of
-from fda_mri.adaptation import check_all, choose_donors, load_network, open_bank, say
+from fda_mri.adaptation import check_all, choose_donors, load_network, open_bank
 from fda_mri.donors import DonorBank
-from fda_mri.evaluation import score
 from fda_mri.method import multi_source_predict, predict_per_donor, select_beta
 from fda_mri.scans import Grid, Scan, load, select
 
