@@ -13,7 +13,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -161,6 +161,31 @@ class Datalist(Sequence[Row]):
             )
         return Datalist(rows, self.source)
 
+    def with_splits(self, splits: Mapping[str, Mapping[str, Iterable[str]]]) -> Datalist:
+        """Give every row the split that a table says; the rows' own splits, and those of rows that it lacks, go.
+
+        Args:
+            splits: site -> split -> subjects, as the `published_split` functions of `dart_core.data.catalog` give it.
+
+        Raises:
+            InputError: an unknown split, or a table that has none of the rows.
+        """
+        split_of = {
+            (site, subject): split
+            for site, parts in splits.items()
+            for split, subjects in parts.items()
+            for subject in subjects
+        }
+        unknown = sorted(set(split_of.values()) - set(SPLITS))
+        if unknown:
+            raise InputError(f"unknown split {unknown[0]!r}", where=self.source, remedy="use train, val or test")
+        rows = tuple(replace(row, split=split_of.get((row.site, row.subject), "")) for row in self.rows)
+        if not any(row.split for row in rows):
+            raise InputError(
+                "none of its subjects is in this split", where=self.source, remedy="use a split made for these scans"
+            )
+        return Datalist(rows, self.source)
+
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write as CSV with paths relative to it; the file appears whole or not at all.
 
@@ -266,13 +291,15 @@ def _combinations(datalist: Datalist) -> str:
 def _check_rows(path: Path, rows: Sequence[Row]) -> None:
     if not rows:
         raise InputError("the datalist has no rows", where=path, remedy="add one row per image below the header")
-    first_of_image: dict[str, Row] = {}
+    first_of_image: dict[tuple[str, str], Row] = {}
     first_of_subject: dict[str, Row] = {}
     for row in rows:
-        earlier = first_of_image.setdefault(os.path.abspath(row.image), row)
+        frame = row.labels.get("frame", "")  # a 4-D file may be there once for each of its frames
+        earlier = first_of_image.setdefault((os.path.abspath(row.image), frame), row)
         if earlier is not row:
+            named = f"frame {frame} of the image {row.image.name}" if frame else f"the image {row.image.name}"
             raise InputError(
-                f"the image {row.image.name} is already in row {earlier.line}",
+                f"{named} is already in row {earlier.line}",
                 where=row.where("image"),
                 remedy="remove one of the two rows",
             )

@@ -7,13 +7,13 @@ registered users; nothing here downloads it.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
+from dart_core.data.catalog._tables import Splits, collect, published_table, read_rows
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError
 
@@ -96,6 +96,15 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
     return [*lines, f"CC359: {ORIGIN}"] if lines else []
 
 
+def published_split() -> Splits:
+    """The split that the code of AIVA (Goodman et al., DART 2022) publishes: 45 / 5 / 10 scans of each domain (ph15: 9).
+
+    Returns:
+        site -> "train", "val", "test" -> subjects (CC0136) in the published order.
+    """
+    return collect([(SITES[int(row["site"])], row["split"], row["id"]) for row in published_table("aiva_splits_cc359")])
+
+
 def _folders(root: Path) -> tuple[Path, Path]:
     for parent in _PARENTS:
         for images, masks in _LAYOUTS:
@@ -149,21 +158,12 @@ def _row(image: Path, masks: Path) -> Row:
 
 def _read_meta(path: Path) -> list[Row]:
     columns = ("id", "MRI", "brain_mask", "fold", "tomograph_model", "tesla_value", "x", "y", "z")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            entries = [(reader.line_num, entry) for entry in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot be read ({error})", where=path, remedy="save it as plain UTF-8 CSV") from error
-    for column in columns:
-        if column not in (reader.fieldnames or ()):
-            raise InputError(f"no column {column!r}", where=path, remedy=f"the columns are {', '.join(columns)}")
-    return [_meta_row(path, line, entry) for line, entry in entries]
+    return [_meta_row(path, line, entry) for line, entry in read_rows(path, columns)]
 
 
-def _meta_row(path: Path, line: int, entry: Mapping[str, str | None]) -> Row:
+def _meta_row(path: Path, line: int, entry: Mapping[str, str]) -> Row:
     def cell(column: str) -> str:
-        value = (entry[column] or "").strip()
+        value = entry[column]
         if not value:
             raise InputError("the cell is empty", where=f"{path}, row {line}, column {column}", remedy="fill it in")
         return value

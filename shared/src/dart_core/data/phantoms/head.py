@@ -210,5 +210,3 @@ def _surroundings(
         (inside(cavity, voxel), {"fluid": 1.0}),
         (inside(cord, voxel) * inside(-70 - z, voxel), {"white": 0.8, "grey": 0.2}),
     ]
-
-

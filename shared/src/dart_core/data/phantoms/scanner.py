@@ -87,6 +87,7 @@ def scan(
     reference: str,
     grain: tuple[float, float] = (0.03, 12),
     sensitivity: Field | None = None,
+    noise_rng: np.random.Generator | None = None,
 ) -> Field:
     """Turn tissues into an image: contrast and gamma, blur, bias field, Rician noise, gain.
 
@@ -98,6 +99,7 @@ def scan(
         reference: the tissue that the noise is relative to.
         grain: strength and wavelength (mm) of the texture that all tissues have.
         sensitivity: (H, W, Z) of a further coil; multiplies the signal before the noise.
+        noise_rng: draws the noise instead of `rng`: for frames that differ in noise alone.
     """
     from scipy import ndimage
 
@@ -114,7 +116,7 @@ def scan(
     if sensitivity is not None:
         signal *= sensitivity
     deviation = scanner.noise * scanner.contrasts[reference] ** scanner.gamma
-    noise = deviation * rng.standard_normal((2, *shape), dtype=np.float32)
+    noise = deviation * (noise_rng or rng).standard_normal((2, *shape), dtype=np.float32)
     gain = scanner.gain * math.exp(rng.normal(0, 0.1))
     return np.asarray(gain * np.hypot(signal + noise[0], noise[1]), dtype=np.float32)
 

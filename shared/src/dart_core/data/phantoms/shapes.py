@@ -13,9 +13,7 @@ Field: TypeAlias = NDArray[np.floating[Any]]
 Layer: TypeAlias = tuple[Field, Mapping[str, Field | float]]
 
 
-def grid_axes(
-    shape: Sequence[int], spacing: Sequence[float], centre: Sequence[float] = (0.0, 0.0, 0.0)
-) -> list[Field]:
+def grid_axes(shape: Sequence[int], spacing: Sequence[float], centre: Sequence[float] = (0.0, 0.0, 0.0)) -> list[Field]:
     """Positions in mm of the voxels along each axis of a grid around `centre`."""
     return [
         np.asarray((np.arange(n) - (n - 1) / 2) * step + middle, dtype=np.float32)

@@ -1,0 +1,153 @@
+"""CheXpert: 224,316 chest radiographs of 65,240 patients with 14 observations mined from reports.
+
+Irvin J. et al., "CheXpert: a large chest radiograph dataset with uncertainty labels and expert comparison", AAAI 2019,
+doi:10.1609/aaai.v33i01.3301590. The owners give it to registered users; nothing here downloads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from dart_core.data.catalog._tables import read_rows
+from dart_core.data.datalist import Datalist, Row
+from dart_core.errors import InputError, SettingError
+
+LABELS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+"""The 14 observations in the order of the owners' tables."""
+
+ORIGIN = (
+    "registered users download it (CheXpert-v1.0-small) from https://stanfordmlgroup.github.io/competitions/chexpert/;"
+    " cite Irvin et al., AAAI 2019"
+)
+
+Policy = Literal["ones", "zeros", "keep"]
+
+_TABLES = {"train.csv": "train", "valid.csv": "val"}
+_FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+_PATIENT = re.compile(r"patient\d+")
+_CELLS = {"": "0", "0": "0", "0.0": "0", "1": "1", "1.0": "1", "-1": "-1", "-1.0": "-1"}
+
+
+def index(root: str | os.PathLike[str], policy: Policy = "ones") -> Datalist:
+    """List the pictures that are there, in the order of the tables.
+
+    Layout: train.csv and valid.csv beside the folders train/ and valid/. An observation that the report does not
+    mention (an empty cell) counts as absent.
+
+    Args:
+        root: the folder CheXpert-v1.0-small, or the one that holds it.
+        policy: what an uncertain observation (-1) becomes: "ones" 1, "zeros" 0; "keep" leaves -1, for a method that
+            draws a value each time.
+
+    Returns:
+        rows with image, subject (patient00001), site "chexpert", split (train.csv: train, valid.csv: val) and labels: one
+        of LABELS each "0" or "1" (or "-1"), and view (AP, PA, ...), sex and age where the table gives them.
+
+    Raises:
+        InputError: another folder, a table that does not fit, no picture.
+        SettingError: an unknown policy.
+    """
+    if policy not in ("ones", "zeros", "keep"):
+        raise SettingError(f"no policy {policy!r} for uncertain labels", remedy="choose ones, zeros or keep")
+    folder = _folder(Path(root))
+    rows = tuple(row for row in _rows(folder, policy) if row.image.is_file())
+    if not rows:
+        raise InputError(
+            "none of the pictures in the tables is there", where=folder, remedy=f"check the path; {ORIGIN}"
+        )
+    return Datalist(rows, folder)
+
+
+def report_missing(root: str | os.PathLike[str]) -> list[str]:
+    """Say how many pictures of each table are missing, and where they come from; empty when all are there.
+
+    Raises:
+        InputError: another folder, or a table that does not fit.
+    """
+    folder = _folder(Path(root))
+    rows = list(_rows(folder, "ones"))
+    lines = []
+    for table, split in _TABLES.items():
+        if not (folder / table).is_file():
+            lines.append(f"{table} is missing")
+            continue
+        listed = [row.image for row in rows if row.split == split]
+        missing = [image for image in listed if not image.is_file()]
+        if missing:
+            first = missing[0].relative_to(folder).as_posix()
+            lines.append(f"{table}: {len(missing)} of {len(listed)} pictures are missing, the first is {first}")
+    return [*lines, f"CheXpert: {ORIGIN}"] if lines else []
+
+
+def _folder(root: Path) -> Path:
+    if not root.is_dir():
+        raise InputError("the folder of CheXpert is missing", where=root, remedy=f"check the path; {ORIGIN}")
+    for name in _FOLDERS:
+        if any((root / name / table).is_file() for table in _TABLES):
+            return root / name
+    raise InputError(
+        "this is not a CheXpert folder (neither train.csv nor valid.csv)",
+        where=root,
+        remedy=f"give the folder that holds them; {ORIGIN}",
+    )
+
+
+def _rows(folder: Path, policy: Policy) -> Iterator[Row]:
+    for table, split in _TABLES.items():
+        path = folder / table
+        if not path.is_file():
+            continue
+        for line, entry in read_rows(path, ("Path", *LABELS)):
+            # Paths begin with the name of the owners' folder, whatever it is called here.
+            parts = Path(entry["Path"]).parts[1:]
+            patient = next((part for part in parts if _PATIENT.fullmatch(part)), None)
+            if patient is None:
+                raise InputError(
+                    f"the path {entry['Path']!r} names no patient",
+                    where=f"{path}, row {line}, column Path",
+                    remedy="paths are like CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg",
+                )
+            labels = {name: _label(path, line, name, entry[name], policy) for name in LABELS}
+            about = {
+                "view": entry.get("AP/PA") or entry.get("Frontal/Lateral", ""),
+                "sex": entry.get("Sex", ""),
+                "age": entry.get("Age", ""),
+            }
+            labels |= {name: value for name, value in about.items() if value}
+            yield Row(
+                folder.joinpath(*parts),
+                subject=patient,
+                site="chexpert",
+                split=split,
+                labels=labels,
+                line=line,
+                source=path,
+            )
+
+
+def _label(path: Path, line: int, column: str, text: str, policy: Policy) -> str:
+    if text not in _CELLS:
+        raise InputError(
+            f"{text!r} is no label", where=f"{path}, row {line}, column {column}", remedy="cells are 1, 0, -1 or empty"
+        )
+    value = _CELLS[text]
+    return {"ones": "1", "zeros": "0", "keep": "-1"}[policy] if value == "-1" else value
