@@ -1,0 +1,3 @@
+from . import intensity as intensity
+from . import nnunet as nnunet
+from . import spatial as spatial
