@@ -1,0 +1,222 @@
+"""The command `evaluate` for segmentation: target, forgetting on the source, spread over seeds (paper Tables 2 to 4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dart_core import figures
+from dart_core.data.catalog import cc359
+from dart_core.data.volumes import read_mask, read_volume
+from dart_core.errors import InputError
+from dart_core.evaluation import Result, evaluate_command, score_folders
+from dart_core.files import write_csv
+from dart_core.report import Report
+from dart_core.run import METRICS
+from mmtl_octl import settings as of
+from mmtl_octl.models import JOINT, Model
+from mmtl_octl.reports import PACKAGE, features_section
+from mmtl_octl.tables import Cell, Entry, amount_text, per_cent, printed_rows, seed_table
+
+TABLES = "tables.csv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The predictions of one network on one site."""
+
+    model: Model
+    site: str
+    results: Sequence[Result]
+
+    @property
+    def forgetting(self) -> bool:
+        """The site is one that the network's source training saw."""
+        return self.site in self.model.source
+
+    def entry(self, metric: str) -> Entry:
+        """Its mean over patients, for the tables."""
+        model = self.model
+        values = np.array([getattr(result, metric) for result in self.results])
+        finite = values[np.isfinite(values)]
+        return Entry(
+            _method(model),
+            model.optimizer,
+            model.seed,
+            (model.source_site, model.target or self.site),
+            (model.patients, model.interval),
+            model.slices,
+            float(finite.mean()) if len(finite) else float("nan"),
+        )
+
+
+def evaluate(command: of.Evaluate) -> None:
+    """Score the predictions of one or more networks and write the tables."""
+    scored = [_score(folder, command) for folder in command.predictions]
+    metric = "dice" if all(s.model.preprocessing == "prostate" for s in scored) else "surface_dice"
+    results = [result for one in _labelled(scored) for result in one.results]
+    tables = {
+        "target": seed_table(s.entry(metric) for s in scored if not s.forgetting),
+        "source": seed_table(s.entry(metric) for s in scored if s.forgetting),
+    }
+
+    def sections(report: Report, results: Sequence[Result]) -> None:
+        _table_sections(report, tables, metric, command)
+        report.section("Examples")
+        report.picture(
+            examples_figure(results),
+            "The middle slice of two scans: mask green, prediction red (after Fig. 2 of the paper)",
+            "two scans with the outlines of every method",
+        )
+        _printed_section(report, scored)
+        if command.features:
+            features_section(report, {folder.name: folder for folder in command.features})
+
+    evaluate_command(
+        results, command.output, command, PACKAGE, tolerance=command.tolerance, surface=command.surface,
+        baseline=command.baseline, ddof=1, sections=sections,
+    )  # fmt: skip
+    columns = ("tested_on", *(field.name for field in dataclasses.fields(Cell)), "metric")
+    rows = [
+        (name, *(_plain(value) for value in dataclasses.astuple(cell)), metric)
+        for name, cells in tables.items()
+        for cell in cells
+    ]
+    write_csv(command.output.out / TABLES, columns, rows)
+
+
+def _plain(value: object) -> object:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _score(folder: Path, command: of.Evaluate) -> Scored:
+    results = score_folders(
+        [folder], command.datalist, command.tolerance, command.surface, command=PACKAGE, grid=command.grid
+    )
+    file = folder / METRICS
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return Scored(Model(**content["model"]), str(content["site"]), results)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"does not say which network made the predictions ({error})",
+            where=file,
+            remedy=f"run `{PACKAGE} predict` again",
+        ) from error
+
+
+def _method(model: Model) -> str:
+    return "none" if model.method == "source" else model.method
+
+
+def _labelled(scored: Sequence[Scored]) -> list[Scored]:
+    """The same with names that tell optimisers and amounts of data apart, where there are several."""
+    optimizers = {s.model.optimizer for s in scored}
+    amounts = {(s.model.patients, s.model.interval) for s in scored if s.model.patients and s.model.method != "target"}
+
+    def label(model: Model) -> str:
+        words = [_method(model)]
+        words += [model.optimizer] if len(optimizers) > 1 else []
+        if len(amounts) > 1 and model.patients:
+            words.append(amount_text((model.patients, model.interval)))
+        return " ".join(words)
+
+    named = []
+    for s in scored:
+        # A network without a source is compared with those from every source on the same target.
+        results = [dataclasses.replace(r, method=label(s.model)) for r in s.results]
+        named.append(dataclasses.replace(s, results=results))
+    return named
+
+
+def _table_sections(report: Report, tables: dict[str, list[Cell]], metric: str, command: of.Evaluate) -> None:
+    what = "Dice" if metric == "dice" else f"surface Dice at {command.tolerance:g} mm"
+    titles = {"target": "Methods", "source": "Forgetting"}
+    texts = {
+        "target": f"{what} in per cent on the target site: mean over pairs for each seed, then mean ± sample standard "
+        "deviation over seeds (where there are several).",
+        "source": f"{what} in per cent of the fine-tuned networks on their own source site (as Table 3 of the paper).",
+    }
+    for name, cells in tables.items():
+        if not cells:
+            continue
+        report.section(titles[name])
+        for optimizer in dict.fromkeys(cell.optimizer for cell in cells):
+            chosen = [cell for cell in cells if cell.optimizer == optimizer]
+            _pivot(report, chosen, f"{optimizer}: {texts[name]}")
+        if not all(cell.complete for cell in cells):
+            report.text("Not every seed has every pair: some means are over fewer pairs than others.")
+
+
+def _pivot(report: Report, cells: Sequence[Cell], caption: str) -> None:
+    """Methods in rows, amounts of target data in columns."""
+    amounts = sorted({cell.amount for cell in cells}, key=lambda amount: (amount[0], -amount[1]))
+    slices = {a: np.mean([cell.slices for cell in cells if cell.amount == a]) for a in amounts}
+    heads = [f"{amount_text(a)} ({slices[a]:.0f} slices)" if a[0] else "no target data" for a in amounts]
+    rows: list[tuple[str | int, ...]] = []
+    for method in dict.fromkeys(cell.method for cell in cells):
+        found = {cell.amount: cell for cell in cells if cell.method == method}
+        texts = [per_cent(found[a].mean, found[a].std) if a in found else "" for a in amounts]
+        rows.append((method, *texts, max(c.pairs for c in found.values()), max(c.seeds for c in found.values())))
+    report.table(("method", *heads, "pairs", "seeds"), rows, caption)
+
+
+def _printed_section(report: Report, scored: Sequence[Scored]) -> None:
+    """The paper's own numbers, where the data are the paper's."""
+    shown = printed_for(scored)
+    if not shown:
+        return
+    report.section("Printed in the paper")
+    report.text(
+        "Numbers printed in the paper (Goodman et al. 2022), in per cent. Its MMTL was most likely run with a fault in the "
+        "sampler (one of the two patients that it took for the target's was a source patient), so that a correct MMTL may "
+        "differ at all amounts but two patients."
+    )
+    for name, caption in shown.items():
+        columns, rows = printed_rows(name)
+        report.table(columns, rows, caption)
+
+
+def printed_for(scored: Sequence[Scored]) -> dict[str, str]:
+    """Names and captions of the printed tables that belong to the data."""
+    sites = {site for s in scored for site in (*s.model.source, s.site)}
+    patients = [result.scan for s in scored for result in s.results]
+    if sites <= set(cc359.SITES) and all(name.startswith("CC") for name in patients):
+        return {
+            "table2": "Table 2: surface Dice at 1 mm on CC359 by number of target slices",
+            "table3": "Table 3: the same on the source site",
+            "text_numbers": "From the text",
+        }
+    if all(s.model.preprocessing == "prostate" for s in scored) and len(sites) == 6:
+        return {"table4": "Table 4: Dice on the prostate collection by number of target slices"}
+    return {}
+
+
+def examples_figure(results: Sequence[Result]) -> Figure:
+    """Fig. 2 of the paper: two scans, one panel per method, the middle slice of the mask."""
+    methods = list(dict.fromkeys(r.method for r in results))
+    targets = [r for r in results if r.pair[1] not in r.pair[0].split(JOINT)] or list(results)
+    scans = list(dict.fromkeys((r.pair, r.scan) for r in targets))[:2]
+    rows = []
+    for pair, name in scans:
+        found = {r.method: r for r in reversed(results) if (r.pair, r.scan) == (pair, name)}
+        first = next(iter(found.values()))
+        volume = read_volume(first.image)
+        truth = read_mask(first.mask, volume)
+        filled = np.flatnonzero(truth.any((0, 1)))
+        z = int(filled[len(filled) // 2]) if len(filled) else truth.shape[-1] // 2
+        image = volume.array[..., z]
+        low, high = np.percentile(image, (1, 99))
+        shown = np.clip((image - low) / max(high - low, 1e-9), 0, 1)
+        panels = [
+            figures.Panel(f"{method}\n{found[method].dice:.2f}", shown, truth[..., z],
+                          read_mask(found[method].prediction, volume)[..., z])
+            for method in methods if method in found
+        ]  # fmt: skip
+        rows.append((f"{pair[0]} → {pair[1]}\n{name}", panels))
+    return figures.comparison(rows)

@@ -1,0 +1,300 @@
+"""The commands for segmentation: read and check everything, then claim the output folder, then work and write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dart_core import figures, metrics
+from dart_core.cli import say
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.scans import Scan, check_scans, load_scans, open_datalist, require_subjects, rows_of
+from dart_core.errors import InputError, SettingError
+from dart_core.evaluation import score
+from dart_core.report import Report
+from dart_core.run import Run
+from mmtl_octl import features as of_features
+from mmtl_octl import settings as of
+from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, train_source
+from mmtl_octl.models import HISTORY, Model, build, check_settings, load_model, save_model, spacing_of
+from mmtl_octl.octl import save_history
+from mmtl_octl.pools import Pool, first_patients, make_pool, patch_size_of, training_batches
+from mmtl_octl.prediction import segment
+from mmtl_octl.reports import PACKAGE, amount, features_section, panel, policy_section, schedule_section
+
+# --- check-data ------------------------------------------------------------------------------------------------------
+
+
+def check_data(command: of.CheckData) -> int:
+    """Print every problem of a datalist; 0 if there is none, else 2."""
+    datalist = open_datalist(command.scans.datalist)
+    found = check_scans(datalist, command.scans, command.require_mask)
+    for line in found:
+        print(line)
+    for site in datalist.sites:
+        splits = [row.split or "no split" for row in datalist if row.site == site]
+        counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
+        print(f"site {site}: {counts}")
+    print(f"{len(datalist)} scans: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
+    return 2 if found else 0
+
+
+# --- pretrain --------------------------------------------------------------------------------------------------------
+
+
+def pretrain(command: of.Pretrain) -> None:
+    """Train a source network; write its weights and its optimiser's history."""
+    datalist, scans = open_datalist(command.scans.datalist), command.scans
+    sources = _source_sites(command, datalist)
+    rows = [row for site in sources for row in _training_rows(datalist, site, least=2)]
+    validation_rows = rows_of(datalist, sources, "val") if "val" in datalist.splits else []
+    training = _resolved(command.training, "sgd", 1e-3)
+    command = dataclasses.replace(command, training=training)
+    pool = make_pool(load_scans(rows, scans, need_mask=True), scans, command.run.seed)
+    validation = load_scans(validation_rows, scans, need_mask=True)
+    batches = training_batches(None, pool, training, scans, command.run.seed, "target")
+    model = _model(command, training, source=list(sources))
+    with Run(command.run, command) as run:
+        network = build(model)
+        optimizer = train_source(run, network, batches, SEGMENTATION, training)
+        if not run.is_main:
+            return
+        save_history(optimizer, network, run.out / HISTORY)
+        save_model(run.out, network, model)
+        report = Report("Source network", f"Sites {', '.join(sources)}; {amount(pool)}", package=PACKAGE)
+        _finish(run, report, command, network, validation, {"patients": len(pool.patients), "slices": pool.size})
+    say(f"network and history: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _source_sites(command: of.Pretrain, datalist: Datalist) -> tuple[str, ...]:
+    if command.source:
+        if command.target in command.source:
+            raise SettingError(f"{command.target} is both source and target", remedy="leave it out of --source")
+        return tuple(dict.fromkeys(command.source))
+    if not command.target:
+        if len(datalist.sites) > 1:
+            raise SettingError(
+                f"{command.scans.datalist} holds {len(datalist.sites)} sites",
+                remedy=f"name the source: --source {datalist.sites[0]}; or the one to leave out: --target",
+            )
+        return datalist.sites
+    datalist.select(site=command.target)  # a misspelt site must not leave all sites as sources
+    others = tuple(site for site in datalist.sites if site != command.target)
+    if not others:
+        raise InputError(f"holds no site but {command.target}", where=datalist.source, remedy="add a source site")
+    return others
+
+
+def _training_rows(datalist: Datalist, site: str, least: int = 1) -> list[Row]:
+    rows = rows_of(datalist, [site], "train")
+    require_subjects(rows, least, f"site {site}, split train")
+    return rows
+
+
+def _resolved(training: of.Training, optimizer: of.OptimizerName, rate: float) -> of.Training:
+    """The recipe with nothing left open, as config.yaml records it."""
+    return dataclasses.replace(
+        training,
+        optimizer=training.optimizer or optimizer,
+        learning_rate=rate if training.learning_rate is None else training.learning_rate,
+    )
+
+
+def _model(command: of.Pretrain | of.Adapt, training: of.Training, **known: Any) -> Model:
+    return Model(
+        network="ResidualUNet2d",
+        width=training.width,
+        channels=command.scans.channels,
+        preprocessing=command.scans.preprocessing,
+        spacing=spacing_of(command.scans),
+        optimizer=training.optimizer or "",
+        seed=command.run.seed,
+        **known,
+    )
+
+
+# --- adapt -----------------------------------------------------------------------------------------------------------
+
+
+def adapt(command: of.Adapt) -> None:
+    """Fine-tune a source network on a target site."""
+    settings, scans = command.adaptation, command.scans
+    source_model, history = _source_model(command)
+    default: Any = source_model[1].optimizer if source_model is not None else "sgd"
+    rate = 1e-4 if scans.preprocessing == "prostate" and settings.method != "target" else 1e-3
+    training = _resolved(command.training, default, rate)
+    if source_model is not None:
+        training = dataclasses.replace(training, width=source_model[1].width)
+    _check_options(settings, training, command.features)
+    command = dataclasses.replace(command, training=training)
+    datalist = open_datalist(scans.datalist)
+    if source_model is not None and settings.method == "none":
+        _keep_source(command, datalist, *source_model)
+        return
+    rows = first_patients(_training_rows(datalist, command.target), _patients(settings))
+    validation_rows = rows_of(datalist, [command.target], "val") if "val" in datalist.splits else []
+    if settings.keep == "best" and not validation_rows:
+        raise SettingError("--keep best needs validation scans", remedy="add rows with split val, or --keep last")
+    test_rows = rows_of(datalist, [command.target], "test") if command.features else []
+    target = make_pool(load_scans(rows, scans, need_mask=True), scans, command.run.seed, settings.interval)
+    source = _source_pool(command, source_model)
+    validation, tests = (load_scans(chosen, scans, need_mask=True) for chosen in (validation_rows, test_rows))
+    seed, mixed = command.run.seed, settings.method == "mmtl"
+    batches = training_batches(
+        source if mixed else None, target, training, scans, seed, settings.schedule if mixed else "target",
+        settings.keep_source and mixed,
+    )  # fmt: skip
+    model = _model(
+        command, training, source=source_model[1].source if source_model is not None else [], target=command.target,
+        method=settings.name, patients=len(target.patients), interval=settings.interval, slices=target.size,
+    )  # fmt: skip
+    model = dataclasses.replace(model, network="SpotTUNet" if settings.method == "spottune" else model.network)
+    with Run(command.run, command) as run:
+        # Built inside the run, whose seed it takes, so that --method target starts from weights of its own.
+        network: nn.Module = build(model) if source_model is None else source_model[0]
+        groups = {"source": source.scans if source else [], "target train": target.scans, "target test": tests}
+        after = _after_epoch(run, command, groups, validation)
+        network = fine_tune(run, network, batches, SEGMENTATION, training, settings, history, after)
+        if not run.is_main:
+            return
+        save_model(run.out, network, model)
+        origin = f"from {model.source_site} " if model.source else ""
+        report = Report(
+            f"Adaptation: {model.method}", f"{origin}to {command.target}; {amount(target)}", package=PACKAGE
+        )
+        if settings.method == "mmtl":
+            schedule_section(report, batches.mixed.counts, training.batch_size)
+        if settings.method == "spottune":
+            policy_section(report, network, validation or target.scans, scans.channels)
+        if command.features:
+            features_section(report, {model.method: run.out})
+        amounts = {"patients": len(target.patients), "slices": target.size}
+        _finish(run, report, command, network, validation, amounts)
+    say(f"network: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _keep_source(command: of.Adapt, datalist: Datalist, network: nn.Module, model: Model) -> None:
+    """--method none: the source network in a run folder of its own, so that it is used like the others."""
+    datalist.select(site=command.target)
+    with Run(command.run, command) as run:
+        save_model(run.out, network, dataclasses.replace(model, target=command.target, method="none"))
+        report = Report("Adaptation: none", f"The network from {model.source_site} as it is", package=PACKAGE)
+        _finish(run, report, command, network.to(run.device), [], {"patients": 0, "slices": 0})
+    say(f"network: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _patients(settings: of.Adaptation) -> int:
+    """Target patients; 0 = all."""
+    if settings.patients is not None:
+        return settings.patients
+    return 0 if settings.method == "target" else 1
+
+
+def _source_model(command: of.Adapt) -> tuple[tuple[nn.Module, Model] | None, Path | None]:
+    """The source network with what its file says, and for octl the file of its history."""
+    path = command.source_model
+    if path is None:
+        return None, None
+    network, model = load_model(path)
+    check_settings(model, command.scans, path)
+    if model.target:
+        raise SettingError(
+            f"is a network that was fine-tuned on {model.target}", where=path, remedy="give a run of `pretrain`"
+        )
+    if command.target in model.source:
+        raise SettingError(
+            f"{command.target} is a source site of this network", where=path, remedy="choose another --target"
+        )
+    wanted = command.training.optimizer
+    if wanted is not None and wanted != model.optimizer and command.adaptation.method != "octl":
+        say(f"warning: {path} was trained with {model.optimizer}, the paper goes on with the same optimiser")
+    if command.adaptation.method != "octl":
+        return (network, model), None
+    history = (path if path.is_dir() else path.parent) / HISTORY
+    if not history.is_file():
+        raise InputError("there is no gradient history", where=history, remedy="pre-train with `mmtl-octl pretrain`")
+    return (network, model), history
+
+
+def _check_options(settings: of.Adaptation, training: of.Training, features: Sequence[int]) -> None:
+    """Options that contradict each other once the optimiser is known."""
+    if settings.momentum is not None and training.optimizer == "adam":
+        raise SettingError("--momentum is for the optimiser sgd", remedy="leave it out, or give --optimizer sgd")
+    if features and settings.method in ("spottune", "none"):  # two copies of each layer, or no training
+        raise SettingError(f"--features has no meaning for --method {settings.method}", remedy="leave it out")
+    if max(features, default=0) > training.epochs:
+        raise SettingError(f"--features {max(features)} is after the last epoch", remedy=f"give 0 to {training.epochs}")
+
+
+def _source_pool(command: of.Adapt, source_model: tuple[nn.Module, Model] | None) -> Pool | None:
+    """The source's training scans, where the method or the figure needs them (specification 2.2, item 5)."""
+    if source_model is None or not (command.adaptation.method == "mmtl" or command.features):
+        return None
+    datalist = open_datalist(command.source_datalist or command.scans.datalist)
+    rows = [row for site in source_model[1].source for row in _training_rows(datalist, site)]
+    return make_pool(load_scans(rows, command.scans, need_mask=True), command.scans, command.run.seed)
+
+
+def _after_epoch(
+    run: Run, command: of.Adapt, groups: dict[str, Sequence[Scan]], validation: Sequence[Scan]
+) -> AfterEpoch | None:
+    """What follows an epoch: features for Fig. 1, and the validation score."""
+    channels, size = command.scans.channels, patch_size_of(command.training, command.scans)
+
+    def after(epoch: int, network: nn.Module) -> float | None:
+        if epoch in command.features:
+            layer = network.get_submodule("bottleneck.3")
+            of_features.save_snapshot(run.out, of_features.snapshot(epoch, network, layer, groups, channels, size))
+        if command.adaptation.keep != "best" or epoch == 0:
+            return None
+        scores = [metrics.dice(segment(network, scan, channels) > 0.5, scan.truth) for scan in validation]
+        score = float(np.mean(scores))
+        run.log.write(epoch * command.training.batches - 1, validation_dice=score)
+        return score
+
+    return after if command.features or command.adaptation.keep == "best" else None
+
+
+# --- shared ---
+
+
+def _finish(
+    run: Run,
+    report: Report,
+    command: of.Pretrain | of.Adapt,
+    network: nn.Module,
+    validation: Sequence[Scan],
+    content: dict[str, Any],
+) -> None:
+    """Score the validation scans, and write metrics.json and report.html."""
+    channels = command.scans.channels
+    rows: list[tuple[str, dict[str, float]]] = []
+    panels: list[figures.Panel] = []
+    for scan in validation:
+        mask = segment(network, scan, channels) > 0.5
+        rows.append((scan.name, score(mask, scan.truth, scan.spacing)))
+        if len(panels) < 6:
+            panels.append(panel(scan, mask, scan.name))
+    for name in ("surface_dice", "dice") if rows else ():
+        content[f"validation_{name}"] = float(np.mean([values[name] for _, values in rows]))
+    run.finish({**content, "validation_scans": len(validation), "steps": run.step})
+    if run.step:
+        figures.training_curves(report, run.out, {"loss": "training batch"}, "loss", "Loss during training")
+        dice = {"validation_dice": "validation scans"}
+        figures.training_curves(report, run.out, dice, "Dice", "Dice after each epoch")
+    if rows:
+        report.section("Validation scans")
+        report.table(
+            ("scan", "surface Dice (1 mm)", "Dice"),
+            [(name, values["surface_dice"], values["dice"]) for name, values in rows],
+            "Nothing was chosen by them, unless --keep best",
+        )
+        report.picture(figures.comparison([("", panels)]), "Prediction red, mask green", "slices with outlines")
+    report.section("Settings")
+    report.settings(command)
+    report.write(run.out / "report.html")
