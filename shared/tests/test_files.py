@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dart_core.errors import OutputError
-from dart_core.files import atomic_write
+from dart_core.files import atomic_write, write_csv
 
 
 def half_write(path: Path, error: Exception) -> None:
@@ -69,3 +69,10 @@ def test_full_disk(tmp_path, file_size_limit):
     ):
         temporary.write_bytes(bytes(1000))
     assert not list(tmp_path.iterdir())
+
+
+def test_tables(tmp_path):
+    write_csv(tmp_path / "a.csv", ("name", "value"), [("x, y", 1), ('say "z"', None)])
+    assert (tmp_path / "a.csv").read_text() == 'name,value\n"x, y",1\n"say ""z""",\n'
+    with pytest.raises(OutputError):
+        write_csv(tmp_path, ("name",), [])

@@ -9,12 +9,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from scipy import ndimage
 
 from dart_core.data.volumes import (
     Volume,
+    read_grid,
+    read_labels,
     read_mask,
     read_volume,
     resample,
@@ -22,6 +25,8 @@ from dart_core.data.volumes import (
     scale_percentile,
     scale_z_score,
     write_volume,
+    zoom,
+    zoomed_grid,
 )
 from dart_core.errors import InputError, OutputError, SettingError
 
@@ -562,6 +567,195 @@ class TestScaling:
             scale_z_score(np.ones((2, 2)), np.ones(3, bool))
         with pytest.raises(InputError, match="empty"):
             scale_z_score(np.arange(3.0), np.zeros(3, bool))
+
+
+# Frames, label maps, headers
+
+
+def test_a_frame_of_a_4d_file(tmp_path):
+    cine = random_array(3, 4, 5, 6)
+    image = save(tmp_path / "cine.nii.gz", cine, affine_of("LPS", (2, 2, 8)))
+    like = read_volume(image, frame=4)
+    assert_array_equal(like.array, cine[::-1, ::-1, :, 4])
+    assert like.orientation == "RAS"
+    for frame, there in ((6, "0 to 5"), (-1, "0 to 5")):
+        with pytest.raises(InputError) as error:
+            read_volume(image, frame=frame)
+        one_line(error, image, f"there is no frame {frame}; frames there: {there}")
+    with pytest.raises(InputError) as error:
+        read_volume(image)
+    one_line(error, image, "an array of 3 x 4 x 5 x 6, not one 3-D volume")
+    with pytest.raises(InputError, match="there is no frame 1; frames there: 0 to 0"):
+        read_volume(save(tmp_path / "one.nii", random_array(3, 4, 5)), frame=1)
+    # A mask may be as long as the cine, or drawn on the one frame alone.
+    masks = (cine > 1.5).astype(np.uint8)
+    long = save(tmp_path / "long.nii.gz", masks, affine_of("LPS", (2, 2, 8)))
+    short = save(tmp_path / "short.nii.gz", masks[..., 4], affine_of("LPS", (2, 2, 8)))
+    for path in (long, short):
+        assert_array_equal(read_mask(path, like, frame=4), masks[::-1, ::-1, :, 4] == 1)
+    with pytest.raises(InputError, match="not one 3-D volume"):
+        read_mask(long, like)
+
+
+def test_what_lies_on_a_frame_is_written_as_a_3d_file(tmp_path):
+    affine = affine_of("LPS", (2, 2.5, 8), (3, 4, 5))
+    image = save(tmp_path / "cine.nii.gz", random_array(3, 4, 5, 6), affine)
+    volume = read_volume(image, frame=2)
+    written = nibabel.load(write_volume(tmp_path / "mask.nii.gz", volume.array > 1.5, volume))
+    assert written.shape == (3, 4, 5)
+    assert_allclose(written.affine, affine)
+    assert_array_equal(read_mask(tmp_path / "mask.nii.gz", volume), volume.array > 1.5)
+
+
+def test_label_maps(tmp_path):
+    labels = np.random.default_rng(0).integers(0, 4, (3, 4, 5)).astype(np.int16)
+    labels[0, 0, 0] = 32767
+    image, affine = stored_as(random_array(3, 4, 5), (1, 2, 3), "PIL")
+    like = read_volume(save(tmp_path / "image.nii.gz", image, affine))
+    stored, affine = stored_as(labels, (1, 2, 3), "ASR")
+    found = read_labels(save(tmp_path / "labels.nii.gz", stored.astype(np.int32), affine), like)
+    assert found.dtype == np.int16
+    assert_array_equal(found, labels)
+    assert_array_equal(read_labels(tmp_path / "labels.nii.gz", None), labels)
+
+
+@pytest.mark.parametrize("value", [0.5, -1, 32768, 2.0001])
+def test_values_that_are_no_labels(value, tmp_path):
+    labels = np.zeros((3, 4, 5), np.float32)
+    labels[1, 2, 3] = value
+    path = save(tmp_path / "labels.nii", labels)
+    with pytest.raises(InputError) as error:
+        read_labels(path, None)
+    one_line(error, path, f"1 voxels hold no label, the first {value:g} at index (1, 2, 3)")
+
+
+def test_masks_of_one_structure(tmp_path):
+    soft = np.zeros((3, 4, 5), np.float32)
+    soft[0], soft[1], soft[2] = 0.2, 0.6, 1
+    assert read_mask(save(tmp_path / "soft.nii", soft), None, one_label=True).any((1, 2)).tolist() == [
+        False,
+        True,
+        True,
+    ]
+    assert read_mask(save(tmp_path / "byte.nii", soft.round() * 255), None, one_label=True)[2].all()
+    assert not read_mask(save(tmp_path / "none.nii", soft * 0), None, one_label=True).any()
+    path = save(tmp_path / "labels.nii", np.arange(60, dtype=np.float32).reshape(3, 4, 5) // 20)
+    assert read_mask(path, None).sum() == 40
+    with pytest.raises(InputError) as error:
+        read_mask(path, None, one_label=True)
+    one_line(error, path, "the mask holds the labels 1, 2; ")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_the_grid_of_a_file_without_its_voxels(ending, tmp_path):
+    for codes in ("RAS", "PIL"):
+        stored, affine = stored_as(random_array(3, 4, 5), (1, 2, 3), codes)
+        path = save(tmp_path / f"image{ending}", stored, affine)
+        for orientation in ("RAS", None):
+            full, grid = read_volume(path, orientation), read_grid(path, orientation)
+            assert grid.array.shape == full.array.shape
+            assert_array_equal(grid.affine, full.affine)
+            assert (grid.path, grid.original_orientation) == (full.path, full.original_orientation)
+    big = nibabel.Nifti2Image(np.ones((3, 4, 5, 2), np.float32), np.diag([1, 2, 3, 1]))
+    big.to_filename(path)
+    assert read_grid(path, frame=1).spacing == (1, 2, 3)
+    with pytest.raises(InputError, match="there is no frame 2"):
+        read_grid(path, frame=2)
+
+
+def test_the_grid_of_files_that_cannot_be_used(tmp_path):
+    path = save(tmp_path / "image.nii", random_array(3, 4, 5))
+    content = bytearray(path.read_bytes())
+    content[80:84] = np.float32(0).tobytes()  # pixdim[1]
+    path.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"image\.nii: the voxel size in the header is \[0\.0, 1\.0, 1\.0\]; correct pixdim"
+    ):
+        read_grid(path)
+    for damaged in (content[:200], b"text"):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"image\.nii: "):
+            read_grid(path)
+    with pytest.raises(InputError, match="file not found"):
+        read_grid(tmp_path / "none.nii")
+
+
+# Resampling as SciPy's zoom
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    shape=st.tuples(*[st.integers(2, 30)] * 3),
+    spacing=st.tuples(*[st.floats(0.5, 2)] * 3),
+    new=st.tuples(*[st.floats(0.5, 1.2)] * 3),
+)
+def test_zoom_is_scipys(shape, spacing, new):
+    array = np.random.default_rng(0).random(shape).astype(np.float32)
+    factors = np.divide(spacing, new)
+    assume((np.rint(np.array(shape) * factors) >= 2).all())
+    volume = Volume(array, affine_of("RAS", spacing, (5, 6, 7)))
+    found = zoom(volume, new)
+    assert found.array.shape == tuple(round(side * factor) for side, factor in zip(shape, factors, strict=True))
+    # SciPy's default fills the last slice with 0 where rounding puts it outside; what lies before is the same.
+    inner = (slice(-1),) * 3
+    assert_allclose(found.array[inner], ndimage.zoom(array, factors, order=3)[inner], atol=1e-5)
+    # The outermost voxel centres stay, in the array and in the world.
+    corners = np.ix_(*[(0, -1)] * 3)
+    assert_allclose(found.array[corners], array[corners], atol=1e-4)
+    for corner in ((0, 0, 0), (1, 1, 1)):
+        ends = [[c * (side - 1) for c, side in zip(corner, a.shape, strict=True)] + [1] for a in (array, found.array)]
+        assert_allclose(volume.affine @ ends[0], found.affine @ ends[1], atol=1e-9)
+    grid = zoomed_grid(volume, new)
+    assert grid.array.shape == found.array.shape
+    assert_array_equal(grid.affine, found.affine)
+
+
+def test_no_slice_is_lost_to_rounding():
+    """254 voxels at 0.889 mm: SciPy's own border rule makes the last of 238 slices 0."""
+    volume = Volume(np.ones((254, 2, 2), np.float32), affine_of("RAS", (0.889, 1, 1)))
+    assert ndimage.zoom(volume.array, (0.889 / 0.95, 1, 1), order=3)[-1].max() == 0
+    assert_allclose(zoom(volume, (0.95, 1, 1)).array, 1, rtol=1e-6)
+
+
+def test_masks_are_zoomed_with_the_same_splines_and_true_from_one_half():
+    mask = np.zeros((20, 6, 6), bool)
+    mask[5:11] = True
+    found = zoom(Volume(mask, affine_of("RAS", (1, 1, 1))), (0.7, 1, 1)).array
+    assert found.dtype == bool
+    assert_array_equal(found, ndimage.zoom(mask.astype(float), (1 / 0.7, 1, 1), order=3) >= 0.5)
+    # Half way between a voxel inside and one outside the spline is exactly 0.5 by symmetry, and that is inside.
+    step = np.repeat([True, False], 8)[:, None, None] & np.ones((1, 3, 3), bool)
+    values = zoom(Volume(step, affine_of("RAS", (1, 1, 1))), (16 / 31, 1, 1)).array[:, 0, 0]
+    assert values.sum() == 16
+
+
+def test_nothing_to_zoom():
+    volume = Volume(random_array(3, 4, 5), affine_of("RAS", (1, 0.95, 0.95)).astype(np.float32).astype(float))
+    assert zoom(volume, (1, 0.95, 0.95)) is volume
+    one = Volume(random_array(3, 4, 1), affine_of("RAS", (2, 2, 5)))
+    assert zoom(one, (1, 1, 5)).array.shape == (6, 8, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "new", "text"),
+    [
+        ((3, 4, 5), (1, 1, 100), "3 x 4 x 5 voxels of 1 x 1 x 1 mm would become 3 x 4 x 0"),
+        ((3, 4, 5), (1, 1, 5), "would become 3 x 4 x 1"),
+        ((3, 4, 1), (1, 1, 0.5), "would become 3 x 4 x 2"),
+    ],
+)
+def test_grids_that_zoom_cannot_give(shape, new, text):
+    with pytest.raises(InputError, match=f"{text}; check the voxel size in the header and --spacing"):
+        zoom(Volume(random_array(*shape), np.eye(4)), new)
+    with pytest.raises(SettingError, match="give positive numbers"):
+        zoom(Volume(random_array(3, 4, 5), np.eye(4)), (1, 0, 1))
+
+
+def test_resampling_to_a_grid_that_reaches_further():
+    volume = Volume(np.full((2, 2, 2), 3, np.float32), np.eye(4))
+    like = Volume(np.zeros((4, 2, 2), np.float32), np.eye(4))
+    assert resample_to(volume, like).array[2:].max() == 0
+    assert resample_to(volume, like, outside="nearest").array.min() == 3
 
 
 def real_pairs() -> list[tuple[str, str]]:

@@ -35,7 +35,7 @@ from fda_mri.scans import Scan, load, select
 
 def check_data(command: of.CheckData) -> int:
     """Print every problem of a datalist; 0 if there is none, else 2."""
-    datalist = open_datalist(command.scans.datalist)
+    datalist = open_datalist(command.scans.datalist, published_splits=False)
     datalist = datalist.select(site=command.scans.site) if command.scans.site else datalist
     found = [str(problem) for problem in problems(datalist, require_mask=command.require_mask)]
     if not found:

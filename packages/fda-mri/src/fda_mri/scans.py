@@ -103,7 +103,7 @@ def select(scans: of.Scans, role: Role = "all") -> list[Row]:
     Raises:
         InputError: no such site, several sites and none named, or too few scans for the role.
     """
-    datalist = open_datalist(scans.datalist)
+    datalist = open_datalist(scans.datalist, published_splits=False)
     if scans.site:
         datalist = datalist.select(site=scans.site)
     elif len(datalist.sites) > 1:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ from dart_core.settings import ScanSettings
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-CATALOGS = ("cc359", "prostate")
+CATALOGS = ("cc359", "prostate", "mms")
 """Readers in `dart_core.data.catalog` that are tried for a folder without dataset.json."""
 
 BACKGROUND_PROBABILITY = 0.1
@@ -50,8 +50,13 @@ _CACHE_VERSION = 1
 # --- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def open_datalist(path: Path) -> Datalist:
+def open_datalist(path: Path, published_splits: bool = True) -> Datalist:
     """Read a datalist file, a Decathlon or nnU-Net folder, or a public data set as its owners publish it.
+
+    Args:
+        path: the file or folder.
+        published_splits: give the scans of a public data set the split, and at each site the order, of the lists that
+            were published for it; scans that the lists do not have come last, without split.
 
     Raises:
         InputError: the file or folder cannot be read as any of these.
@@ -64,18 +69,31 @@ def open_datalist(path: Path) -> Datalist:
         try:
             listed: Datalist = catalog.index(path)
         except InputError as error:
-            # An error about something inside the folder says that it has the layout of this data set.
-            if error.where is not None and Path(error.where) != path:
+            # Anything else but "this is not ..." is about a folder that has the layout of this data set.
+            if not error.problem.startswith("this is not"):
                 raise
             errors.append(error)
         else:
-            return listed
-    first = errors[0]
+            has_split = published_splits and hasattr(catalog, "published_split")
+            return _with_published_splits(listed, catalog.published_split()) if has_split else listed
     raise InputError(
-        f"{first.problem}, nor the multi-site prostate collection, and it holds no dataset.json",
+        f"{errors[0].problem}, nor one of the prostate collection or of M&Ms, and it holds no dataset.json",
         where=path,
         remedy="give a datalist file, or the folder of one of these",
-    ) from first
+    ) from errors[0]
+
+
+def _with_published_splits(listed: Datalist, splits: Mapping[str, Mapping[str, Sequence[str]]]) -> Datalist:
+    place = {
+        (site, subject): number
+        for site, parts in splits.items()
+        for number, subject in enumerate(subject for subjects in parts.values() for subject in subjects)
+    }
+    if not any((row.site, row.subject) in place for row in listed):
+        return listed
+    sites, last = listed.sites, len(place)
+    rows = sorted(listed, key=lambda row: (sites.index(row.site), place.get((row.site, row.subject), last)))
+    return dataclasses.replace(listed, rows=tuple(rows)).with_splits(splits)
 
 
 def rows_of(datalist: Datalist, sites: Sequence[str], split: str | None = None) -> list[Row]:
