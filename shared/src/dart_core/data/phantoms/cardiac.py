@@ -138,9 +138,10 @@ def _chest(
     contraction = 0.0 if phase == "ED" else ejection
 
     base = 34.0 - 30 * contraction  # the valves move towards the apex
-    inner = cavity * (1 - contraction)
-    outer = (inner**2 + (cavity + thickness) ** 2 - cavity**2) ** 0.5  # the wall keeps its area
     bottom = -44.0
+    inner = cavity * (1 - contraction)
+    wall = ((cavity + thickness) ** 2 - cavity**2) * (34.0 - bottom) / (base - bottom)
+    outer = (inner**2 + wall) ** 0.5  # the muscle keeps its volume
     endo = _bullet(space, inner, base, bottom + (outer - inner) * 0.9) + 0.5 * lumps
     epi = _bullet(space, outer, base, bottom) + 0.5 * lumps
     reach = outer + 6
@@ -148,8 +149,10 @@ def _chest(
         (reach * 0.78, 11, 26), (34 * sides["right"] * (1 - 0.5 * contraction), 40 * (1 - 0.35 * contraction), 68), 2.2
     )
     right = np.minimum(right + 0.8 * lumps, -epi)
-    below = base - space.z
-    labels = np.zeros(np.broadcast_shapes(endo.shape, below.shape), dtype=np.uint8)
+    below = (
+        base - axes[2]
+    )  # slices are planned along the valves, so that a slice has a ventricle all around or not at all
+    labels = np.zeros(endo.shape, dtype=np.uint8)
     labels[np.minimum(right, below + 6) > 0] = 3
     labels[np.minimum(epi, below) > 0] = 2
     labels[np.minimum(endo, below) > 0] = 1

@@ -29,7 +29,7 @@ from dart_core.data.phantoms.shapes import (
 )
 
 _FIELD_OF_VIEW = (180.0, 180.0, 66.0)  # mm, right-left, back-front, bottom-top
-_CENTRE = (0.0, -2.0, 4.0)  # of the field of view, mm from the middle of the prostate
+_CENTRE = (0.0, -2.0, 3.0)  # of the field of view, mm from the middle of the prostate
 _PARTS = 3  # sub-slices that a slice is averaged over
 _TISSUES = ("fat", "muscle", "bone", "fluid", "peripheral", "central")
 
@@ -41,10 +41,10 @@ def _scanner(contrasts: tuple[float, ...], *rest: Any) -> ScannerModel:
 PROSTATE_SCANNERS: dict[str, ScannerModel] = {
     # Fat stands for marrow too, muscle for the walls of bladder and rectum, fluid is urine.
     "RUNMC": _scanner((0.70, 0.20, 0.05, 1.00, 0.80, 0.40), 1.0, 0.15, 0.025, 0.45, (1.0, 1.0, 1.0), 420.0, "LPS"),
-    "BMC": _scanner((0.85, 0.24, 0.06, 0.95, 0.72, 0.42), 1.0, 0.20, 0.050, 0.60, (0.85, 0.85, 0.92), 900.0, "LPS"),
-    "I2CVB": _scanner((0.55, 0.16, 0.04, 1.10, 0.90, 0.36), 1.2, -0.10, 0.035, 0.50, (1.1, 1.1, 0.85), 260.0, "LPS"),
+    "BMC": _scanner((0.85, 0.24, 0.06, 0.95, 0.72, 0.42), 1.0, 0.20, 0.050, 0.60, (0.85, 0.85, 0.95), 900.0, "LPS"),
+    "I2CVB": _scanner((0.55, 0.16, 0.04, 1.10, 0.90, 0.36), 1.2, -0.10, 0.035, 0.50, (1.1, 1.1, 0.92), 260.0, "LPS"),
     "UCL": _scanner((0.90, 0.22, 0.05, 1.00, 0.75, 0.46), 0.85, 0.05, 0.020, 0.80, (1.0, 1.0, 0.95), 1500.0, "RAS"),
-    "BIDMC": _scanner((0.60, 0.18, 0.05, 0.90, 0.78, 0.34), 1.1, 0.10, 0.045, 0.35, (0.80, 0.80, 0.85), 3100.0, "LPS"),
+    "BIDMC": _scanner((0.60, 0.18, 0.05, 0.90, 0.78, 0.34), 1.1, 0.10, 0.045, 0.35, (0.80, 0.80, 0.92), 3100.0, "LPS"),
     "HK": _scanner((0.80, 0.26, 0.07, 0.85, 0.70, 0.44), 1.0, 0.25, 0.040, 0.70, (0.95, 0.95, 1.05), 180.0, "LAS"),
 }
 """The six made-up scanners, named as the sites A to F of the SAML collection."""
@@ -65,7 +65,7 @@ def prostate_mr(
         subject: number of the subject; its anatomy, in mm, depends on this and `seed`, and the filling of the rectum
             also on whether the site uses a coil.
         site: one of PROSTATE_SCANNERS.
-        shape: voxels (H, W, Z) of the field of view of 180 x 180 x 66 mm (up to a quarter less or a tenth more by site).
+        shape: voxels (H, W, Z) of the field of view of 180 x 180 x 66 mm (up to a fifth less or a tenth more by site).
         seed: changes all subjects.
 
     Returns:
