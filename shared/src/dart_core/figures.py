@@ -151,8 +151,16 @@ def violins(
             means.append((x, array.mean()))
             _violin(axes, array, x, width, colour)
         if means:
-            line = "-" if len(series) > 1 else ""
-            axes.plot(*zip(*means, strict=True), line, marker="o", color=colour, markersize=4, linewidth=1, label=name)
+            line = "-" if len(series) > 1 else "None"
+            axes.plot(
+                *zip(*means, strict=True),
+                linestyle=line,
+                marker="o",
+                color=colour,
+                markersize=4,
+                linewidth=1,
+                label=name,
+            )
     for name, height in (levels or {}).items():
         axes.axhline(height, linestyle="--", color="0.4", linewidth=1, label=name)
     axes.set_xticks(range(len(nested)), [str(place) for place in nested], fontsize=8)
