@@ -42,11 +42,11 @@ def test_cubic_weights() -> None:
     # values of the cubic B-spline: 2/3 at 0, 1/6 at 1, 23/48 at 1/2, 1/48 at 3/2
     weights = cubic_weights(torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
     expected = [[1 / 6, 4 / 6, 1 / 6, 0], [1 / 48, 23 / 48, 23 / 48, 1 / 48], [0, 1 / 6, 4 / 6, 1 / 6]]
-    np.testing.assert_allclose(weights.numpy(), expected, atol=1e-15)
+    np.testing.assert_allclose(weights.T.numpy(), expected, atol=1e-15)
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     # partition of unity, and linear functions are reproduced
-    np.testing.assert_allclose(cubic_weights(t).sum(-1).numpy(), 1, atol=1e-15)
-    np.testing.assert_allclose((cubic_weights(t) @ torch.arange(-1, 3.0).double()).numpy(), t.numpy(), atol=1e-15)
+    np.testing.assert_allclose(cubic_weights(t).sum(0).numpy(), 1, atol=1e-15)
+    np.testing.assert_allclose((torch.arange(-1, 3.0).double() @ cubic_weights(t)).numpy(), t.numpy(), atol=1e-15)
 
 
 @pytest.mark.parametrize(("size", "pixels"), [(128, 64), (150, 97), (33, 20), (64, 1), (7, 7), (1, 1), (40, 39)])

@@ -61,17 +61,16 @@ def rotate_and_scale(
     dy, dx = y - row, x - column
     row, column = row.long(), column.long()
 
-    neighbours = torch.arange(-1, 3, device=images.device)
-    rows, columns = _mirrored(row[..., None] + neighbours, height), _mirrored(column[..., None] + neighbours, width)
-    weights_y, weights_x = cubic_weights(dy), cubic_weights(dx)
-    flat = coefficients(images).flatten(2)
+    # Coefficients from one pixel before the first to one behind the last: all sixteen lie at fixed distances from one another.
+    flat, stride = coefficients(images, beyond=1).flatten(2), width + 2
+    first = (row * stride + column).flatten(1)[:, None].expand(-1, channels, -1)
+    weights_y, weights_x = (cubic_weights(t.flatten(1)[:, None]) for t in (dy, dx))
     values = images.new_zeros(n, channels, h * w)
     for j in range(4):
-        line = torch.zeros_like(values)
-        for k in range(4):
-            index = (rows[..., j] * width + columns[..., k]).flatten(1)[:, None].expand(-1, channels, -1)
-            line.addcmul_(flat.gather(2, index), weights_x[..., k].flatten(1)[:, None])
-        values.addcmul_(line, weights_y[..., j].flatten(1)[:, None])
+        line = flat.gather(2, first + j * stride) * weights_x[0]
+        for k in range(1, 4):
+            line.addcmul_(flat.gather(2, first + (j * stride + k)), weights_x[k])
+        values.addcmul_(line, weights_y[j])
     moved = values.view(n, channels, h, w).masked_fill_(outside[:, None], 0)
     return moved, _labels_at(labels, row, column, dy, dx).masked_fill_(outside, OUTSIDE)
 
@@ -87,10 +86,10 @@ def mirror(images: Tensor, labels: Tensor, flips: Tensor) -> tuple[Tensor, Tenso
     Returns:
         new tensors of the same shapes.
     """
+    images, labels = images.clone(), labels.clone()
     for axis in (0, 1):
-        flip = flips[:, axis].to(images.device)
-        images = torch.where(flip[:, None, None, None], images.flip(axis - 2), images)
-        labels = torch.where(flip[:, None, None], labels.flip(axis - 2), labels)
+        at = flips[:, axis].nonzero()[:, 0].to(images.device)
+        images[at], labels[at] = images[at].flip(axis - 2), labels[at].flip(axis - 2)
     return images, labels
 
 
@@ -107,21 +106,17 @@ def _positions(
     return cos * y + sin * x + (height / 2 - 0.5), cos * x - sin * y + (width / 2 - 0.5)
 
 
-def _mirrored(index: Tensor, size: int) -> Tensor:
-    """Indices beyond the ends, mirrored about the outermost pixels."""
-    if size == 1:
-        return torch.zeros_like(index)
-    period = 2 * (size - 1)
-    index = index % period
-    return torch.minimum(index, period - index)
-
-
 def _labels_at(labels: Tensor, row: Tensor, column: Tensor, dy: Tensor, dx: Tensor) -> Tensor:
     """The label with the most weight among the four neighbours of each position; the lower one if two have the same."""
     height, width = labels.shape[-2:]
     flat = labels.flatten(1)
     lower, right = (row + 1).clamp(max=height - 1), (column + 1).clamp(max=width - 1)
-    corners = [flat.gather(1, (r * width + c).flatten(1)).view_as(row) for r in (row, lower) for c in (column, right)]
+    first, *others = (flat.gather(1, (r * width + c).flatten(1)) for r in (row, lower) for c in (column, right))
+    result = first.clone()
+    # Most pixels lie within one region; the others are counted.
+    at = torch.stack([first != other for other in others]).any(0).nonzero(as_tuple=True)
+    corners = [corner[at] for corner in (first, *others)]
+    dy, dx = dy.flatten(1)[at], dx.flatten(1)[at]
     weights = [wy * wx for wy in (1 - dy, dy) for wx in (1 - dx, dx)]
     best, most = corners[0], torch.full_like(dy, -1)
     for candidate in corners:
@@ -130,4 +125,5 @@ def _labels_at(labels: Tensor, row: Tensor, column: Tensor, dy: Tensor, dx: Tens
             votes += weight * (corner == candidate)
         wins = (votes > most) | ((votes == most) & (candidate < best))
         best, most = torch.where(wins, candidate, best), torch.where(wins, votes, most)
-    return best
+    result[at] = best
+    return result.view_as(row)

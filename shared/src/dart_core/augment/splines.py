@@ -25,22 +25,24 @@ def cubic_weights(t: Tensor) -> Tensor:
         t: (...), values in [0, 1].
 
     Returns:
-        (..., 4), sum 1.
+        (4, ...), sum 1.
     """
     s = 1 - t
-    return torch.stack([s**3, (3 * t - 6) * t**2 + 4, (3 * s - 6) * s**2 + 4, t**3], dim=-1) / 6
+    return torch.stack([s**3, (3 * t - 6) * t**2 + 4, (3 * s - 6) * s**2 + 4, t**3]) / 6
 
 
-def coefficients(images: Tensor) -> Tensor:
+def coefficients(images: Tensor, beyond: int = 0) -> Tensor:
     """Spline coefficients of images that go on beyond their borders as if mirrored about the outermost pixels.
 
     Args:
         images: (..., H, W) float32 or float64.
+        beyond: how many of the mirrored coefficients to put out on each side.
 
     Returns:
-        the same shape; what `scipy.ndimage.spline_filter` gives with mode="mirror".
+        (..., H + 2 beyond, W + 2 beyond); with beyond = 0 what `scipy.ndimage.spline_filter` gives with mode="mirror".
     """
-    return separable(images, *(prefilter(n).to(images) for n in images.shape[-2:]))
+    rows, columns = (prefilter(n)[_mirrored(torch.arange(-beyond, n + beyond), n)] for n in images.shape[-2:])
+    return separable(images, rows.to(images), columns.to(images))
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -67,9 +69,7 @@ def prefilter(size: int) -> Tensor:
         (size, size) float64.
     """
     offsets = torch.arange(-REACH, REACH + 1)
-    period = max(2 * (size - 1), 1)
-    source = (torch.arange(size)[:, None] + offsets) % period
-    source = torch.minimum(source, period - source) if size > 1 else source
+    source = _mirrored(torch.arange(size)[:, None] + offsets, size)
     return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, source, _response(offsets).expand(size, -1))
 
 
@@ -92,7 +92,7 @@ def coarse_grid(size: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
     # weight of the value at base + r: B-spline weights at -1..2, each spread by the prefilter
     r = torch.arange(-REACH, REACH + 1)
     spread = torch.stack([_response(r - j) for j in (-1, 0, 1, 2)])
-    weights = cubic_weights(position - base) @ spread
+    weights = cubic_weights(position - base).movedim(0, -1) @ spread
     kept = (base[..., None] + r).clamp(torch.zeros_like(pixels[..., None]), pixels[..., None] - 1)
     source = (2 * kept + 1) * size // (2 * pixels[..., None])
     matrices = torch.zeros(len(pixels), size, size, dtype=torch.float64).scatter_add_(2, source, weights)
@@ -103,3 +103,12 @@ def coarse_grid(size: int, pixels: Tensor) -> tuple[Tensor, Tensor]:
 def _response(offsets: Tensor) -> Tensor:
     """Impulse response of the prefilter; its sum is 1."""
     return math.sqrt(3) * POLE ** offsets.abs().double()
+
+
+def _mirrored(index: Tensor, size: int) -> Tensor:
+    """Positions beyond the ends of an axis, mirrored about its outermost pixels."""
+    if size == 1:
+        return torch.zeros_like(index)
+    period = 2 * (size - 1)
+    index = index % period
+    return torch.minimum(index, period - index)
