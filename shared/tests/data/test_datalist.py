@@ -137,6 +137,12 @@ class TestCsv:
         path = write(tmp_path / "list.csv", "image\na.png\nb.png\n./c/../a.png\n")
         fails(path, "row 4, column image", "row 2", "remove")
 
+    def test_frames_of_one_file(self, tmp_path):
+        path = write(tmp_path / "list.csv", "image,frame\na.nii,0\na.nii,9\nb.nii,0\n")
+        assert [row.labels["frame"] for row in Datalist.read(path)] == ["0", "9", "0"]
+        path = write(tmp_path / "list.csv", "image,frame\na.nii,0\na.nii,9\na.nii,0\n")
+        fails(path, "row 4, column image", "frame 0 of the image a.nii", "row 2")
+
     @pytest.mark.parametrize(
         ("split", "nearest"), [("training", "train"), ("validation", "val"), ("Test", "test"), ("tran", "train")]
     )
@@ -203,6 +209,29 @@ class TestSelect:
         rows = tuple(Row(Path(f"{i}"), subject=f"s{i}") for i in range(500))
         with pytest.raises(InputError, match="and 480 more"):
             Datalist(rows).select(subjects=["x"])
+
+
+class TestWithSplits:
+    DATALIST = Datalist(
+        tuple(
+            Row(Path(f"{site}{subject}.nii"), subject=subject, site=site, split=split)
+            for site, subject, split in (("a", "1", ""), ("a", "2", "test"), ("b", "1", "val"), ("b", "3", ""))
+        ),
+        Path("list.csv"),
+    )
+
+    def test_the_table_decides_by_site_and_subject(self):
+        splits = {"a": {"train": ["1"], "val": ["7"]}, "b": {"test": ["3", "1"]}}
+        datalist = self.DATALIST.with_splits(splits)
+        assert [row.split for row in datalist] == ["train", "", "test", "test"]
+        assert [row.image for row in datalist] == [row.image for row in self.DATALIST]
+        assert self.DATALIST[1].split == "test"
+
+    def test_mistakes(self):
+        with pytest.raises(InputError, match=r"list.csv: unknown split 'training'"):
+            self.DATALIST.with_splits({"a": {"training": ["1"]}})
+        with pytest.raises(InputError, match="none of its subjects"):
+            self.DATALIST.with_splits({"c": {"train": ["1"]}})
 
 
 class TestWrite:

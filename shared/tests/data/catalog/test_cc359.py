@@ -200,3 +200,25 @@ class TestMissing:
                     (tmp_path / folder / name).touch()
         assert len(cc359.index(tmp_path)) == 359
         assert cc359.report_missing(tmp_path) == []
+
+
+class TestPublishedSplit:
+    def test_sizes_of_the_specification(self):
+        split = cc359.published_split()
+        assert tuple(split) == cc359.SITES
+        for site, parts in split.items():
+            test = 9 if site == "ph15" else 10
+            assert {part: len(names) for part, names in parts.items()} == {"train": 45, "val": 5, "test": test}
+            # Every scan of the domain, once.
+            names = sorted(name for part in parts.values() for name in part)
+            assert names == [f"CC{number:04d}" for number in cc359.IDS[site]]
+
+    def test_order(self):
+        assert cc359.published_split()["sm15"]["train"][:3] == ("CC0136", "CC0137", "CC0143")
+
+    def test_a_datalist_takes_it(self, tmp_path):
+        names = ["CC0136_siemens_15_58_F", "CC0163_siemens_15_58_F", "CC0146_siemens_15_58_F"]
+        datalist = cc359.index(build(tmp_path, names=names))
+        assert [row.split for row in datalist] == ["", "", ""]
+        split = datalist.with_splits(cc359.published_split())
+        assert {row.subject: row.split for row in split} == {"CC0136": "train", "CC0163": "val", "CC0146": "test"}

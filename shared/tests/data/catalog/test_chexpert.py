@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dart_core.data.catalog import chexpert
+from dart_core.data.datalist import Datalist
+from dart_core.errors import InputError, SettingError
+
+HEADER = ["Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *chexpert.LABELS]
+TRAIN = [
+    ("CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg,Female,68,Frontal,AP,1.0,,,,,,,,,0.0,,,,1.0"),
+    "CheXpert-v1.0-small/train/patient00002/study2/view1_frontal.jpg,Male,87,Frontal,PA,,,-1.0,1.0,,-1.0,-1.0,,,,,,1.0,",
+    "CheXpert-v1.0-small/train/patient00002/study2/view2_lateral.jpg,Male,87,Lateral,,,,-1.0,1.0,,-1.0,-1.0,,,,,,1.0,",
+]
+VALID = ["CheXpert-v1.0-small/valid/patient64541/study1/view1_frontal.jpg,Male,73,Frontal,AP," + ",".join(["0.0"] * 14)]
+
+
+def build(root: Path, name: str = "CheXpert-v1.0-small", train: list[str] = TRAIN) -> Path:
+    folder = root / name
+    for table, lines in (("train.csv", train), ("valid.csv", VALID)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / table).write_text("\n".join([",".join(HEADER), *lines]) + "\n")
+        for line in lines:
+            picture = folder / line.split(",")[0].split("/", 1)[1]
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.touch()
+    return root
+
+
+def fails(root: Path, *parts: object) -> None:
+    with pytest.raises(InputError) as error:
+        chexpert.index(root)
+    for part in parts:
+        assert str(part) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class TestIndex:
+    @pytest.mark.parametrize("name", ["CheXpert-v1.0-small", ".", "CheXpert-v1.0"])
+    def test_rows(self, tmp_path, name):
+        datalist = chexpert.index(build(tmp_path, name))
+        assert [(row.subject, row.site, row.split) for row in datalist] == [
+            ("patient00001", "chexpert", "train"),
+            ("patient00002", "chexpert", "train"),
+            ("patient00002", "chexpert", "train"),
+            ("patient64541", "chexpert", "val"),
+        ]
+        assert datalist[0].image == tmp_path / name / "train/patient00001/study1/view1_frontal.jpg"
+        assert [row.labels["view"] for row in datalist] == ["AP", "PA", "Lateral", "AP"]
+        assert (datalist[0].labels["sex"], datalist[0].labels["age"]) == ("Female", "68")
+
+    @pytest.mark.parametrize(("policy", "value"), [("ones", "1"), ("zeros", "0"), ("keep", "-1")])
+    def test_uncertain_and_empty_cells(self, tmp_path, policy, value):
+        rows = chexpert.index(build(tmp_path), policy)
+        assert all(set(chexpert.LABELS) <= set(row.labels) for row in rows)
+        first, second = rows[0].labels, rows[1].labels
+        assert {name for name in chexpert.LABELS if first[name] == "1"} == {"No Finding", "Support Devices"}
+        uncertain = {"Cardiomegaly", "Edema", "Consolidation"}
+        assert {second[name] for name in uncertain} == {value}
+        assert {name for name in chexpert.LABELS if second[name] == "1"} - uncertain == {"Lung Opacity", "Fracture"}
+        assert {rows[3].labels[name] for name in chexpert.LABELS} == {"0"}
+
+    def test_ones_is_what_is_done_unasked(self, tmp_path):
+        build(tmp_path)
+        assert [row.labels for row in chexpert.index(tmp_path)] == [r.labels for r in chexpert.index(tmp_path, "ones")]
+
+    def test_only_pictures_that_are_there(self, tmp_path):
+        build(tmp_path)
+        (tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg").unlink()
+        assert [row.subject for row in chexpert.index(tmp_path)] == ["patient00002", "patient00002", "patient64541"]
+        assert chexpert.report_missing(tmp_path)[0] == (
+            "train.csv: 1 of 3 pictures are missing, the first is train/patient00001/study1/view1_frontal.jpg"
+        )
+        (tmp_path / "CheXpert-v1.0-small/valid.csv").unlink()
+        assert "valid.csv is missing" in chexpert.report_missing(tmp_path)
+        assert "https://" in chexpert.report_missing(tmp_path)[-1]
+
+    def test_nothing_is_missing(self, tmp_path):
+        assert chexpert.report_missing(build(tmp_path)) == []
+
+    def test_the_list_can_be_written_and_read(self, tmp_path):
+        datalist = chexpert.index(build(tmp_path))
+        again = Datalist.read(datalist.write(tmp_path / "list.csv"), required=("image", *chexpert.LABELS))
+        assert [row.labels for row in again] == [row.labels for row in datalist]
+
+
+class TestMistakes:
+    def test_folders(self, tmp_path):
+        fails(tmp_path / "no", "missing", "Irvin")
+        fails(tmp_path, "not a CheXpert folder", "train.csv")
+
+    def test_no_picture(self, tmp_path):
+        build(tmp_path)
+        for picture in tmp_path.rglob("*.jpg"):
+            picture.unlink()
+        fails(tmp_path, "none of the pictures")
+
+    def test_another_value(self, tmp_path):
+        fails(build(tmp_path, train=[TRAIN[0].replace("0.0", "0.5")]), "train.csv, row 2, column Pneumothorax", "'0.5'")
+
+    def test_a_path_without_patient(self, tmp_path):
+        fails(build(tmp_path, train=[TRAIN[0].replace("patient00001", "x")]), "row 2, column Path", "no patient")
+
+    def test_a_missing_column(self, tmp_path):
+        build(tmp_path)
+        table = tmp_path / "CheXpert-v1.0-small/train.csv"
+        table.write_text(table.read_text().replace("Edema", "Oedema"))
+        fails(tmp_path, "no column 'Edema'")
+
+    def test_unknown_policy(self, tmp_path):
+        with pytest.raises(SettingError, match=r"'LSR'.*ones, zeros or keep"):
+            chexpert.index(build(tmp_path), "LSR")
