@@ -282,11 +282,16 @@ def zoom(volume: Volume, spacing: float | Sequence[float]) -> Volume:
     grid = zoomed_grid(volume, spacing)
     if grid is volume:
         return volume
-    factors = np.asarray(grid.array.shape) / np.asarray(volume.array.shape)
-    # Mirroring uses the same splines as SciPy's default and gives the same values inside, but where rounding puts the
-    # last coordinate a hair outside the volume, the default would fill the last slice with 0.
-    array = ndimage.zoom(volume.array.astype(np.float32), factors, order=3, mode="mirror")
-    return replace(grid, array=array >= 0.5 if volume.array.dtype == np.bool_ else array)
+    is_mask = volume.array.dtype == np.bool_
+    array = volume.array.astype(np.float64)
+    for axis, (old, new) in enumerate(zip(volume.array.shape, grid.array.shape, strict=True)):
+        if old != new:
+            # Spline interpolation is linear and goes axis by axis: a matrix product gives SciPy's values much faster.
+            # Mirroring uses the same splines as SciPy's default and gives the same values inside, but where rounding
+            # puts the last coordinate a hair outside the volume, the default would fill the last slice with 0.
+            weights = ndimage.zoom(np.eye(old), (new / old, 1), order=3, mode="mirror")
+            array = np.moveaxis(np.tensordot(weights, array, (1, axis)), 0, axis)
+    return replace(grid, array=np.ascontiguousarray(array >= 0.5 if is_mask else array.astype(np.float32)))
 
 
 def zoomed_grid(volume: Volume, spacing: float | Sequence[float]) -> Volume:
