@@ -31,6 +31,8 @@ from dart_core.errors import SettingError
 _LOW = (torch.float16, torch.bfloat16)
 # Numbers in a block on the CPU: the blocks of g, m, v, w and of the intermediate result fit into the cache together.
 _BLOCK = 1 << 17
+# Below this size the call costs more than the work.
+_SMALL = 1 << 12
 # The same operations on one tensor, and on a list of tensors in few kernel launches.
 _NAMES = ("add", "add_", "addcdiv_", "addcmul_", "lerp_", "mul", "mul_", "neg", "reciprocal_", "sqrt")
 _ONE = SimpleNamespace(**{name: getattr(torch.Tensor, name) for name in _NAMES})
@@ -72,7 +74,7 @@ class AvaGrad(Optimizer):
             SGD with averaged momentum (specification 2.2).
         weight_decay: factor of the decay.
         foreach: True: few kernel launches for the whole group, with temporary copies of its size. False: one tensor at a time.
-            None: True on a GPU, block by block on the CPU. The numbers are the same but for the order of the sum in the norm.
+            None: True on a GPU and for small tensors, others block by block. The numbers are the same but for the order of the sum in the norm.
         variant: "official" as the authors' code, "printed" as the formulas above.
         norm_scope: what rms runs over: the "group", or each "tensor" by itself.
         bias_correction: divide m by 1 - b1^t and v_{t-1} by 1 - b2^(t-1); None: True for official, False for printed.
@@ -134,7 +136,7 @@ class AvaGrad(Optimizer):
                     self.state[parameter][key] = value.to(parameter.device, torch.float32, copy=True)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step.
 
         Args:
@@ -166,8 +168,7 @@ class AvaGrad(Optimizer):
             raise RuntimeError("AvaGrad needs dense, real gradients")
         state = self.state[parameter]
         if not state:
-            like = {"dtype": torch.float32} if parameter.dtype in _LOW else {}
-            zeros = torch.zeros_like(parameter, **like)
+            zeros = torch.zeros_like(parameter, dtype=torch.float32 if parameter.dtype in _LOW else None)
             state |= {"step": 0, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
             if parameter.dtype in _LOW:
                 state["master"] = parameter.to(torch.float32)
@@ -190,9 +191,6 @@ class AvaGrad(Optimizer):
         scope["gamma"] = update(group, pieces, size, scope.get("gamma"))
 
     def _pieces(self, group: Mapping[str, Any], parameters: Sequence[Tensor]) -> list[_Piece]:
-        many = group["foreach"]
-        if many is None:
-            many = all(parameter.device.type != "cpu" for parameter in parameters)
         lists: dict[Any, tuple[list[Tensor], ...]] = {}
         pieces = []
         for parameter in parameters:
@@ -200,7 +198,10 @@ class AvaGrad(Optimizer):
             assert gradient is not None
             weight = state.get("master", parameter)
             tensors = (weight, gradient.to(weight.dtype), state["exp_avg"], state["exp_avg_sq"])
-            if many:
+            together = group["foreach"]
+            if together is None:
+                together = parameter.device.type != "cpu" or parameter.numel() < _SMALL
+            if together:
                 key = (state["step"], weight.device, weight.dtype)
                 for part, tensor in zip(lists.setdefault(key, ([], [], [], [])), tensors, strict=True):
                     part.append(tensor)
@@ -291,7 +292,7 @@ def _root(group: Mapping[str, Any], step: int) -> float:
 
 def _sums_of_squares(eta: Any, c: float) -> list[Any]:
     """c^2 times the sum of squares, in parts. (Norms of large tensors on the CPU lose digits where all entries are alike.)"""
-    tensors: Sequence[Tensor] = [eta] if isinstance(eta, Tensor) else eta
+    tensors: list[Tensor] = [eta] if isinstance(eta, Tensor) else list(eta)
     if tensors[0].device.type == "cpu":
         return [c * c * float(tensor.square_().sum()) for tensor in tensors]
     return [torch.stack(torch._foreach_norm(tensors)).double().square().sum() * (c * c)]
@@ -302,7 +303,7 @@ def _gamma(sums: Sequence[Any], size: int) -> Any:
     if all(isinstance(part, float) for part in sums):
         return math.sqrt(size / math.fsum(sums))
     device = next(part.device for part in sums if isinstance(part, Tensor))
-    return (size / sum(torch.as_tensor(part, device=device) for part in sums)).sqrt()
+    return (size / torch.stack([torch.as_tensor(part, device=device) for part in sums]).sum()).sqrt()
 
 
 def _blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
@@ -311,11 +312,11 @@ def _blocks(tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
     for tensor in tensors:
         if tensor.stride() != tensors[0].stride():
             return iter([tuple(tensors)])
-        order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
-        tensor = tensor.permute(order)
-        if not tensor.is_contiguous():
+        # From the axis with the largest steps to the one with the smallest.
+        ordered = tensor.permute(sorted(range(tensor.ndim), key=tensor.stride, reverse=True))
+        if not ordered.is_contiguous():
             return iter([tuple(tensors)])
-        flat.append(tensor.view(-1).split(_BLOCK))
+        flat.append(ordered.view(-1).split(_BLOCK))
     return zip(*flat, strict=True)
 
 

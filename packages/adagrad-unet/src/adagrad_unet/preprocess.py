@@ -1,0 +1,576 @@
+"""Fingerprint, cropping, resampling and normalisation as nnU-Net version 1 prepares data for its 2-D U-Net (specification 2.5).
+
+Arrays have nnU-Net's axes: those of a NIfTI file reversed (z, y, x), then the slice axis moved to the front.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from adagrad_unet import settings as of
+from adagrad_unet.plan import Plan, plan_unet_2d
+from dart_core.data.cache import ArrayCache
+from dart_core.data.catalog import mms
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.scans import frame_of, open_datalist, subject_of
+from dart_core.data.volumes import Volume, read_labels, read_volume
+from dart_core.errors import InputError
+
+OUTSIDE = -1
+"""Label outside the image's non-zero mask."""
+ANISOTROPY = 3.0
+"""Voxels that are longer by more than this factor make a set anisotropic."""
+HELD_OUT = 0.2
+SPLIT_SEED = 0xBADCAFE
+AXES = {"z": 0, "y": 1, "x": 2}
+# Part of the name of a cached array: another number whenever preprocessing gives other values.
+_CACHE_VERSION = 1
+
+
+# --- Arrays ----------------------------------------------------------------------------------------------------------
+
+
+def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where any channel of (C, ...) is not zero, with holes filled."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.binary_fill_holes((image != 0).any(0)))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    """The smallest box that holds a mask; all of it where the mask is empty."""
+    box = []
+    for axis in range(mask.ndim):
+        filled = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, mask.shape[axis]))
+    return tuple(box)
+
+
+def target_spacing(spacings: ArrayLike, sizes: ArrayLike) -> tuple[float, ...]:
+    """The voxel size that a set of cases is resampled to.
+
+    The median of each axis. Where one axis has voxels more than three times as long as the others, and less than a third of
+    their number, it gets the 10th percentile, but not less than the others.
+
+    Args:
+        spacings: (cases, 3) mm.
+        sizes: (cases, 3) voxels after cropping.
+    """
+    steps, sides = np.atleast_2d(np.asarray(spacings, float)), np.atleast_2d(np.asarray(sizes, float))
+    target, size = np.median(steps, 0), np.median(sides, 0)
+    worst = int(target.argmax())
+    others = [axis for axis in range(len(target)) if axis != worst]
+    longest = target[others].max()
+    if target[worst] > ANISOTROPY * longest and ANISOTROPY * size[worst] < size[others].min():
+        coarse = float(np.percentile(steps[:, worst], 10))
+        target[worst] = coarse if coarse >= longest else longest + 1e-5
+    return tuple(float(step) for step in target)
+
+
+def resample_slices(volume: NDArray[Any], shape: Sequence[int], order: Literal[0, 1, 3]) -> NDArray[np.float32]:
+    """Resample every slice as `skimage.transform.resize` does (edge mode, no smoothing, clipped to the old range).
+
+    Args:
+        volume: (..., H, W).
+        shape: new (h, w).
+        order: of the spline.
+
+    Returns:
+        (..., h, w) float32.
+    """
+    volume = np.asarray(volume, dtype=np.float32)
+    if volume.shape[-2:] == tuple(shape):
+        return volume
+    # nnU-Net resizes the volume of each channel as a whole, so the range that it keeps to is the volume's.
+    axes = tuple(range(-min(volume.ndim, 3), 0))
+    low, high = volume.min(axes, keepdims=True), volume.max(axes, keepdims=True)
+    return np.asarray(np.clip(_interpolate(volume, shape, order), low, high), dtype=np.float32)
+
+
+def resample_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[np.int8]:
+    """Resample a label map (S, H, W) to slices of another shape: each label linearly, the last one from one half on wins."""
+    if labels.shape[-2:] == tuple(shape):
+        return labels.astype(np.int8)
+    result = np.zeros((*labels.shape[:-2], *shape), dtype=np.int8)
+    for label in np.unique(labels):
+        result[_interpolate((labels == label).astype(np.float64), shape, 1) >= 0.5] = label
+    return result
+
+
+def _interpolate(volume: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[Any]:
+    """A spline is linear in its data and separable: two matrix products resample all slices at once."""
+    rows, columns = (_matrix(n, m, order).astype(volume.dtype) for n, m in zip(volume.shape[-2:], shape, strict=True))
+    return np.asarray(rows @ volume @ columns.T)
+
+
+@functools.lru_cache(maxsize=32)
+def _matrix(old: int, new: int, order: int) -> NDArray[np.float64]:
+    """(new, old) interpolation along one axis; the outer faces of the end pixels stay where they are."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True))
+
+
+def normalise(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+    """Subtract the mean of each channel and divide by its standard deviation plus 1e-8.
+
+    Args:
+        image: (C, S, H, W).
+        mask: (S, H, W): take both inside it only, and set what lies outside to 0; None: all voxels.
+    """
+    result = np.zeros(image.shape, dtype=np.float32)
+    inside = np.ones(image.shape[1:], dtype=bool) if mask is None else mask
+    for channel, normalised in zip(image, result, strict=True):
+        values = channel[inside].astype(np.float64)
+        if len(values):
+            normalised[inside] = (values - values.mean()) / (values.std() + 1e-8)
+    return result
+
+
+# --- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def read_datalist(cases: of.Cases) -> Datalist:
+    """The datalist of a command, narrowed to its site.
+
+    Raises:
+        InputError: it cannot be read, or has no such site.
+    """
+    path = cases.datalist
+    file = path / "dataset.json" if path.is_dir() else path
+    # nnU-Net's channels lie in files of their own, and the first names the case.
+    several = file.suffix == ".json" and file.is_file() and len(_content(file).get("channel_names") or ()) > 1
+    listed = (
+        Datalist.read(path, channel=next(iter(_content(file)["channel_names"])))
+        if several
+        else open_datalist(path, published_splits=False)
+    )
+    return listed.select(site=cases.site) if cases.site else listed
+
+
+def select(cases: of.Cases, split: of.Split, datalist: Datalist | None = None) -> list[Row]:
+    """The rows of the site that belong to a split.
+
+    A split column decides where there is one. Else a fifth of each site's subjects, drawn with a fixed seed, is test and the
+    others are train, which is what the paper's source site needs; nothing is val.
+
+    Raises:
+        InputError: no row of this split, or one subject alone where it has to be divided.
+    """
+    listed = read_datalist(cases) if datalist is None else datalist
+    if split == "all":
+        return list(listed)
+    if listed.splits:
+        rows = [row for row in listed if row.split == split]
+    else:
+        held_out = _held_out(listed)
+        rows = [
+            row for row in listed if split != "val" and ((row.site, subject_of(row)) in held_out) == (split == "test")
+        ]
+    if not rows:
+        where = f"{listed.source}, site {cases.site}" if cases.site else listed.source
+        raise InputError(
+            f"no row is for {split}", where=where, remedy=f"write {split} into the column split of some subjects"
+        )
+    return rows
+
+
+def _held_out(listed: Datalist) -> set[tuple[str, str]]:
+    """(site, subject) of the test cases where there is no split column."""
+    chosen: set[tuple[str, str]] = set()
+    for site in listed.sites or ("",):
+        subjects = sorted({subject_of(row) for row in listed if row.site == site})
+        if len(subjects) < 2:
+            continue  # nothing to divide: all are for training
+        order = np.random.default_rng(SPLIT_SEED).permutation(len(subjects))
+        chosen |= {(site, subjects[i]) for i in order[: max(1, round(HELD_OUT * len(subjects)))]}
+    return chosen
+
+
+def channel_files(row: Row) -> list[tuple[Path, int | None]]:
+    """File, and frame of a 4-D file, of each channel of a row.
+
+    nnU-Net's case_0000, case_0001, ...; the modalities of a Decathlon file; or the columns image, image_1, image_2, ...
+    """
+    frame, content = frame_of(row), _content(row.source) if row.source.suffix == ".json" else {}
+    if names := content.get("channel_names"):
+        ending = next(end for end in (str(content.get("file_ending", ".nii.gz")), "") if row.image.name.endswith(end))
+        case = row.image.name.removesuffix(ending)[:-5]
+        return [(row.image.with_name(f"{case}_{int(number):04d}{ending}"), frame) for number in names]
+    if len(content.get("modality") or ()) > 1:
+        return [(row.image, number) for number in range(len(content["modality"]))]
+    files = [row.image]
+    while further := row.labels.get(f"image_{len(files)}"):
+        files.append(row.source.parent / further)
+    return [(file, frame) for file in files]
+
+
+def check_channels(rows: Sequence[Row], channels: int | None = None) -> int:
+    """The number of channels, which must be that of every row, with every file there.
+
+    Args:
+        rows: of one site or of several.
+        channels: how many there must be; None: as many as the first row has.
+
+    Raises:
+        InputError: names the first row that is different.
+    """
+    expected = len(channel_files(rows[0])) if channels is None else channels
+    for row in rows:
+        files = [file for file, _ in channel_files(row)]
+        count = f"{len(files)} channel{'s' * (len(files) != 1)}"
+        problem = None if len(files) == expected else f"has {count} where {expected} are needed"
+        for file in files:
+            if not file.is_file():
+                problem = f"lacks the channel {file.name}" if file != row.image else "is not there"
+        if problem is not None:
+            raise InputError(
+                f"the image {row.image.name}{f' of site {row.site}' if row.site else ''} {problem}",
+                where=row.where("image"),
+                remedy="give the images of all sites the same channels, in the same order",
+            )
+    return expected
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: Path, stamp: int) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """A dataset.json, which `Datalist.read` checks more closely."""
+    try:
+        return _parsed(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError):
+        return {}
+
+
+def label_names(cases: of.Cases, datalist: Datalist) -> tuple[str, ...]:
+    """Names of the labels 1, 2, ... as far as somebody says them: the setting, the dataset.json, or M&Ms."""
+    if cases.merge_labels:
+        return cases.labels[:1]
+    if cases.labels:
+        return cases.labels
+    if datalist.source.name == "dataset.json":
+        written = _content(datalist.source).get("labels")
+        # Version 1 and the Decathlon write number: name, version 2 name: number.
+        pairs = (
+            [(a, b) if str(a).isdecimal() else (b, a) for a, b in written.items()] if isinstance(written, dict) else []
+        )
+        numbered = {int(number): str(name) for number, name in pairs if str(number).isdecimal()}
+        if pairs and set(numbered) == set(range(len(pairs))):
+            return tuple(numbered[number] for number in range(1, len(numbered)))
+        return ()
+    phases = any("phase" in row.labels and "vendor" in row.labels for row in datalist)
+    return tuple(mms.LABELS.values()) if phases else ()
+
+
+# --- Cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that preprocessing and the network take from the training set; goes with the weights."""
+
+    spacing: tuple[float, ...]
+    """Target voxel size (3,) in mm, slice axis first; slices keep their own distance."""
+    slice_axis: int
+    """Axis of (z, y, x) that slices are cut along."""
+    nonzero: bool
+    """Normalise inside the non-zero mask only."""
+    channels: int
+    labels: tuple[str, ...]
+    """Names of the labels 1, 2, ..."""
+    orientation: Literal["RAS", "file"]
+    merge_labels: bool
+    plan: Plan
+
+    @property
+    def classes(self) -> int:
+        """Classes with the background."""
+        return 1 + len(self.labels)
+
+    def as_text(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str, where: Path) -> Recipe:
+        """From JSON.
+
+        Raises:
+            InputError: damaged, or of something else.
+        """
+        try:
+            values = json.loads(text)
+            plan = {name: _tuples(value) for name, value in values.pop("plan").items()}
+            recipe = cls(**{name: _tuples(value) for name, value in values.items()}, plan=Plan(**plan))
+            if len(recipe.spacing) != 3 or not len(recipe.plan.pool) + 1 == len(recipe.plan.features):
+                raise ValueError("lengths do not fit")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"holds no plan ({error})", where=where, remedy="give what `adagrad-unet plan` wrote"
+            ) from error
+        return recipe
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """One case as read, cropped."""
+
+    image: NDArray[np.float32]
+    """(C, z, y, x), cropped to the non-zero box."""
+    labels: NDArray[np.int8] | None
+    """(z, y, x), OUTSIDE where the image is zero and no label says otherwise."""
+    inside: NDArray[np.bool_]
+    """(z, y, x) the non-zero mask."""
+    box: tuple[slice, ...]
+    """Of the crop, in the file's (z, y, x)."""
+    file: Volume
+    """The first channel's grid; its voxels are not held."""
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """(3,) mm for z, y, x."""
+        return tuple(reversed(self.file.spacing))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case, ready for the network."""
+
+    row: Row
+    image: NDArray[np.float32]
+    """(C, S, H, W) normalised. It may lie in a cache file, read-only."""
+    labels: NDArray[np.int8] | None
+    """(S, H, W), OUTSIDE where the image is zero."""
+
+
+def read_case(row: Row, cases: of.Cases | Recipe, channels: int, need_mask: bool = True) -> Raw:
+    """Read the channels and the labels of a case and crop them to the box of its non-zero voxels.
+
+    Raises:
+        InputError: anything that `read_volume` and `read_labels` find wrong, channels on different grids, no mask.
+    """
+    frame = frame_of(row)
+    codes = "RAS" if cases.orientation == "RAS" else None
+    if need_mask and row.mask is None:
+        raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every image")
+    check_channels([row], channels)
+    volumes = [read_volume(file, codes, frame=number) for file, number in channel_files(row)]
+    first = volumes[0]
+    for volume in volumes[1:]:
+        if volume.array.shape != first.array.shape or not np.allclose(volume.affine, first.affine, atol=1e-3):
+            raise InputError(
+                f"lies on another grid than the first channel {row.image.name}",
+                where=volume.path,
+                remedy="resample the channels of a case onto one grid",
+            )
+    image = np.stack([volume.array.T for volume in volumes])
+    inside = nonzero_mask(image)
+    box = bounding_box(inside)
+    labels = None
+    if row.mask is not None:
+        found = read_labels(row.mask, first, frame).T
+        if cases.merge_labels:
+            found = (found > 0).astype(found.dtype)
+        if found.max(initial=0) > 127:
+            raise InputError(
+                f"has label {found.max()}", where=row.mask, remedy="number the labels from 1, or give --merge-labels"
+            )
+        labels = found[box].astype(np.int8)
+        labels[(labels == 0) & ~inside[box]] = OUTSIDE
+    empty = dataclasses.replace(first, array=np.broadcast_to(np.float32(0), first.array.shape))
+    return Raw(np.ascontiguousarray(image[:, *box]), labels, inside[box], box, empty)
+
+
+def make_recipe(rows: Sequence[Row], cases: of.Cases, planning: of.Planning, names: tuple[str, ...] = ()) -> Recipe:
+    """Read the training set once and plan preprocessing and network from its fingerprint.
+
+    Args:
+        rows: the training set.
+        cases: how to read it.
+        planning: what the planner may not decide.
+        names: of the labels; where there are none, they are numbered.
+
+    Raises:
+        InputError: a case that cannot be read, labels that have gaps or that `names` does not name.
+    """
+    channels = check_channels(rows)
+    spacings, sizes, ratios, found = [], [], [], {0}
+    for row in rows:
+        raw = read_case(row, cases, channels)
+        assert raw.labels is not None  # the mask was needed
+        spacings.append(raw.spacing)
+        sizes.append(raw.inside.shape)
+        ratios.append(raw.inside.size / math.prod(raw.file.array.shape))
+        found |= {int(label) for label in np.unique(raw.labels) if label > 0}
+        if names and max(found) > len(names):
+            raise InputError(
+                f"has label {max(found)}, and the labels are {', '.join(names)}",
+                where=row.mask,
+                remedy="correct the mask, or name all labels with --labels",
+            )
+        if not names and max(found) > 32:
+            raise InputError(
+                f"has label {max(found)}", where=row.mask, remedy="number the labels from 1, or give --merge-labels"
+            )
+    if len(found) < 2:
+        raise InputError("no mask of the training set has a label", where=rows[0].source, remedy="check the masks")
+    if not names:
+        missing = sorted(set(range(max(found) + 1)) - found)
+        if missing:
+            raise InputError(
+                f"the masks have the labels {sorted(found)} and none has {missing[0]}",
+                where=rows[0].source,
+                remedy="number the labels from 1 without gaps, or name all of them with --labels",
+            )
+        names = tuple(str(label) for label in range(1, max(found) + 1)) if max(found) > 1 else ("foreground",)
+    target = np.asarray(target_spacing(spacings, sizes))
+    axis = int(target.argmax()) if planning.slice_axis == "auto" else AXES[planning.slice_axis]
+    order = [axis, *(other for other in range(3) if other != axis)]
+    median = np.median(
+        [np.asarray(step) / target * np.asarray(size) for step, size in zip(spacings, sizes, strict=True)], 0
+    )
+    plan = plan_unet_2d(
+        {
+            "spacing": target[order].tolist(),
+            "shape": median[order].tolist(),
+            "cases": len(rows),
+            "channels": channels,
+            "classes": 1 + len(names),
+        },
+        base_features=planning.base_features,
+        max_pools=planning.max_pools,
+    )
+    return Recipe(
+        spacing=tuple(target[order].tolist()),
+        slice_axis=axis,
+        nonzero=bool(np.median(ratios) < 0.75),
+        channels=channels,
+        labels=names,
+        orientation=cases.orientation,
+        merge_labels=cases.merge_labels,
+        plan=_replanned(plan, planning),
+    )
+
+
+def _replanned(plan: Plan, planning: of.Planning) -> Plan:
+    """The plan with what the user wants otherwise."""
+    if planning.patch_size is not None:
+        for axis, (side, kernels) in enumerate(zip(planning.patch_size, zip(*plan.pool, strict=True), strict=True)):
+            if side % math.prod(kernels):
+                raise InputError(
+                    f"--patch-size {planning.patch_size[0]} {planning.patch_size[1]}: side {axis + 1} is halved"
+                    f" {int(math.log2(math.prod(kernels)))} times",
+                    remedy=f"give multiples of {math.prod(kernels)}, or fewer halvings with --max-pools",
+                )
+        plan = dataclasses.replace(plan, patch_size=planning.patch_size)
+    return plan if planning.batch_size is None else dataclasses.replace(plan, batch_size=planning.batch_size)
+
+
+def prepare(raw: Raw, recipe: Recipe) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Move the slice axis to the front, resample the slices, normalise.
+
+    Returns:
+        image (C, S, H, W), and labels (S, H, W), which without a mask are 0 inside the non-zero mask and OUTSIDE elsewhere.
+    """
+    labels = np.where(raw.inside, 0, OUTSIDE).astype(np.int8) if raw.labels is None else raw.labels
+    image = np.moveaxis(raw.image, 1 + recipe.slice_axis, 1)
+    labels = np.moveaxis(labels, recipe.slice_axis, 0)
+    shape = plane(raw, recipe)
+    labels = resample_labels(labels, shape)
+    image = resample_slices(image, shape, 3)
+    return normalise(image, labels >= 0 if recipe.nonzero else None), labels
+
+
+def plane(raw: Raw, recipe: Recipe) -> tuple[int, int]:
+    """Rows and columns of the slices after resampling."""
+    axes = [axis for axis in range(3) if axis != recipe.slice_axis]
+    rows, columns = (
+        max(1, round(raw.inside.shape[axis] * raw.spacing[axis] / step))
+        for axis, step in zip(axes, recipe.spacing[1:], strict=True)
+    )
+    return rows, columns
+
+
+def load_case(row: Row, recipe: Recipe, cache: Path | None = None) -> Case:
+    """Read and prepare a case with its labels, for training.
+
+    Raises:
+        InputError: as `read_case`, or a label that the plan does not have.
+    """
+
+    def compute() -> NDArray[np.float32]:
+        image, labels = prepare(read_case(row, recipe, recipe.channels), recipe)
+        check_labels(row, labels, recipe)
+        return np.concatenate((image, labels[None].astype(np.float32)))
+
+    if cache is None:
+        both = compute()
+    else:
+        if row.mask is None:
+            raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every image")
+        check_channels([row], recipe.channels)
+        parameters = {
+            "version": _CACHE_VERSION,
+            "spacing": recipe.spacing[1:],
+            "axis": recipe.slice_axis,
+            "nonzero": recipe.nonzero,
+            "orientation": recipe.orientation,
+            "merge": recipe.merge_labels,
+            "classes": recipe.classes,
+            "frame": frame_of(row),
+        }
+        files = [*(file for file, _ in channel_files(row)), row.mask]
+        both = ArrayCache(cache).get(parameters, files, compute, dtype="float32", memory_map=True)
+    return Case(row, both[:-1], both[-1].astype(np.int8))
+
+
+def check_labels(row: Row, labels: NDArray[Any], recipe: Recipe) -> None:
+    """Raise an InputError where a label is outside the plan."""
+    highest = int(labels.max(initial=0))
+    if highest >= recipe.classes:
+        raise InputError(
+            f"has label {highest}, the plan knows 1 to {recipe.classes - 1} ({', '.join(recipe.labels)})",
+            where=row.mask,
+            remedy="correct the mask, or plan with all labels",
+        )
+
+
+def to_file(probabilities: NDArray[Any], raw: Raw, recipe: Recipe) -> NDArray[np.uint8]:
+    """Labels on the grid of the file: probabilities resampled linearly to the cropped slices, the largest one, placed back.
+
+    Args:
+        probabilities: (K, S, H, W) on the network's grid.
+        raw: the case.
+        recipe: of the network.
+
+    Returns:
+        (x, y, z) labels, 0 outside the non-zero box.
+    """
+    axes = [axis for axis in range(3) if axis != recipe.slice_axis]
+    cropped = resample_slices(probabilities, [raw.inside.shape[axis] for axis in axes], 1).argmax(0)
+    full = np.zeros(tuple(reversed(raw.file.array.shape)), dtype=np.uint8)
+    full[raw.box] = np.moveaxis(cropped, 0, recipe.slice_axis)
+    return np.ascontiguousarray(full.T)
+
+
+def metadata_recipe(metadata: Mapping[str, str], where: Path) -> Recipe:
+    """The recipe that goes with a weight file."""
+    return Recipe.from_text(metadata.get("recipe", ""), where)
