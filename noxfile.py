@@ -21,7 +21,7 @@ PACKAGES = sorted(found.parent.name for found in ROOT.glob("packages/*/pyproject
 ALL = ["core", *PACKAGES]
 DEMO = "fda-mri"
 # Parts of the core that a method may use without its machinery, so they must not know of it.
-LOW = ("nets", "losses", "metrics", "augment", "optim")
+LOW = ("nets", "losses", "metrics", "augment", "optim", "adapt")
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
 # The newest Python that the packages support, for machines that have only a newer one; uv fetches it there.
 PYTHON = "3.13" if sys.version_info >= (3, 14) else None
