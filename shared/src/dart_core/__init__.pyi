@@ -1,3 +1,4 @@
+from . import adapt as adapt
 from . import losses as losses
 from . import metrics as metrics
 from . import nets as nets

@@ -1,0 +1,11 @@
+from .batch_norm import adapt_batch_norm as adapt_batch_norm
+from .figures import policy_figure as policy_figure
+from .fine_tuning import freeze as freeze
+from .fine_tuning import l2_sp_li_penalty as l2_sp_li_penalty
+from .fine_tuning import l2_sp_penalty as l2_sp_penalty
+from .policy import PolicyNet as PolicyNet
+from .policy import PolicyStatistics as PolicyStatistics
+from .policy import gumbel_policy as gumbel_policy
+from .policy import policy_penalty as policy_penalty
+from .spottunet import LAYERS as LAYERS
+from .spottunet import SpotTUNet as SpotTUNet
