@@ -31,10 +31,11 @@ from dart_core.errors import SettingError
 _LOW = (torch.float16, torch.bfloat16)
 # Numbers in a block on the CPU: the blocks of g, m, v, w and of the intermediate result fit into the cache together.
 _BLOCK = 1 << 17
-# Below this size the call costs more than the work.
-_SMALL = 1 << 12
+# Tensors below this size are updated in lists (benchmarks/speed/avagrad.py): the calls cost more than the work, and the
+# intermediate results of them all are small.
+_SMALL = 1 << 15
 # The same operations on one tensor, and on a list of tensors in few kernel launches.
-_NAMES = ("add", "add_", "addcdiv_", "addcmul_", "lerp_", "mul", "mul_", "neg", "reciprocal_", "sqrt")
+_NAMES = ("add", "add_", "addcdiv_", "addcmul_", "lerp_", "mul", "mul_", "neg", "sqrt")
 _ONE = SimpleNamespace(**{name: getattr(torch.Tensor, name) for name in _NAMES})
 _MANY = SimpleNamespace(**{name: getattr(torch, f"_foreach_{name}") for name in _NAMES})
 
@@ -225,7 +226,7 @@ def _official(group: Mapping[str, Any], pieces: Sequence[_Piece], size: int, gam
         if piece.step > 1:
             _descend(group, piece, eta, gamma, before)  # (c)
         do.add_(eta, (c - before) * group["eps"])
-        sums += _sums_of_squares(do.reciprocal_(eta), c)
+        sums += _sums_of_inverse_squares(eta, c)
         do.mul_(piece.square, group["betas"][1])  # (d)
         do.addcmul_(piece.square, gradient, gradient, value=1 - group["betas"][1])
     return _gamma(sums, size)
@@ -245,7 +246,7 @@ def _printed(group: Mapping[str, Any], pieces: Sequence[_Piece], size: int, gamm
     for piece in pieces:
         piece.do.lerp_(piece.mean, _gradient(group, piece), 1 - group["betas"][0])  # (a)
         eta, c = denominator(piece)
-        sums += _sums_of_squares(piece.do.reciprocal_(eta), c)  # (b)
+        sums += _sums_of_inverse_squares(eta, c)  # (b)
     gamma = _gamma(sums, size)
     for piece in pieces:
         gradient = _gradient(group, piece)
@@ -290,11 +291,12 @@ def _root(group: Mapping[str, Any], step: int) -> float:
     return math.sqrt(1 - group["betas"][1] ** step) if _corrects(group) else 1.0
 
 
-def _sums_of_squares(eta: Any, c: float) -> list[Any]:
-    """c^2 times the sum of squares, in parts. (Norms of large tensors on the CPU lose digits where all entries are alike.)"""
-    tensors: list[Tensor] = [eta] if isinstance(eta, Tensor) else list(eta)
+def _sums_of_inverse_squares(denominator: Any, c: float) -> list[Any]:
+    """The sum of (c / denominator)^2, in parts; uses the denominator up. (Norms on the CPU lose digits where all entries are alike.)"""
+    tensors: list[Tensor] = [denominator] if isinstance(denominator, Tensor) else list(denominator)
     if tensors[0].device.type == "cpu":
-        return [c * c * float(tensor.square_().sum()) for tensor in tensors]
+        return [c * c * float(tensor.pow_(-2).sum()) for tensor in tensors]
+    torch._foreach_reciprocal_(tensors)
     return [torch.stack(torch._foreach_norm(tensors)).double().square().sum() * (c * c)]
 
 
