@@ -1,3 +1,5 @@
+from .classification import mean_auc as mean_auc
+from .classification import roc_auc as roc_auc
 from .overlap import dice as dice
 from .overlap import iou as iou
 from .statistics import bonferroni as bonferroni
