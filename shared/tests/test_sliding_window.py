@@ -245,3 +245,15 @@ def test_other_bad_input() -> None:
     for size, patch in ((4, 5), (4, 0)):
         with pytest.raises(ValueError, match="does not fit"):
             window_starts(size, patch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu() -> None:
+    net, x = network(), volume(1, 3, 40, 21)
+    expected = sliding_window_predict(net, x, (16, 12))
+    net.cuda()
+    for given in (x, x.cuda()):
+        result = sliding_window_predict(net, given, (16, 12))
+        assert result.device == given.device
+        torch.testing.assert_close(result.cpu(), expected, rtol=1e-9, atol=1e-9)

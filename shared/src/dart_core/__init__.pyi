@@ -1,4 +1,5 @@
 from . import adapt as adapt
+from . import augment as augment
 from . import losses as losses
 from . import metrics as metrics
 from . import nets as nets

@@ -253,3 +253,18 @@ def test_outside_of_a_rotated_scan_is_background() -> None:
 def test_bad_input(images: Tensor, labels: Tensor, patch: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         augment(images, labels, patch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu() -> None:
+    images, labels = batch(n=32, dtype=torch.float64)
+    expected = augment(images, labels, (24, 20), seeded(1))
+    x, y = augment(images.cuda(), labels.cuda(), (24, 20), seeded(1))
+    assert (x.device.type, y.device.type) == ("cuda", "cuda")
+    torch.testing.assert_close(x.cpu(), expected[0], rtol=0, atol=1e-9)
+    assert torch.equal(y.cpu(), expected[1])
+    on_device = [
+        augment(images.cuda(), labels.cuda(), (24, 20), torch.Generator("cuda").manual_seed(1)) for _ in range(2)
+    ]
+    assert torch.equal(on_device[0][0], on_device[1][0])

@@ -247,3 +247,14 @@ def test_downsampled_labels_keep_blocks() -> None:
 def test_bad_scales(scale: float | tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="numbers in"):
         downsample_labels(torch.zeros(1, 1, 4, 4), [scale])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_gpu_agrees_with_cpu() -> None:
+    logits, labels = example((2, 3, 16, 16))
+    result = dice_ce_loss(logits.cuda(), labels.cuda())
+    assert result.device.type == "cuda"
+    assert float(result) == pytest.approx(float(dice_ce_loss(logits, labels)), rel=1e-12)
+    (small,) = downsample_labels(labels.cuda(), [0.5])
+    assert torch.equal(small.cpu(), downsample_labels(labels, [0.5])[0])
