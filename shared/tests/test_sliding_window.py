@@ -253,7 +253,7 @@ def test_gpu_agrees_with_cpu() -> None:
     net, x = network(), volume(1, 3, 40, 21)
     expected = sliding_window_predict(net, x, (16, 12))
     net.cuda()
-    for given in (x, x.cuda()):
-        result = sliding_window_predict(net, given, (16, 12))
-        assert result.device == given.device
+    for place in (x, x.cuda()):
+        result = sliding_window_predict(net, place, (16, 12))
+        assert result.device == place.device
         torch.testing.assert_close(result.cpu(), expected, rtol=1e-9, atol=1e-9)
