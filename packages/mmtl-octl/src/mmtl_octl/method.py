@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,15 @@ from dart_core.adapt import (
 from dart_core.checkpoint import unwrap
 from dart_core.errors import SettingError
 from dart_core.run import Run
-from mmtl_octl.octl import OCTLSGD, OCTLAdam, load_history
+from mmtl_octl.octl import OCTLSGD, OCTLAdam, StartStep, load_history
 from mmtl_octl.schedules import TrainingBatches, learning_rate
 from mmtl_octl.settings import Adaptation, OptimizerName, Training
 
 POLICY_LEARNING_RATE, POLICY_WEIGHT_DECAY = 1e-2, 1e-3
 """Of Adam for SpotTUNet's policy network (spottunet sheet, As used inside the MMTL comparison)."""
+
+Rate: TypeAlias = tuple[float, int | None]
+"""Learning rate, and the epoch from which on it is a tenth."""
 
 AfterEpoch = Callable[[int, nn.Module], float | None]
 """Called with the number of epochs done (0 before the first) and the network; may return a validation score."""
@@ -54,6 +57,14 @@ class Task:
     """Switchable layers of the SpotTUNet."""
     weight_decay: float = 0.0
     """Of the optimiser."""
+    start_step: StartStep = 100
+    """OCTL with Adam: step counter before the first step, where the settings name none."""
+    missing: Literal["error", "zeros"] = "error"
+    """OCTL: what parameters get that the source training did not have, see `load_history`."""
+    k: float = 0.005
+    """Weight of SpotTUNet's policy penalty, where the settings name none."""
+    policy_drop_epoch: int | None = None
+    """Epoch from which on the policy's learning rate is a tenth; None: that of the training."""
 
 
 def segmentation_loss(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -92,7 +103,7 @@ def source_optimizer(
     if name == "adam":
         return torch.optim.Adam(parameters, base, weight_decay=weight_decay, foreach=True)
     if momentum is not None:
-        return OCTLSGD(parameters, base, momentum)
+        return OCTLSGD(parameters, base, momentum, weight_decay=weight_decay)
     return torch.optim.SGD(parameters, base, momentum=0.9, nesterov=True, weight_decay=weight_decay, foreach=True)
 
 
@@ -128,7 +139,7 @@ def train_source(
     def step(batch: dict[str, Tensor]) -> dict[str, Any]:
         return {"loss": run.optimise(optimizer, loss_of, batch, prepared)}
 
-    _loop(run, prepared, {optimizer: base}, batches, step, training, after_epoch)
+    _loop(run, prepared, {optimizer: (base, training.drop_epoch)}, batches, step, training, after_epoch)
     return optimizer
 
 
@@ -164,14 +175,14 @@ def fine_tune(
         SettingError: octl without history; --accumulate with spottune.
         InputError: the history of another optimiser or network.
     """
-    method, (name, base) = adaptation.method, _recipe(training)
+    method, (_, base) = adaptation.method, _recipe(training)
     network = task.spottune(source) if method == "spottune" else source
     if method == "ftf":
         task.freeze_first(network)
     reference = {key: value.detach().to(run.device, copy=True) for key, value in source.state_dict().items()}
     prepared = run.prepare(network)
-    optimizer = _optimizer(unwrap(prepared), name, base, task, adaptation, history)
-    optimizers = {optimizer: base}
+    optimizer = make_optimizer(unwrap(prepared), task, training, adaptation, history)
+    optimizers = {optimizer: (base, training.drop_epoch)}
     best = Best()
     stateful: dict[str, Any] = {"network": prepared, "optimizer": optimizer, "best": best}
     if method == "spottune":
@@ -205,10 +216,16 @@ def _recipe(training: Training) -> tuple[OptimizerName, float]:
     return training.optimizer or "sgd", 1e-3 if training.learning_rate is None else training.learning_rate
 
 
-def _optimizer(
-    network: nn.Module, name: OptimizerName, base: float, task: Task, adaptation: Adaptation, history: Path | None
+def make_optimizer(
+    network: nn.Module, task: Task, training: Training, adaptation: Adaptation, history: Path | None = None
 ) -> torch.optim.Optimizer:
-    """The optimiser of a method; that of octl with the source's history in it."""
+    """The optimiser of a method for a network that `fine_tune` trains; that of octl with the source's history in it.
+
+    Raises:
+        SettingError: octl without history.
+        InputError: the history of another optimiser or network.
+    """
+    name, base = _recipe(training)
     if adaptation.method == "spottune":
         trained = list(network.unet_parameters())  # type: ignore[operator]
     else:
@@ -221,12 +238,12 @@ def _optimizer(
     if name == "sgd":
         # Algorithm 2; plain momentum although the source training used Nesterov's (specification 2.3, item 1).
         momentum = 0.99 if adaptation.momentum is None else adaptation.momentum
-        optimizer = OCTLSGD(trained, base, momentum)
+        optimizer = OCTLSGD(trained, base, momentum, weight_decay=task.weight_decay)
     else:
         # Algorithm 3.
-        start, decay = adaptation.start_step, task.weight_decay
-        optimizer = OCTLAdam(trained, base, adaptation.betas, start_step=start, weight_decay=decay)
-    load_history(optimizer, network, history)
+        start = task.start_step if adaptation.start_step is None else adaptation.start_step
+        optimizer = OCTLAdam(trained, base, adaptation.betas, start_step=start, weight_decay=task.weight_decay)
+    load_history(optimizer, network, history, task.missing)
     return optimizer
 
 
@@ -240,7 +257,7 @@ def _distance(network: nn.Module, reference: Mapping[str, Tensor], task: Task, a
 def _spottune_step(
     run: Run,
     prepared: nn.Module,
-    optimizers: dict[torch.optim.Optimizer, float],
+    optimizers: dict[torch.optim.Optimizer, Rate],
     task: Task,
     adaptation: Adaptation,
     stateful: dict[str, Any],
@@ -249,10 +266,12 @@ def _spottune_step(
     if run.settings.accumulate > 1:
         raise SettingError("--accumulate has no meaning for --method spottune", remedy="leave it out")
     policy = unwrap(prepared).policy_parameters()  # type: ignore[operator]
-    main = next(iter(optimizers))
+    main, (_, drop_epoch) = next(iter(optimizers.items()))
     decisions = torch.optim.Adam(policy, POLICY_LEARNING_RATE, weight_decay=POLICY_WEIGHT_DECAY, foreach=True)
     statistics = PolicyStatistics(task.layers)
-    optimizers[decisions] = POLICY_LEARNING_RATE
+    k = task.k if adaptation.k is None else adaptation.k
+    drop_epoch = drop_epoch if task.policy_drop_epoch is None else task.policy_drop_epoch
+    optimizers[decisions] = (POLICY_LEARNING_RATE, drop_epoch)
     stateful |= {"policy_optimizer": decisions, "policy_statistics": statistics}
 
     def step(batch: dict[str, Tensor]) -> dict[str, Any]:
@@ -260,7 +279,7 @@ def _spottune_step(
             optimizer.zero_grad(set_to_none=True)
         with run.autocast():
             logits, chosen = prepared(batch["image"], return_policy=True)
-            loss = task.loss(logits, batch) + policy_penalty(chosen, adaptation.k)
+            loss = task.loss(logits, batch) + policy_penalty(chosen, k)
         run.backward(loss)
         run.step_optimizers(main, decisions)
         statistics.update(chosen)
@@ -304,7 +323,7 @@ class Best:
 def _loop(
     run: Run,
     prepared: nn.Module,
-    optimizers: Mapping[torch.optim.Optimizer, float],
+    optimizers: Mapping[torch.optim.Optimizer, Rate],
     batches: TrainingBatches,
     step_on: Callable[[dict[str, Tensor]], dict[str, Any]],
     training: Training,
@@ -317,12 +336,12 @@ def _loop(
     prepared.train()
     for step, batch in run.steps(batches, training.epochs * training.batches):
         epoch = step // training.batches
-        for optimizer, base in optimizers.items():
+        for optimizer, (base, drop_epoch) in optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(epoch, base, training.drop_epoch)
+                group["lr"] = base if drop_epoch is None else learning_rate(epoch, base, drop_epoch)
         values = step_on(batch)
         if step % training.log_every == 0:
-            rate = learning_rate(epoch, next(iter(optimizers.values())), training.drop_epoch)
+            rate = next(iter(optimizers)).param_groups[0]["lr"]
             share = batches.mixed.counts[epoch]
             mixture = {"target_samples": share} if batches.mixed.source else {}
             run.log.write(step, **values, learning_rate=rate, **mixture)

@@ -37,15 +37,22 @@ class OCTLSGD(torch.optim.SGD):
         lr: learning rate.
         momentum: decay of the history, mu.
         history: momentum buffers in the order of `params`, copied; None is zeros.
+        weight_decay: factor of the L2 penalty that is added to the gradient.
 
     Raises:
         ValueError: another number of buffers than parameters, or another shape.
     """
 
     def __init__(
-        self, params: Parameters, lr: float, momentum: float = 0.99, history: Sequence[Tensor] | None = None
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.99,
+        history: Sequence[Tensor] | None = None,
+        *,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, lr, momentum=momentum, foreach=True)
+        super().__init__(params, lr, momentum=momentum, weight_decay=weight_decay, foreach=True)
         parameters = _parameters(self)
         buffers = [torch.zeros_like(p) for p in parameters] if history is None else history
         _check_count(parameters, buffers)

@@ -13,7 +13,7 @@ from dart_core.data.scans import Scan, centre_patch, prostate_slices, slice_stac
 from dart_core.errors import InputError
 from dart_core.settings import ScanSettings
 from mmtl_octl.schedules import MixedBatches, Schedule, TrainingBatches
-from mmtl_octl.settings import Training
+from mmtl_octl.settings import Training, TrainingSettings
 
 PATCH_SIZE = {"cc359": 256, "prostate": 0, "plain": 0}
 """Side of the patches in pixels; 0 = whole slices."""
@@ -83,7 +83,7 @@ def make_pool(scans: Sequence[Scan], settings: ScanSettings, seed: int, interval
     return Pool(scans, list(patients.values()))
 
 
-def patch_size_of(training: Training, settings: ScanSettings) -> int:
+def patch_size_of(training: TrainingSettings, settings: ScanSettings) -> int:
     """Side of the training patches; 0 = whole slices."""
     return PATCH_SIZE[settings.preprocessing] if training.patch_size is None else training.patch_size
 

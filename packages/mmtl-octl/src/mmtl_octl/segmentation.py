@@ -20,7 +20,7 @@ from dart_core.report import Report
 from dart_core.run import Run
 from mmtl_octl import features as of_features
 from mmtl_octl import settings as of
-from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, train_source
+from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, make_optimizer, train_source
 from mmtl_octl.models import HISTORY, Model, build, check_settings, load_model, save_model, spacing_of
 from mmtl_octl.octl import save_history
 from mmtl_octl.pools import Pool, first_patients, make_pool, patch_size_of, training_batches
@@ -96,13 +96,9 @@ def _training_rows(datalist: Datalist, site: str, least: int = 1) -> list[Row]:
     return rows
 
 
-def _resolved(training: of.Training, optimizer: of.OptimizerName, rate: float) -> of.Training:
+def _resolved(training: of.TrainingSettings, optimizer: of.OptimizerName, rate: float) -> of.Training:
     """The recipe with nothing left open, as config.yaml records it."""
-    return dataclasses.replace(
-        training,
-        optimizer=training.optimizer or optimizer,
-        learning_rate=rate if training.learning_rate is None else training.learning_rate,
-    )
+    return training.over(of.Training(optimizer=optimizer, learning_rate=rate))
 
 
 def _model(command: of.Pretrain | of.Adapt, training: of.Training, **known: Any) -> Model:
@@ -130,7 +126,7 @@ def adapt(command: of.Adapt) -> None:
     training = _resolved(command.training, default, rate)
     if source_model is not None:
         training = dataclasses.replace(training, width=source_model[1].width)
-    _check_options(settings, training, command.features)
+    _check_options(command, training)
     command = dataclasses.replace(command, training=training)
     datalist = open_datalist(scans.datalist)
     if source_model is not None and settings.method == "none":
@@ -146,13 +142,15 @@ def adapt(command: of.Adapt) -> None:
     validation, tests = (load_scans(chosen, scans, need_mask=True) for chosen in (validation_rows, test_rows))
     seed, mixed = command.run.seed, settings.method == "mmtl"
     batches = training_batches(
-        source if mixed else None, target, training, scans, seed, settings.schedule if mixed else "target",
+        source if mixed else None, target, training, scans, seed, settings.schedule or "paper" if mixed else "target",
         settings.keep_source and mixed,
     )  # fmt: skip
     model = _model(
         command, training, source=source_model[1].source if source_model is not None else [], target=command.target,
         method=settings.name, patients=len(target.patients), interval=settings.interval, slices=target.size,
     )  # fmt: skip
+    if source_model is not None:
+        _check_optimizer(*source_model, training, settings, history)
     model = dataclasses.replace(model, network="SpotTUNet" if settings.method == "spottune" else model.network)
     with Run(command.run, command) as run:
         # Built inside the run, whose seed it takes, so that --method target starts from weights of its own.
@@ -210,9 +208,6 @@ def _source_model(command: of.Adapt) -> tuple[tuple[nn.Module, Model] | None, Pa
         raise SettingError(
             f"{command.target} is a source site of this network", where=path, remedy="choose another --target"
         )
-    wanted = command.training.optimizer
-    if wanted is not None and wanted != model.optimizer and command.adaptation.method != "octl":
-        say(f"warning: {path} was trained with {model.optimizer}, the paper goes on with the same optimiser")
     if command.adaptation.method != "octl":
         return (network, model), None
     history = (path if path.is_dir() else path.parent) / HISTORY
@@ -221,14 +216,29 @@ def _source_model(command: of.Adapt) -> tuple[tuple[nn.Module, Model] | None, Pa
     return (network, model), history
 
 
-def _check_options(settings: of.Adaptation, training: of.Training, features: Sequence[int]) -> None:
+def _check_options(command: of.Adapt, training: of.Training) -> None:
     """Options that contradict each other once the optimiser is known."""
+    settings, features = command.adaptation, command.features
+    if settings.method == "spottune" and command.run.accumulate > 1:
+        raise SettingError("--accumulate has no meaning for --method spottune", remedy="leave it out")
     if settings.momentum is not None and training.optimizer == "adam":
         raise SettingError("--momentum is for the optimiser sgd", remedy="leave it out, or give --optimizer sgd")
     if features and settings.method in ("spottune", "none"):  # two copies of each layer, or no training
         raise SettingError(f"--features has no meaning for --method {settings.method}", remedy="leave it out")
     if max(features, default=0) > training.epochs:
         raise SettingError(f"--features {max(features)} is after the last epoch", remedy=f"give 0 to {training.epochs}")
+
+
+def _check_optimizer(
+    network: nn.Module, source: Model, training: of.Training, settings: of.Adaptation, history: Path | None
+) -> None:
+    """Read the history once before the output folder is claimed, and say where the paper would not go along."""
+    if history is not None:
+        make_optimizer(network, SEGMENTATION, training, settings, history)
+    elif training.optimizer != source.optimizer:
+        say(
+            f"warning: the source network was trained with {source.optimizer}; the paper goes on with the same optimiser"
+        )
 
 
 def _source_pool(command: of.Adapt, source_model: tuple[nn.Module, Model] | None) -> Pool | None:
@@ -254,7 +264,7 @@ def _after_epoch(
             return None
         scores = [metrics.dice(segment(network, scan, channels) > 0.5, scan.truth) for scan in validation]
         score = float(np.mean(scores))
-        run.log.write(epoch * command.training.batches - 1, validation_dice=score)
+        run.log.write(run.step, validation_dice=score)
         return score
 
     return after if command.features or command.adaptation.keep == "best" else None

@@ -2,50 +2,79 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
 from dart_core.settings import EvaluationSettings, OutputSettings, RunSettings, ScanSettings, at_least
 
-Task = Literal["segmentation"]
+Task = Literal["segmentation", "classification"]
 Method = Literal["none", "mmtl", "octl", "fta", "ftf", "l2sp", "spottune", "target"]
 OptimizerName = Literal["sgd", "adam"]
 
 
 @dataclass(frozen=True)
-class Training:
-    """The training recipe that source training and every fine-tuning share (paper section 3.1)."""
+class TrainingSettings:
+    """The training recipe that source training and every fine-tuning share; what is left out follows the task."""
 
-    width: int = 16
-    """Channels of the U-Net's first level (16: 1,561,491 parameters); a fine-tuned network has that of its source."""
-    epochs: int = 60
-    """Epochs; an epoch is a number of batches, not a pass over the data."""
-    batches: int = 100
-    """Batches of an epoch."""
-    batch_size: int = 16
-    """Samples of a batch, over all processes together."""
+    width: int | None = None
+    """Channels of the U-Net's first level, default 16 (1,561,491 parameters); when fine-tuning that of the source."""
+    epochs: int | None = None
+    """Epochs; an epoch is a number of batches, not a pass over the data. Default: 60; classification: 5, then 16."""
+    batches: int | None = None
+    """Batches of an epoch. Default: 100; classification: 500 for source training, 150 for fine-tuning."""
+    batch_size: int | None = None
+    """Samples of a batch, over all processes together. Default: 16; classification: 32."""
     learning_rate: float | None = None
-    """Default: 1e-3; 1e-4 for fine-tuning with --preprocessing prostate, as the authors' settings have it."""
-    drop_epoch: int = 45
-    """Epoch (from 0) from which on the learning rate is a tenth."""
+    """Default: 1e-3; 1e-4 for classification, and for fine-tuning with --preprocessing prostate."""
+    drop_epoch: int | None = None
+    """Epoch (from 0) from which on the learning rate is a tenth. Default: 45; classification: never."""
     optimizer: OptimizerName | None = None
-    """sgd (Nesterov momentum 0.9) or adam; default: sgd, and for fine-tuning that of the source training."""
+    """sgd (Nesterov momentum 0.9) or adam; default: that of the source training; there sgd, for classification adam."""
     patch_size: int | None = None
     """Side of the square patches in pixels, 0 = whole slices; default: 256 for cc359, else whole slices."""
-    log_every: int = 10
-    """Steps between lines of metrics.jsonl."""
+    log_every: int | None = None
+    """Steps between lines of metrics.jsonl, default 10."""
 
     def __post_init__(self) -> None:
         sizes = ("width", "epochs", "batches", "batch_size", "log_every")
-        at_least(1, **{name: getattr(self, name) for name in sizes})
-        at_least(0, drop_epoch=self.drop_epoch, learning_rate=self.learning_rate or 0, patch_size=self.patch_size or 0)
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        at_least(1, **{name: given[name] for name in sizes if given[name] is not None})
+        at_least(
+            0, drop_epoch=self.drop_epoch or 0, learning_rate=self.learning_rate or 0, patch_size=self.patch_size or 0
+        )
         if (self.patch_size or 0) % 8:
             larger = (self.patch_size or 0) // 8 * 8 + 8
             raise SettingError(
                 f"--patch-size is {self.patch_size}", remedy=f"give a multiple of 8 such as {larger}, or 0"
             )
+
+    def over(self, defaults: Training) -> Training:
+        """The recipe with nothing left open: what is given here, and `defaults` for the rest."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(defaults, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Training(TrainingSettings):
+    """A whole recipe; the defaults are the paper's for segmentation (section 3.1)."""
+
+    width: int = 16
+    epochs: int = 60
+    batches: int = 100
+    batch_size: int = 16
+    drop_epoch: int | None = 45
+    """None: the learning rate stays."""
+    log_every: int = 10
+
+
+SOURCE_CLASSIFIER = Training(
+    epochs=5, batches=500, batch_size=32, learning_rate=1e-4, drop_epoch=None, optimizer="adam"
+)
+"""Source training of the X-ray classifier (paper section 3.3, specification 5.3)."""
+TARGET_CLASSIFIER = replace(SOURCE_CLASSIFIER, epochs=16, batches=150)
+"""Its fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +88,11 @@ class Adaptation:
     """Target patients: the first ones of the target's training split, 0 = all; default 1, for --method target all."""
     interval: int = 1
     """Take every k-th slice of them (3 makes about 90 slices of one CC359 patient)."""
-    schedule: Literal["paper", "paper0", "release", "xray"] = "paper"
-    """mmtl: how the target's share of a batch grows; epochs counted from 1, from 0, or as the authors' programs do it."""
+    images: int | None = None
+    """Classification: the first images of the shuffled target training list, 0 = all; default 128, for target all."""
+    schedule: Literal["paper", "paper0", "release", "xray"] | None = None
+    """mmtl: how the target's share of a batch grows; epochs counted from 1 (paper; default), from 0, or as the authors'
+    programs do it (xray: default for classification)."""
     keep_source: bool = False
     """mmtl: at least one sample of each batch stays a source sample."""
     momentum: float | None = None
@@ -68,29 +100,31 @@ class Adaptation:
     of Nesterov's 0.9 (0.99 is the control that separates octl's history from its larger effective step)."""
     betas: tuple[float, float] = (0.99, 0.999)
     """octl with adam: decay of the moments (the authors' program ran with 0.9 0.999)."""
-    start_step: int | Literal["keep"] = 100
-    """octl with adam: step counter before the first step; keep = that of the source training."""
+    start_step: int | Literal["keep"] | None = None
+    """octl with adam: step counter before the first step; keep = that of the source training. Default: 100;
+    classification: keep."""
     l2sp: Literal["all", "li2018"] = "all"
     """l2sp: alpha times the squared distance of all parameters (authors), or Li et al. 2018 with decay of the head."""
     alpha: float = 0.1
     """l2sp: weight of the distance."""
     beta: float = 0.01
     """l2sp li2018: weight of the head's decay."""
-    k: float = 0.005
-    """spottune: weight of the policy penalty."""
+    k: float | None = None
+    """spottune: weight of the policy penalty. Default: 0.005; classification: 0."""
     keep: Literal["last", "best"] = "last"
     """Network to keep: of the last epoch, or of the epoch with the best Dice on the target's validation scans."""
 
     def __post_init__(self) -> None:
         at_least(1, interval=self.interval)
-        at_least(0, patients=self.patients or 0, alpha=self.alpha, beta=self.beta, k=self.k)
+        at_least(0, patients=self.patients or 0, images=self.images or 0)
+        at_least(0, alpha=self.alpha, beta=self.beta, k=self.k or 0)
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise SettingError(f"--momentum is {self.momentum}", remedy="give a number from 0 to below 1")
         if self.momentum is not None and self.method not in ("octl", "fta"):
             raise SettingError(f"--momentum has no meaning for --method {self.method}", remedy="leave it out")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise SettingError(f"--betas are {self.betas}", remedy="give two numbers from 0 to below 1")
-        if self.start_step != "keep":
+        if isinstance(self.start_step, int):
             at_least(0, start_step=self.start_step)
 
     @property
@@ -99,6 +133,23 @@ class Adaptation:
         if self.method == "fta" and self.momentum is not None:
             return f"fta_mu{self.momentum:g}".replace(".", "")
         return self.method
+
+
+@dataclass(frozen=True)
+class PictureSettings:
+    """Classification: how radiographs and their labels are read from --datalist (CSV with one column per label, or the
+    folder of CheXpert or ChestX-ray14 as published)."""
+
+    labels: tuple[str, ...] = ()
+    """Label columns of the datalist's site; default: every column that holds nothing but 0, 1 and empty cells."""
+    image_size: int | None = None
+    """Side of the pictures as the network sees them, default 256; after source training that of the source."""
+    split_by: Literal["patient", "image"] | None = None
+    """What goes into the test split together where the datalist has none: all images of a patient (default), or each
+    image for itself (authors)."""
+
+    def __post_init__(self) -> None:
+        at_least(32, image_size=32 if self.image_size is None else self.image_size)
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -139,7 +190,7 @@ class Pretrain:
     """Source sites; default: every site but --target."""
     target: str = ""
     """Site to leave out where --source names none."""
-    training: Training = field(default_factory=Training)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
 
 @dataclass(frozen=True)
@@ -156,7 +207,7 @@ class Adapt:
     """What the network does."""
     source_datalist: Path | None = None
     """mmtl: datalist of the source scans, where it is another than --datalist."""
-    training: Training = field(default_factory=Training)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
     adaptation: Adaptation = field(default_factory=Adaptation)
     features: tuple[int, ...] = ()
     """Epochs (0 = before the first) after which the features of all patients are kept for Fig. 1 of the paper."""
@@ -185,8 +236,8 @@ class Predict:
     """Site to segment; default: the network's target site."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which of its scans."""
-    largest_component: bool | None = None
-    """Keep only the largest connected part of a mask; default: for --preprocessing prostate."""
+    largest_component: Literal["auto", "on", "off"] = "auto"
+    """Keep only the largest connected part of a mask; auto: on for --preprocessing prostate."""
     filter_slices: bool = False
     """Empty slices whose largest part is smaller than a limit found on the site's validation scans (authors' release)."""
     probabilities: bool = False
