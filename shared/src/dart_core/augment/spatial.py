@@ -111,11 +111,11 @@ def _labels_at(labels: Tensor, row: Tensor, column: Tensor, dy: Tensor, dx: Tens
     height, width = labels.shape[-2:]
     flat = labels.flatten(1)
     lower, right = (row + 1).clamp(max=height - 1), (column + 1).clamp(max=width - 1)
-    first, *others = (flat.gather(1, (r * width + c).flatten(1)) for r in (row, lower) for c in (column, right))
-    result = first.clone()
+    corners = [flat.gather(1, (r * width + c).flatten(1)) for r in (row, lower) for c in (column, right)]
+    result = corners[0]
     # Most pixels lie within one region; the others are counted.
-    at = torch.stack([first != other for other in others]).any(0).nonzero(as_tuple=True)
-    corners = [corner[at] for corner in (first, *others)]
+    at = ((result != corners[1]) | (result != corners[2]) | (result != corners[3])).nonzero(as_tuple=True)
+    corners = [corner[at] for corner in corners]
     dy, dx = dy.flatten(1)[at], dx.flatten(1)[at]
     weights = [wy * wx for wy in (1 - dy, dy) for wx in (1 - dx, dx)]
     best, most = corners[0], torch.full_like(dy, -1)
