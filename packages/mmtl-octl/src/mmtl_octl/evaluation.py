@@ -14,16 +14,20 @@ from dart_core import figures
 from dart_core.data.catalog import cc359
 from dart_core.data.volumes import read_mask, read_volume
 from dart_core.errors import InputError
-from dart_core.evaluation import Result, evaluate_command, score_folders
+from dart_core.evaluation import Result, evaluate_command, score_folders, write_scores
 from dart_core.files import write_csv
 from dart_core.report import Report
 from dart_core.run import METRICS
 from mmtl_octl import settings as of
-from mmtl_octl.models import JOINT, Model
+from mmtl_octl.features import load_snapshots
+from mmtl_octl.models import Model
 from mmtl_octl.reports import PACKAGE, features_section
 from mmtl_octl.tables import Cell, Entry, amount_text, per_cent, printed_rows, seed_table
 
 TABLES = "tables.csv"
+FORGETTING = "forgetting.csv"
+METHODS = ("none", "fta", "fta_mu099", "ftf", "l2sp", "spottune", "octl", "mmtl", "target")
+"""Their order in tables and pictures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,30 +61,15 @@ class Scored:
 
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of one or more networks and write the tables."""
-    scored = [_score(folder, command) for folder in command.predictions]
-    metric = "dice" if all(s.model.preprocessing == "prostate" for s in scored) else "surface_dice"
-    results = [result for one in _labelled(scored) for result in one.results]
-    tables = {
-        "target": seed_table(s.entry(metric) for s in scored if not s.forgetting),
-        "source": seed_table(s.entry(metric) for s in scored if s.forgetting),
-    }
-
-    def sections(report: Report, results: Sequence[Result]) -> None:
-        _table_sections(report, tables, metric, command)
-        report.section("Examples")
-        report.picture(
-            examples_figure(results),
-            "The middle slice of two scans: mask green, prediction red (after Fig. 2 of the paper)",
-            "two scans with the outlines of every method",
-        )
-        _printed_section(report, scored)
-        if command.features:
-            features_section(report, {folder.name: folder for folder in command.features})
-
+    scored = score_networks(command)
+    for folder in command.features:
+        load_snapshots(folder)
+    adapted, remembered = (results_of([s for s in scored if s.forgetting is where]) for where in (False, True))
     evaluate_command(
-        results, command.output, command, PACKAGE, tolerance=command.tolerance, surface=command.surface,
-        baseline=command.baseline, ddof=1, sections=sections,
+        adapted or remembered, command.output, command, PACKAGE, tolerance=command.tolerance, surface=command.surface,
+        baseline=command.baseline, ddof=1, sections=lambda report, _: network_sections(report, scored, command),
     )  # fmt: skip
+    metric, tables = paper_tables(scored)
     columns = ("tested_on", *(field.name for field in dataclasses.fields(Cell)), "metric")
     rows = [
         (name, *(_plain(value) for value in dataclasses.astuple(cell)), metric)
@@ -88,6 +77,41 @@ def evaluate(command: of.Evaluate) -> None:
         for cell in cells
     ]
     write_csv(command.output.out / TABLES, columns, rows)
+    if adapted and remembered:
+        write_scores(command.output.out / FORGETTING, remembered)
+
+
+def score_networks(command: of.Evaluate) -> list[Scored]:
+    """Score the folders, each the predictions of one network on one site.
+
+    Raises:
+        InputError: a folder that `predict` did not write, a scan without mask, or a file that cannot be used.
+    """
+    return _labelled([_score(folder, command) for folder in command.predictions])
+
+
+def paper_tables(scored: Sequence[Scored]) -> tuple[str, dict[str, list[Cell]]]:
+    """The paper's metric (Dice for prostates, else surface Dice) and its tables: on "target" and on "source"."""
+    metric = "dice" if all(s.model.preprocessing == "prostate" for s in scored) else "surface_dice"
+    return metric, {
+        "target": seed_table(s.entry(metric) for s in scored if not s.forgetting),
+        "source": seed_table(s.entry(metric) for s in scored if s.forgetting),
+    }
+
+
+def network_sections(report: Report, scored: Sequence[Scored], command: of.Evaluate) -> None:
+    """Add the paper's tables and Figs 1 and 2 from these networks, and what the paper prints where the data are its own."""
+    metric, tables = paper_tables(scored)
+    _table_sections(report, tables, metric, command)
+    report.section("Examples")
+    report.picture(
+        examples_figure(results_of([s for s in scored if not s.forgetting] or scored)),
+        "The middle slice of two scans: mask green, prediction red, Dice of the scan (after Fig. 2 of the paper)",
+        "two scans with the outlines of every method",
+    )
+    _printed_section(report, scored)
+    if command.features:
+        features_section(report, {folder.name: folder for folder in command.features})
 
 
 def _plain(value: object) -> object:
@@ -115,7 +139,7 @@ def _method(model: Model) -> str:
 
 
 def _labelled(scored: Sequence[Scored]) -> list[Scored]:
-    """The same with names that tell optimisers and amounts of data apart, where there are several."""
+    """In the order of METHODS, with names that tell optimisers and amounts of data apart where there are several."""
     optimizers = {s.model.optimizer for s in scored}
     amounts = {(s.model.patients, s.model.interval) for s in scored if s.model.patients and s.model.method != "target"}
 
@@ -126,12 +150,27 @@ def _labelled(scored: Sequence[Scored]) -> list[Scored]:
             words.append(amount_text((model.patients, model.interval)))
         return " ".join(words)
 
-    named = []
+    def place(s: Scored) -> int:
+        method = _method(s.model)
+        return METHODS.index(method) if method in METHODS else METHODS.index("fta")
+
+    return [
+        dataclasses.replace(s, results=[dataclasses.replace(r, method=label(s.model)) for r in s.results])
+        for s in sorted(scored, key=place)
+    ]
+
+
+def results_of(scored: Sequence[Scored]) -> list[Result]:
+    """All results; a network of the target alone stands beside those that came to this target from each source."""
+    sources: dict[str, dict[str, None]] = {}
     for s in scored:
-        # A network without a source is compared with those from every source on the same target.
-        results = [dataclasses.replace(r, method=label(s.model)) for r in s.results]
-        named.append(dataclasses.replace(s, results=results))
-    return named
+        if s.model.source:
+            sources.setdefault(s.site, {})[s.model.source_site] = None
+    results = []
+    for s in scored:
+        names = [s.model.source_site] if s.model.source else list(sources.get(s.site, ("–",)))
+        results += [dataclasses.replace(r, pair=(name, r.pair[1])) for name in names for r in s.results]
+    return results
 
 
 def _table_sections(report: Report, tables: dict[str, list[Cell]], metric: str, command: of.Evaluate) -> None:
@@ -200,8 +239,7 @@ def printed_for(scored: Sequence[Scored]) -> dict[str, str]:
 def examples_figure(results: Sequence[Result]) -> Figure:
     """Fig. 2 of the paper: two scans, one panel per method, the middle slice of the mask."""
     methods = list(dict.fromkeys(r.method for r in results))
-    targets = [r for r in results if r.pair[1] not in r.pair[0].split(JOINT)] or list(results)
-    scans = list(dict.fromkeys((r.pair, r.scan) for r in targets))[:2]
+    scans = list(dict.fromkeys((r.pair, r.scan) for r in results))[:2]
     rows = []
     for pair, name in scans:
         found = {r.method: r for r in reversed(results) if (r.pair, r.scan) == (pair, name)}

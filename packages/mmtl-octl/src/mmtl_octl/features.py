@@ -165,7 +165,7 @@ def embed(features: NDArray[np.floating], seed: int = 0) -> NDArray[np.float64]:
         raise InputError(f"{len(features)} patients are too few for t-SNE", remedy="give at least four")
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
-    return np.asarray(tsne.fit_transform(np.asarray(features, dtype=np.float64)))
+    return np.asarray(tsne.fit_transform(np.asarray(features, dtype=np.float64)), dtype=np.float64)
 
 
 def near_and_far(taken: Snapshot, points: NDArray[np.floating]) -> dict[str, float]:

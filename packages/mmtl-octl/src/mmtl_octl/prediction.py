@@ -41,7 +41,7 @@ def predict(command: of.Predict) -> None:
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     prostate = scans.preprocessing == "prostate"
-    largest = prostate if command.largest_component is None else command.largest_component
+    largest = prostate if command.largest_component == "auto" else command.largest_component == "on"
     table: list[dict[str, object]] = []
     panels: list[figures.Panel] = []
     extra = {"target_site": model.target, "optimizer": model.optimizer, "seed": model.seed}
@@ -92,7 +92,8 @@ def part_sizes(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     from scipy import ndimage
 
     # Neighbours within a slice only: one call labels all slices.
-    within = ndimage.generate_binary_structure(2, 1)[..., None]
+    within = np.zeros((3, 3, 3), bool)
+    within[..., 1] = ndimage.generate_binary_structure(2, 1)
     labels, count = ndimage.label(mask, within)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0

@@ -127,7 +127,13 @@ def adapt(command: of.Adapt) -> None:
     if source_model is not None:
         training = dataclasses.replace(training, width=source_model[1].width)
     _check_options(command, training)
-    command = dataclasses.replace(command, training=training)
+    settings = dataclasses.replace(
+        settings,
+        schedule=settings.schedule or "paper",
+        start_step=SEGMENTATION.start_step if settings.start_step is None else settings.start_step,
+        k=SEGMENTATION.k if settings.k is None else settings.k,
+    )
+    command = dataclasses.replace(command, training=training, adaptation=settings)
     datalist = open_datalist(scans.datalist)
     if source_model is not None and settings.method == "none":
         _keep_source(command, datalist, *source_model)
@@ -142,7 +148,7 @@ def adapt(command: of.Adapt) -> None:
     validation, tests = (load_scans(chosen, scans, need_mask=True) for chosen in (validation_rows, test_rows))
     seed, mixed = command.run.seed, settings.method == "mmtl"
     batches = training_batches(
-        source if mixed else None, target, training, scans, seed, settings.schedule or "paper" if mixed else "target",
+        source if mixed else None, target, training, scans, seed, (settings.schedule or "paper") if mixed else "target",
         settings.keep_source and mixed,
     )  # fmt: skip
     model = _model(
