@@ -45,6 +45,20 @@ def test_measured_plans(rows, columns, classes, patch, pool, batch, count):
     assert parameters(plan, 1, classes) == count
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "patch", "pool", "batch"),
+    [
+        (240, 240, (256, 256), SIX, 50),
+        (250, 250, (256, 256), SIX, 50),
+        (516, 449, (640, 512), ((2, 2),) * 7, 10),
+    ],
+)
+def test_odd_sides_are_rounded_up_when_halved(rows, columns, patch, pool, batch):
+    """240 pixels reach 15 and then 8, which is halved once more. Values of nnU-Net 1.7.1's own planner."""
+    plan = plan_unet_2d(fingerprint(rows, columns))
+    assert (plan.patch_size, plan.pool, plan.batch_size) == (patch, pool, batch)
+
+
 def test_batch_is_at_most_five_per_cent_of_the_voxels():
     """4 cases of 10 slices of the size of the patch: 0.05 * 40 = 2 slices; with one case of 4 slices there is still one."""
     assert plan_unet_2d(fingerprint(256, 256, shape=(10, 256, 256), cases=4)).batch_size == 2

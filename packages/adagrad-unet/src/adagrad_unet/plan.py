@@ -91,7 +91,7 @@ def _topology(
     spacing: Sequence[float], size: Sequence[int], max_pools: int | None
 ) -> tuple[Kernels, Kernels, list[int]]:
     """Reductions, convolution kernels and padded patch for slices of a size (rule 2 and 3)."""
-    steps, sides, counts = list(spacing), [float(side) for side in size], [0, 0]
+    steps, sides, counts = list(spacing), list(size), [0, 0]
     pool, conv = [], []
     while True:
         # Axes within a factor of two of each other are convolved together; of two equal groups the first one counts.
@@ -106,7 +106,8 @@ def _topology(
             break
         for i in (0, 1):
             if halved[i]:
-                steps[i], sides[i], counts[i] = steps[i] * 2, sides[i] / 2, counts[i] + 1
+                # An odd side is rounded up: 15 pixels become 8, which can be halved once more.
+                steps[i], sides[i], counts[i] = steps[i] * 2, math.ceil(sides[i] / 2), counts[i] + 1
         pool.append((2 if halved[0] else 1, 2 if halved[1] else 1))
         conv.append((kernel[0], kernel[1]))
     conv.append((3, 3))
