@@ -4,6 +4,7 @@ from .method import deep_supervision_weights as deep_supervision_weights
 from .method import dice_ce_loss as dice_ce_loss
 from .method import downsample_labels as downsample_labels
 from .method import loader_patch_size as loader_patch_size
+from .method import poly_lr as poly_lr
 from .method import sliding_window_predict as sliding_window_predict
 from .network import GenericUNet2d as GenericUNet2d
 from .plan import Plan as Plan

@@ -272,8 +272,8 @@ class Predict:
     """Images to segment. Without split column, a fifth of each site's subjects is test."""
     name: str = ""
     """What the method is called in tables; default: as the paper calls the run (AG-50)."""
-    mirror: bool | None = None
-    """Average over mirrored passes; default: as the run was trained."""
+    mirror: Literal["as-trained", "yes", "no"] = "as-trained"
+    """Average over mirrored passes; as-trained: only where the run augmented."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto."""
     tiles: int = 16
