@@ -22,7 +22,7 @@ SUBJECTS, SHAPE = 12, (48, 56, 24)
 SOURCE_TRAINING = of.Training(
     width=4, epochs=12, batches=16, batch_size=8, learning_rate=0.02, drop_epoch=9, optimizer="sgd", log_every=5
 )
-TRAINING = of.Training(epochs=12, batches=6, batch_size=8, learning_rate=0.01, drop_epoch=9, log_every=5)
+TRAINING = of.Training(epochs=12, batches=8, batch_size=6, learning_rate=0.02, drop_epoch=9, log_every=5)
 """The paper's ratio of epochs (45 of 60) with a learning rate that a small network can take in so few steps."""
 METHODS: tuple[of.Adaptation, ...] = (
     of.Adaptation(method="none"),

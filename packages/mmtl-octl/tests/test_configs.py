@@ -1,0 +1,61 @@
+"""The settings files of the paper's tables are understood by the command that their first lines name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from dart_core.cli import main
+from mmtl_octl.cli import COMMANDS
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def example(path: Path) -> list[str]:
+    """The words of the command in the first lines, continued lines joined."""
+    lines = iter(path.read_text().splitlines())
+    for line in lines:
+        if line.startswith("#   mmtl-octl "):
+            text = line[4:]
+            while text.endswith("\\"):
+                text = text[:-1] + next(lines).lstrip("# ")
+            return shlex.split(text)[1:]
+    raise AssertionError(f"{path.name} shows no command")
+
+
+def test_every_row_of_the_tables_has_a_file():
+    names = {path.stem for path in CONFIGS}
+    rows = {f"table2_{optimizer}_{slices}" for optimizer in ("sgd", "adam") for slices in (90, 270, 540, 1080)}
+    assert rows | {f"table4_{slices}" for slices in (10, 20, 40)} <= names
+    assert {"table2_source_sgd", "table2_source_adam", "table3_forgetting", "table4_source", "figure1"} <= names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_accepted(path, monkeypatch, tmp_path):
+    verb, *words = example(path)
+    assert f"configs/{path.name}" in words
+    words[words.index("--config") + 1] = str(path)
+    settings, _ = COMMANDS[verb]
+    seen = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("mmtl-octl", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    assert type(seen[0]) is settings
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in CONFIGS if "table2_sgd" in p.stem or "table4_" in p.stem], ids=lambda p: p.stem
+)
+def test_what_is_written_out_is_the_default(path, monkeypatch):
+    """The files say the papers' settings in full; leaving a line out must not change the run."""
+    import yaml
+
+    from mmtl_octl.settings import Adaptation, Training
+
+    defaults = {**Training().__dict__, **Adaptation().__dict__}
+    written = yaml.safe_load(path.read_text())
+    for name in ("epochs", "batches", "batch_size", "drop_epoch", "alpha", "l2sp"):
+        if name in written:
+            assert written[name] == defaults[name], name
