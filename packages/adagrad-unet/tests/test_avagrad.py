@@ -405,6 +405,7 @@ def test_state_of_an_older_release_takes_the_defaults():
     del state["param_groups"][0]["decoupled"], state["param_groups"][0]["gamma"]
     optimizer.load_state_dict(state)
     assert optimizer.param_groups[0]["decoupled"] is True
+    assert set(optimizer.param_groups[0]) == set(AvaGrad(parameters()).param_groups[0])
     assert optimizer.param_groups[0]["gamma"] is None
 
 

@@ -28,6 +28,9 @@ from torch.optim.optimizer import ParamsT
 
 from dart_core.errors import SettingError
 
+_SETTINGS = (
+    "lr", "betas", "eps", "weight_decay", "foreach", "variant", "norm_scope", "bias_correction", "decoupled", "maximize", "gamma",
+)  # fmt: skip
 _LOW = (torch.float16, torch.bfloat16)
 # Numbers in a block on the CPU: the blocks of g, m, v, w and of the intermediate result fit into the cache together.
 _BLOCK = 1 << 17
@@ -122,8 +125,8 @@ class AvaGrad(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                group.setdefault(name, value)
+            for name in _SETTINGS:
+                group.setdefault(name, self.defaults[name])
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a state on. What is float32 for a parameter of lower precision stays float32."""

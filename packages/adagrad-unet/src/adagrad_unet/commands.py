@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def layer_speed(command: of.LayerSpeed) -> None:
             for layer in layers
         ],
     )
-    spread = {name: levelness(values) for name, values in forms.items()}
+    spread = {name: _defined(levelness(values)) for name, values in forms.items()}
     rates = {name: content["rates"] for name, content in runs.items()}
     write_atomic(
         out / METRICS, json.dumps({"form": command.form, "levelness": spread, "rates": rates}, indent=2) + "\n"
@@ -223,8 +224,14 @@ def layer_speed(command: of.LayerSpeed) -> None:
     report.settings(command)
     report.write(out / "report.html")
     for name, values in spread.items():
-        print(f"{name:<16} largest / smallest layer: all {values['all']:.3g}, encoder {values['context']:.3g}")
+        text = ", ".join(f"{part} {'–' if value is None else f'{value:.3g}'}" for part, value in values.items())
+        print(f"{name:<16} largest / smallest layer: {text}")
     say(f"report: {out / 'report.html'}")
+
+
+def _defined(values: Mapping[str, float]) -> dict[str, float | None]:
+    """None for nan, which JSON does not know: a run in which nothing has moved."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _read_metrics(folder: Path) -> dict[str, Any]:

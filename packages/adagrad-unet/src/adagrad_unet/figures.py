@@ -36,7 +36,8 @@ def update_figure(runs: Mapping[str, Mapping[str, float]], form: str = "mean_abs
             places = np.arange(start, start + len(values))
             cell.plot(places, values, "-o", color=colour, label=group, markersize=3.5, linewidth=1.2)
             start += len(values)
-        cell.set_yscale("log")
+        if any(value > 0 for value in layers.values()):
+            cell.set_yscale("log")
         cell.set_title(name, fontsize=9, parse_math=False)
         cell.set_xlabel("layer")
         cell.grid(visible=True, axis="y", which="both", alpha=0.2)

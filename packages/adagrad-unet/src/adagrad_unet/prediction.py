@@ -31,7 +31,7 @@ from dart_core.adapt import LAYERS, PolicyStatistics, SpotTUNet, policy_figure
 from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.cli import say
 from dart_core.data.datalist import Row
-from dart_core.data.scans import Scan, load_scan, predict_scan, unique_names
+from dart_core.data.scans import Scan, load_scan, open_datalist, predict_scan, rows_of, unique_names
 from dart_core.errors import CheckpointError
 from dart_core.evaluation import write_prediction, write_predictions
 from dart_core.files import write_atomic
@@ -48,10 +48,13 @@ def predict(command: of.Predict) -> None:
     device = find_device(command.device)
     path = weight_file(command.model)
     metadata = read_metadata(path)
-    rows = select(of.Cases(command.datalist, command.site), command.split)
     if metadata.get("network") == "GenericUNet2d" and "recipe" in metadata:
+        rows = select(of.Cases(command.datalist, command.site), command.split)
         _predict_nnunet(command, rows, path, metadata, device)
     elif "spottune" in metadata:
+        # The same splits as in training, those published with a public set included.
+        split = None if command.split == "all" else command.split
+        rows = rows_of(open_datalist(command.datalist), [command.site] if command.site else [], split)
         _predict_spottune(command, rows, device)
     else:
         raise CheckpointError(

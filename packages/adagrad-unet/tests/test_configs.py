@@ -1,0 +1,63 @@
+"""The settings files of the paper's tables are understood by the command that their first lines name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from adagrad_unet.baselines import RUNS, printed_table
+from adagrad_unet.cli import COMMANDS
+from adagrad_unet.method import run_name
+from dart_core.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+NEEDED = {
+    "train": ["--datalist", "a", "--site", "a", "--out", "o"],
+    "spottune": ["--datalist", "a", "--site", "a", "--out", "o"],
+    "predict": ["--datalist", "a", "--model", "m", "--out", "o"],
+    "evaluate": ["--predictions", "p", "q", "--out", "o"],
+    "layer-speed": ["--runs", "r", "--out", "o"],
+}
+
+
+def parsed(path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    """The settings that the file's own command makes of it."""
+    example = next(line for line in path.read_text().splitlines() if "adagrad-unet " in line)
+    verb = example.split("adagrad-unet ")[1].split()[0]
+    settings, _ = COMMANDS[verb]
+    seen: list[Any] = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("adagrad-unet", COMMANDS, "0", "", argv=[verb, "--config", str(path), *NEEDED[verb], *words]) == 0
+    assert type(seen[0]) is settings
+    return seen[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_accepted(path, monkeypatch):
+    assert parsed(path, monkeypatch) is not None
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_run_of_the_tables_has_its_settings(name, monkeypatch):
+    """configs/<run>.yaml is exactly the recipe that the paper's column has."""
+    path = CONFIGS[0].parent / f"{name}.yaml"
+    command = parsed(path, monkeypatch)
+    assert command.training == RUNS[name]
+    assert run_name(command.training) == name
+    assert command.run.precision == "fp16"
+
+
+def test_the_tables_are_complete():
+    columns = {str(row["method"]) for name in ("table1", "table2", "table3") for row in printed_table(name)}
+    assert columns <= {path.stem for path in CONFIGS}
+
+
+def test_no_key_is_there_twice_or_empty():
+    for path in CONFIGS:
+        content = yaml.safe_load(path.read_text())
+        assert content, path
+        assert None not in content.values(), path
