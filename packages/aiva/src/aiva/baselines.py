@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Iterator
 from importlib import resources
 from itertools import pairwise
@@ -130,19 +131,25 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
 
 
-def _exact(rows: NDArray[Any], columns: NDArray[Any], cost: NDArray[Any]) -> NDArray[Any]:
-    import ot
+def _pot() -> Any:
+    """POT; Python complains of the spelling of a text in it when it compiles it for the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import ot
+    return ot
 
-    return np.asarray(ot.emd(rows, columns, cost, numItermax=10_000_000))
+
+def _exact(rows: NDArray[Any], columns: NDArray[Any], cost: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(_pot().emd(rows, columns, cost, numItermax=10_000_000))
 
 
 def _entropic(rows: NDArray[Any], columns: NDArray[Any], cost: NDArray[Any], reg: float) -> NDArray[Any]:
-    import ot
-
     largest = cost.max()
     scaled = cost / largest if largest > 0 else cost
     # In log space, as exp(-cost / reg) vanishes for a small reg. Such a plan may stop before its marginals are met to 1e-9.
-    plan = ot.sinkhorn(rows, columns, scaled, reg, method="sinkhorn_log", numItermax=10_000, stopThr=1e-9, warn=False)
+    plan = _pot().sinkhorn(
+        rows, columns, scaled, reg, method="sinkhorn_log", numItermax=10_000, stopThr=1e-9, warn=False
+    )
     return np.asarray(plan)
 
 

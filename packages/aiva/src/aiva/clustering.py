@@ -25,8 +25,8 @@ COMPONENTS = 20
 PERPLEXITY = 30.0
 IN_MEMORY = 2**26
 """Numbers up to which features are gathered in memory for scikit-learn's PCA: 256 MB in float32."""
-BLOCK = 2**25
-"""Numbers of one block of a larger set: 128 MB in float32."""
+BLOCK = 2**24
+"""Numbers of one block of a larger set: 64 MB in float32."""
 OVERSAMPLES, KRYLOV_STEPS = 10, 3
 
 Start: TypeAlias = Literal["source", "k-means++"]
@@ -339,11 +339,13 @@ def _k_means(
 
 
 def _means(rows: _Joint, assignment: NDArray[np.int64], k: int) -> NDArray[Any]:
-    """(k, ...) mean of the source features of each cluster, summed in float64."""
+    """(k, ...) mean of the source features of each cluster; the sums of the blocks are added in float64."""
     sums = torch.zeros(k, rows.width, dtype=torch.float64)
     clusters = torch.from_numpy(assignment)
+    dtype = torch.float64 if rows.dtype == np.float64 else torch.float32
     for first, block in rows.blocks(only_source=True):
-        sums.index_add_(0, clusters[first : first + len(block)], _tensor(block).double())
+        members = torch.nn.functional.one_hot(clusters[first : first + len(block)], k).T.to(dtype)
+        sums += members @ _tensor(block).to(dtype)
     counts = torch.bincount(clusters, minlength=k)
     return np.asarray((sums / counts[:, None]).numpy().astype(rows.dtype)).reshape(k, *rows.shape)
 

@@ -10,6 +10,9 @@ Where paper and authors' code differ, the defaults follow the code ("workshop co
 from __future__ import annotations
 
 import contextlib
+import io
+import zipfile
+import zlib
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -264,7 +267,8 @@ def align(
         if refresh:
             with torch.no_grad(), run.autocast():
                 held = [{**batch, "features": bottleneck_features(network, batch["images"])} for batch in held]
-        features = torch.cat([batch["features"].float() for batch in held]).requires_grad_()
+        features = torch.cat([batch["features"] for batch in held])
+        features = features.to(torch.promote_types(features.dtype, torch.float32)).requires_grad_()
         assignment = torch.cat([batch["assignment"] for batch in held])
         loss = alignment_loss(features, assignment, clusters.source_means, clusters.match, form)
         scaled = normaliser(loss)
@@ -415,20 +419,22 @@ def check_counts(source_slices: int, target_slices: int, batch_size: int, settin
         InputError: it will not.
     """
     drawn = (settings.iterations_per_epoch - 1) * batch_size
-    least = "give more scans, or a smaller --clusters"
     counts = {"source": source_slices, "target": target_slices}
-    if settings.embedding == "running":
-        for name, count in counts.items():
-            if drawn < settings.clusters <= count:
-                raise InputError(
-                    f"{settings.iterations_per_epoch} iterations per epoch collect {drawn} {name} slices, too few for "
-                    f"{settings.clusters} clusters",
-                    remedy="give a larger --iterations-per-epoch or --batch-size",
-                )
-            counts[name] = min(count, drawn)
     for name, count in counts.items():
         if count < settings.clusters:
-            raise InputError(f"{count} {name} slices cannot make {settings.clusters} clusters", remedy=least)
+            raise InputError(
+                f"{count} {name} slices cannot make {settings.clusters} clusters",
+                remedy="give more scans, or a smaller --clusters",
+            )
+        if settings.embedding == "recompute":
+            continue
+        if drawn < settings.clusters:
+            raise InputError(
+                f"{settings.iterations_per_epoch} iterations per epoch collect {drawn} {name} slices, too few for "
+                f"{settings.clusters} clusters",
+                remedy="give a larger --iterations-per-epoch or --batch-size",
+            )
+        counts[name] = min(count, drawn)
     if sum(counts.values()) <= settings.perplexity:
         raise InputError(
             f"--perplexity {settings.perplexity:g} needs more than the {sum(counts.values())} slices of both sites",
@@ -450,7 +456,9 @@ def clusterings(folder: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         raise InputError("holds no clusters", where=folder, remedy="give the run folder of `aiva adapt --method aiva`")
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                yield {name: file[name] for name in file.files}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+            # From memory: numpy leaves a damaged file open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"cannot be read ({error})", where=path, remedy="run the adaptation again") from error
+        yield arrays

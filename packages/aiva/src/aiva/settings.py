@@ -225,8 +225,8 @@ class Predict:
     """Site to segment; default: the network's target site."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which of its scans."""
-    largest_component: bool | None = None
-    """Keep only the largest connected part of a mask; default: for --preprocessing prostate."""
+    largest_component: Literal["default", "on", "off"] = "default"
+    """Keep only the largest connected part of a mask; default: on for --preprocessing prostate."""
     probabilities: bool = False
     """Also write the foreground probabilities."""
     device: str = "auto"
