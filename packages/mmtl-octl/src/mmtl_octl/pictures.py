@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Of the random crops: share of the picture's area, and width by height."""
 
 SplitBy = Literal["patient", "image"]
+_UNCERTAIN = ("-1", "-1.0")
 _CELLS = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
 
 
@@ -95,15 +96,13 @@ def read_pictures(datalist: Datalist, site: str, labels: Sequence[str] = (), lab
     Raises:
         InputError: no such site or column, a cell that is no label, no label at all.
     """
-    rows = datalist.select(site=site).rows if datalist.sites else datalist.rows
-    if not datalist.sites and site != datalist.source.stem:
-        raise InputError(f"no row has site {site!r}", where=datalist.source, remedy="add a column site")
+    rows = site_rows(datalist, site)
     there = list(dict.fromkeys(name for row in rows for name in row.labels))
     for name in labels:
         if name not in there:
             known = ", ".join(there) or "none"
             raise InputError(f"site {site} has no column {name!r}", where=datalist.source, remedy=f"there are: {known}")
-    columns = tuple(labels) or tuple(name for name in there if all(_is_label(row.labels.get(name, "")) for row in rows))
+    columns = tuple(labels) or label_columns(rows)
     if labelled and not columns:
         raise InputError(
             f"site {site} has no label column",
@@ -119,16 +118,42 @@ def read_pictures(datalist: Datalist, site: str, labels: Sequence[str] = (), lab
     return Pictures(site, columns, rows, truth)
 
 
-def _is_label(cell: str) -> bool:
-    # -1 stands for uncertain in CheXpert's tables: such a column is one of labels, and its cells are pointed out.
-    return cell in _CELLS or cell in ("-1", "-1.0")
+def site_rows(datalist: Datalist, site: str) -> tuple[Row, ...]:
+    """The rows of one of `sites_of`.
+
+    Raises:
+        InputError: no such site.
+    """
+    if not datalist.sites and site == datalist.source.stem:
+        return datalist.rows
+    return datalist.select(site=site).rows
+
+
+def label_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns that hold nothing but 0, 1 and empty cells.
+
+    A -1, with which CheXpert's tables mark an uncertain label, does not make a column one of no labels: reading it points
+    the cell out.
+    """
+    there = dict.fromkeys(name for row in rows for name in row.labels)
+    allowed = {*_CELLS, *_UNCERTAIN}
+    return tuple(name for name in there if all(row.labels.get(name, "") in allowed for row in rows))
+
+
+def label_problems(row: Row, labels: Sequence[str]) -> Iterator[tuple[str, InputError]]:
+    """What is wrong with the label cells of a row, as (column, error)."""
+    for name in labels:
+        try:
+            _label(row, name)
+        except InputError as error:
+            yield name, InputError(error.problem, remedy=error.remedy)
 
 
 def _label(row: Row, name: str) -> float:
     cell = row.labels.get(name, "")
     if cell not in _CELLS:
-        uncertain = "; an uncertain one counts as 1 in the paper" if cell.startswith("-1") else ""
-        raise InputError(f"{cell!r} is no label", where=row.where(name), remedy=f"give 0 or 1{uncertain}")
+        advice = "; an uncertain one counts as 1 in the paper" if cell in _UNCERTAIN else ""
+        raise InputError(f"{cell!r} is no label", where=row.where(name), remedy=f"give 0 or 1{advice}")
     return _CELLS[cell]
 
 
@@ -168,6 +193,21 @@ def split_pictures(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]
     return parts
 
 
+def filled(pictures: Pictures, split: str, datalist: Datalist) -> Pictures:
+    """The pictures of a split, of which there must be one.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not len(pictures):
+        raise InputError(
+            f"site {pictures.name} has no image with split {split}",
+            where=datalist.source,
+            remedy=f"write {split} into the column split of some rows",
+        )
+    return pictures
+
+
 # --- Images ----------------------------------------------------------------------------------------------------------
 
 
@@ -194,9 +234,9 @@ def training_view(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
         float32 (1, size, size) in [0, 1].
     """
     top, left, height, width = random_crop(image.shape[-2], image.shape[-1], rng)
-    view = transforms.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    view: Tensor = transforms.resized_crop(image, top, left, height, width, [size, size], antialias=True)
     if rng.random() < 0.5:
-        view = transforms.horizontal_flip(view)
+        view = view.flip(-1)
     return view.float() / 255
 
 
@@ -213,9 +253,10 @@ def random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int,
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def test_view(image: Tensor, size: int) -> Tensor:
+def whole_view(image: Tensor, size: int) -> Tensor:
     """The whole picture (1, H, W) resized to float32 (1, size, size) in [0, 1]."""
-    return transforms.resize(image, [size, size], antialias=True).float() / 255
+    view: Tensor = transforms.resize(image, [size, size], antialias=True)
+    return view.float() / 255
 
 
 # --- Batches ---------------------------------------------------------------------------------------------------------

@@ -174,6 +174,7 @@ class CheckData:
     scans: ScanSettings
     task: Task = "segmentation"
     """What the data are for."""
+    pictures: PictureSettings = field(default_factory=PictureSettings)
     require_mask: bool = True
     """A scan without mask is a problem."""
 
@@ -191,6 +192,10 @@ class Pretrain:
     target: str = ""
     """Site to leave out where --source names none."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    pictures: PictureSettings = field(default_factory=PictureSettings)
+    imagenet: Path | None = None
+    """Classification: ImageNet weights of DenseNet-121, as torchvision or timm publish them (.pth or .safetensors);
+    without them the network starts from random weights."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,11 @@ class Adapt:
     """mmtl: datalist of the source scans, where it is another than --datalist."""
     training: TrainingSettings = field(default_factory=TrainingSettings)
     adaptation: Adaptation = field(default_factory=Adaptation)
+    pictures: PictureSettings = field(default_factory=PictureSettings)
+    imagenet: Path | None = None
+    """Classification with --method target: ImageNet weights of DenseNet-121, see `pretrain`."""
+    policy_imagenet: Path | None = None
+    """Classification with --method spottune: ImageNet weights of ResNet-50 for the policy network."""
     features: tuple[int, ...] = ()
     """Epochs (0 = before the first) after which the features of all patients are kept for Fig. 1 of the paper."""
 
@@ -232,8 +242,9 @@ class Predict:
     """Run folder of `adapt` or `pretrain`, or its model.safetensors."""
     task: Task = "segmentation"
     """What the network does."""
+    pictures: PictureSettings = field(default_factory=PictureSettings)
     site: str = ""
-    """Site to segment; default: the network's target site."""
+    """Site to segment or classify; default: the network's target site."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Which of its scans."""
     largest_component: Literal["auto", "on", "off"] = "auto"

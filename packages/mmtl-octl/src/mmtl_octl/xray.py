@@ -46,6 +46,9 @@ class ChestNet(nn.Module):
         stem: channels behind the first convolution.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         label_sets: Mapping[str, Sequence[str]],

@@ -5,7 +5,9 @@ from .fine_tuning import l2_sp_li_penalty as l2_sp_li_penalty
 from .fine_tuning import l2_sp_penalty as l2_sp_penalty
 from .policy import PolicyNet as PolicyNet
 from .policy import PolicyStatistics as PolicyStatistics
+from .policy import greedy_policy as greedy_policy
 from .policy import gumbel_policy as gumbel_policy
+from .policy import mix as mix
 from .policy import policy_penalty as policy_penalty
 from .spottunet import LAYERS as LAYERS
 from .spottunet import SpotTUNet as SpotTUNet

@@ -133,6 +133,18 @@ def greedy_policy(logits: Tensor) -> Tensor:
     return (z[..., 1] > z[..., 0]).to(z)
 
 
+def mix(fine_tuned: Tensor, frozen: Tensor, p: Tensor) -> Tensor:
+    """fine_tuned (1 - P) + frozen P, in one pass and exact at P = 0 and P = 1 (2.5).
+
+    Args:
+        fine_tuned: output of one copy of a layer, (B, ...).
+        frozen: output of the other, same shape.
+        p: P of this layer, broadcast against them: (B, 1, 1, 1) for images.
+    """
+    # lerp is a + P (b - a) below 1/2 and b - (1 - P) (b - a) above.
+    return torch.lerp(fine_tuned, frozen, p.to(fine_tuned.dtype))
+
+
 def _pairs(logits: Tensor) -> Tensor:
     """Logits as (B, layers, 2) of at least float32, none of them nan."""
     if logits.ndim == 2 and logits.shape[1] % 2 == 0:

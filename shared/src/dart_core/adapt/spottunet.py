@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, overload
 import torch
 from torch import Tensor, nn
 
-from dart_core.adapt.policy import SWITCHES, PolicyNet, greedy_policy, gumbel_policy
+from dart_core.adapt.policy import SWITCHES, PolicyNet, greedy_policy, gumbel_policy, mix
 from dart_core.errors import InputError, SettingError
 from dart_core.nets.unet import ResidualBlock, ResidualUNet2d
 
@@ -183,12 +183,7 @@ def _switched(fine_tuned: nn.Module, frozen: nn.Module, x: Tensor, p: Switch) ->
         out: Tensor = frozen(x) if p else fine_tuned(x)
     elif isinstance(fine_tuned, ResidualBlock) and isinstance(frozen, ResidualBlock):
         # Both have x as their shortcut, so it is added once.
-        out = x + _mix(fine_tuned.second(fine_tuned.first(x)), frozen.second(frozen.first(x)), p)
+        out = x + mix(fine_tuned.second(fine_tuned.first(x)), frozen.second(frozen.first(x)), p)
     else:
-        out = _mix(fine_tuned(x), frozen(x), p)
+        out = mix(fine_tuned(x), frozen(x), p)
     return out
-
-
-def _mix(fine_tuned: Tensor, frozen: Tensor, p: Tensor) -> Tensor:
-    # One pass over memory, and exact at P = 0 and P = 1: lerp is a + P (b - a) below 1/2 and b - (1 - P) (b - a) above.
-    return torch.lerp(fine_tuned, frozen, p.to(fine_tuned.dtype))
