@@ -28,8 +28,16 @@ def example(path: Path) -> list[str]:
 def test_every_row_of_the_tables_has_a_file():
     names = {path.stem for path in CONFIGS}
     rows = {f"table2_{optimizer}_{slices}" for optimizer in ("sgd", "adam") for slices in (90, 270, 540, 1080)}
-    assert rows | {f"table4_{slices}" for slices in (10, 20, 40)} <= names
-    assert {"table2_source_sgd", "table2_source_adam", "table3_forgetting", "table4_source", "figure1"} <= names
+    rows |= {f"table4_{slices}" for slices in (10, 20, 40)} | {f"table5_{images}" for images in (128, 256, 512, 1024)}
+    assert rows <= names
+    assert {
+        "table2_source_sgd",
+        "table2_source_adam",
+        "table3_forgetting",
+        "table4_source",
+        "table5_source",
+        "figure1",
+    } <= names
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

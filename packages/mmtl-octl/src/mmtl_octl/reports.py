@@ -60,7 +60,8 @@ def policy_section(report: Report, network: nn.Module, scans: Sequence[Scan], ch
     report.section("Policy")
     report.picture(
         policy_figure({"fine-tuned at inference": statistics.fine_tuned()}),
-        "Fraction of slices for which each layer uses its fine-tuned copy. The skip of full resolution always does.",
+        "Fraction of slices for which each layer uses its fine-tuned copy. The skip of full resolution always does; cell 30 "
+        "stands for the final batch norm, which follows its decision.",
         "the U-Net's layers coloured by how often they are fine-tuned",
     )
 

@@ -300,6 +300,7 @@ def _finish(
         content[f"validation_{name}"] = float(np.mean([values[name] for _, values in rows]))
     run.finish({**content, "validation_scans": len(validation), "steps": run.step})
     if run.step:
+        report.section("Training")
         figures.training_curves(report, run.out, {"loss": "training batch"}, "loss", "Loss during training")
         dice = {"validation_dice": "validation scans"}
         figures.training_curves(report, run.out, dice, "Dice", "Dice after each epoch")
