@@ -241,6 +241,11 @@ def test_recipe_of_a_training_set(tmp_path):
     assert fixed.plan.features == (4, 8)
     assert fixed.plan.batch_size == 3
     assert Recipe.from_text(fixed.as_text(), Path("x")) == fixed
+    coarse = make_recipe(listed, cases, of.Planning(pixel=(2.0, 3.0)))
+    assert coarse.spacing == (5.0, 2.0, 3.0)
+    assert coarse.plan.patch_size == (20, 10)
+    with pytest.raises(ValueError, match="--pixel is 0 1; give two positive numbers in mm"):
+        of.Planning(pixel=(0.0, 1.0))
 
 
 def test_small_heads_in_large_pictures_are_normalised_inside(tmp_path):

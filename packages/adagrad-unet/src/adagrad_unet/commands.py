@@ -285,7 +285,7 @@ def _speed_sections(report: Report, runs: Mapping[str, Mapping[str, Any]], form:
 def adaptivity_text(name: str, rates: Mapping[str, float]) -> str:
     """One sentence on whether single weights had learning rates of their own."""
     low, high = rates["rate_p1"], rates["rate_p99"]
-    spread = f"98 % of the weights have between {low:.3g} and {high:.3g} times the same learning rate"
+    spread = f"98 % of the weights have between {low:.4g} and {high:.4g} times the same learning rate"
     if low >= 1 - NEAR and high <= 1 + NEAR:
         return f"{name}: no. {spread}; the steps are those of SGD with averaged momentum."
     if high / low < 2:

@@ -28,8 +28,8 @@ SUBJECTS, SHAPE = 6, (56, 64, 32)
 TOLERANCE = 3.0
 """Of the surface Dice in mm: about one voxel."""
 PLANNING = of.Planning(slice_axis="z", base_features=8, max_pools=3, batch_size=6)
-LONG, SHORT, BATCHES = 12, 4, 30
-RUNS = {"sgd": (LONG, SHORT), "avagrad": (SHORT,), "sgdm-10": (SHORT,)}
+LONG, SHORT, BATCHES = 12, 4, 24
+RUNS: dict[of.OptimizerName, tuple[int, ...]] = {"sgd": (LONG, SHORT), "avagrad": (SHORT,), "sgdm-10": (SHORT,)}
 SPOTTUNING = {"batch_size": 4, "patch": 64, "width": 4, "batches": 10}
 
 
@@ -87,7 +87,7 @@ def _spottuned(command: of.Demo, datalist: Path) -> of.Evaluate:
             scans,
             TARGETS[0],
             model=baseline,
-            spottuning=of.Spottuning("spottuned", epochs=10, slices=40, **SPOTTUNING),  # type: ignore[arg-type]
+            spottuning=of.Spottuning("spottuned", epochs=6, slices=40, **SPOTTUNING),  # type: ignore[arg-type]
         )
     )
     folders = tuple(_predicted(command, datalist, folder.name, folder, TARGETS[0]) for folder in (baseline, tuned))

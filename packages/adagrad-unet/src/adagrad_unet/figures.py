@@ -28,9 +28,13 @@ def update_figure(runs: Mapping[str, Mapping[str, float]], form: str = "mean_abs
         runs: name -> {module name: magnitude}.
         form: what the magnitudes are, for the axis.
     """
-    figure = Figure(figsize=(4.6 * len(runs) + 0.6, 3.4), layout="constrained")
-    axes = figure.subplots(1, len(runs), squeeze=False)[0]
-    for (name, layers), cell in zip(runs.items(), axes, strict=True):
+    columns = min(2, len(runs))
+    lines = -(-len(runs) // columns)
+    figure = Figure(figsize=(4.6 * columns + 0.6, 3.2 * lines + 0.2), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
+    for cell in axes.flat[len(runs) :]:
+        cell.axis("off")
+    for (name, layers), cell in zip(runs.items(), axes.flat, strict=False):
         start = 0
         for (group, values), colour in zip(by_group(layers).items(), COLOURS, strict=False):
             places = np.arange(start, start + len(values))
@@ -42,8 +46,9 @@ def update_figure(runs: Mapping[str, Mapping[str, float]], form: str = "mean_abs
         cell.set_xlabel("layer")
         cell.grid(visible=True, axis="y", which="both", alpha=0.2)
         cell.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(Y_LABELS[form])
-    axes[0].legend(fontsize=7)
+    for row in axes:
+        row[0].set_ylabel(Y_LABELS[form])
+    axes[0, 0].legend(fontsize=7)
     return figure
 
 

@@ -444,6 +444,8 @@ def make_recipe(rows: Sequence[Row], cases: of.Cases, planning: of.Planning, nam
     target = np.asarray(target_spacing(spacings, sizes))
     axis = int(target.argmax()) if planning.slice_axis == "auto" else AXES[planning.slice_axis]
     order = [axis, *(other for other in range(3) if other != axis)]
+    if planning.pixel is not None:
+        target[order[1:]] = planning.pixel
     median = np.median(
         [np.asarray(step) / target * np.asarray(size) for step, size in zip(spacings, sizes, strict=True)], 0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,6 +40,8 @@ class Planning:
 
     slice_axis: Literal["auto", "x", "y", "z"] = "auto"
     """Axis (right, front, top) that slices are cut along; auto: the one with the largest voxels, z of equal ones."""
+    pixel: tuple[float, float] | None = None
+    """Pixel size (rows, columns) in mm that slices are resampled to; default: the median of the training images."""
     base_features: int = 32
     """Feature maps at full resolution; fewer make a small network for a slow machine."""
     max_pools: int | None = None
@@ -55,6 +58,10 @@ class Planning:
                 at_least(1, **{name: value})
         if self.patch_size is not None:
             at_least(8, patch_size=min(self.patch_size))
+        if self.pixel is not None and not (min(self.pixel) > 0 and max(self.pixel) < math.inf):
+            raise SettingError(
+                f"--pixel is {self.pixel[0]:g} {self.pixel[1]:g}", remedy="give two positive numbers in mm"
+            )
 
 
 @dataclass(frozen=True)
