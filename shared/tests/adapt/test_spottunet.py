@@ -115,6 +115,12 @@ def test_a_policy_network_of_ones_own() -> None:
     assert make(in_channels=3)(torch.zeros(2, 3, 16, 16)).shape == (2, 1, 16, 16)  # its own has 3 channels, too
 
 
+def test_the_policy_network_follows_the_type_of_the_source() -> None:
+    network = SpotTUNet(ResidualUNet2d(width=2).double()).eval()
+    logits, policy = network(torch.rand(2, 1, 16, 16, dtype=torch.float64), return_policy=True)
+    assert logits.dtype == policy.dtype == torch.float64
+
+
 def test_impossible_settings() -> None:
     with pytest.raises(SettingError, match="no layer 32; tie the final norm to 29 or 28"):
         make(final_norm_index=32)

@@ -84,7 +84,7 @@ class SpotTUNet(nn.Module):
         self.frozen = copy.deepcopy(source).requires_grad_(False)
         first = source.init_path[0]
         assert isinstance(first, nn.Conv2d)
-        self.policy = PolicyNet(first.in_channels) if policy is None else policy
+        self.policy = PolicyNet(first.in_channels).to(first.weight) if policy is None else policy
         self.switch_top_skip = switch_top_skip
         self.final_norm_index = final_norm_index
         self.frozen_bn_eval = frozen_bn_eval
