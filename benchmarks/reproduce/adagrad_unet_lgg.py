@@ -34,7 +34,7 @@ from adagrad_unet.analysis import levelness
 from adagrad_unet.commands import train
 from adagrad_unet.evaluation import compare
 from adagrad_unet.prediction import predict
-from adagrad_unet.preprocess import select
+from adagrad_unet.rows import select
 from dart_core import metrics
 from dart_core.evaluation import Result, score_folders
 from dart_core.settings import OutputSettings, RunSettings

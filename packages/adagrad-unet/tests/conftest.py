@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import nibabel
+import numpy as np
 import pytest
 
 from adagrad_unet import __version__
@@ -13,6 +15,7 @@ from adagrad_unet.cli import COMMANDS, DESCRIPTION
 from dart_core.cli import main
 from dart_core.data.phantoms import write_cardiac_mr, write_head_mr
 
+nib: Any = nibabel
 SITES = ("ge3", "sm15", "ph3")
 """Source, and two targets that store their files otherwise."""
 HEADS, HEARTS = (32, 40, 16), (40, 40, 6)
@@ -35,6 +38,52 @@ class Finished(NamedTuple):
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
         return lines[0]
+
+
+class Files:
+    """Writes small images and datalists."""
+
+    @staticmethod
+    def write(path: Path, array: np.ndarray, spacing=(1.0, 1.0, 1.0), codes: str = "RAS") -> Path:
+        """An array in RAS order as a file stored in another orientation."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nib.Nifti1Image(np.ascontiguousarray(array), np.diag([*spacing, 1.0]))
+        orientation = nib.orientations.axcodes2ornt(tuple(codes))
+        nib.save(
+            image.as_reoriented(nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), orientation)),
+            path,
+        )
+        return path
+
+    @staticmethod
+    def case(folder: Path, name: str, image: np.ndarray, labels: np.ndarray, **how: Any) -> dict[str, str]:
+        Files.write(folder / f"{name}.nii.gz", image.astype(np.float32), **how)
+        Files.write(folder / f"{name}_mask.nii.gz", labels.astype(np.uint8), **how)
+        return {"image": f"{name}.nii.gz", "mask": f"{name}_mask.nii.gz"}
+
+    @staticmethod
+    def datalist(folder: Path, rows: list[dict[str, str]]) -> Path:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [",".join(columns), *(",".join(row.get(column, "") for column in columns) for row in rows)]
+        path = folder / "list.csv"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    @staticmethod
+    def brain(rng: np.random.Generator, shape=(12, 16, 8)) -> tuple[np.ndarray, np.ndarray]:
+        """An image that is zero in a margin of one voxel, with two labels."""
+        image = np.zeros(shape)
+        image[1:-1, 1:-1, 1:-1] = rng.uniform(1, 2, [side - 2 for side in shape])
+        labels = np.zeros(shape)
+        labels[3:8, 4:9, 2:6] = 1
+        labels[4:6, 5:7, 3:5] = 2
+        return image, labels
+
+
+@pytest.fixture
+def files() -> type[Files]:
+    """Functions that write small images and datalists."""
+    return Files
 
 
 def adagrad_unet(*words: object) -> int:

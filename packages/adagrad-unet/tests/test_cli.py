@@ -19,9 +19,9 @@ import yaml
 
 import adagrad_unet
 from adagrad_unet import settings as of
+from adagrad_unet.cases import Recipe, read_case
 from adagrad_unet.cli import COMMANDS
 from adagrad_unet.prediction import load_unet, segment_case
-from adagrad_unet.preprocess import Recipe, read_case
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.data.datalist import Datalist
 from dart_core.nets import ResidualUNet2d

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from adagrad_unet import settings as of
+from adagrad_unet.cases import load_case, make_recipe, read_case
 from adagrad_unet.method import train_network
 from adagrad_unet.network import GenericUNet2d
 from adagrad_unet.prediction import segment_case
-from adagrad_unet.preprocess import load_case, make_recipe, read_case, read_datalist, select
+from adagrad_unet.rows import read_datalist, select
 from dart_core.run import Run
 from dart_core.settings import RunSettings
 

@@ -11,21 +11,12 @@ from typing import Any
 
 from adagrad_unet import settings as of
 from adagrad_unet.analysis import FORMS, by_group, levelness
+from adagrad_unet.cases import Recipe, load_case, make_recipe, read_case
 from adagrad_unet.figures import rates_figure, update_figure
 from adagrad_unet.method import run_name, train_network
 from adagrad_unet.network import GenericUNet2d
 from adagrad_unet.plan import Plan
-from adagrad_unet.preprocess import (
-    Recipe,
-    channel_files,
-    check_channels,
-    label_names,
-    load_case,
-    make_recipe,
-    read_case,
-    read_datalist,
-    select,
-)
+from adagrad_unet.rows import channel_files, check_channels, label_names, read_datalist, select
 from adagrad_unet.spottune import WEIGHTS
 from dart_core.checkpoint import save_weights
 from dart_core.cli import say

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, Optimizer
 from adagrad_unet import settings as of
 from adagrad_unet.analysis import UpdateRecorder, rate_percentiles
 from adagrad_unet.avagrad import AvaGrad
+from adagrad_unet.cases import OUTSIDE, Case, Recipe
 from adagrad_unet.network import GenericUNet2d
-from adagrad_unet.preprocess import OUTSIDE, Case, Recipe
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
 from dart_core.errors import SettingError

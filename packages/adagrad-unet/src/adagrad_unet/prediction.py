@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adagrad_unet import settings as of
+from adagrad_unet.cases import Raw, Recipe, metadata_recipe, prepare, read_case, to_file
 from adagrad_unet.figures import slices_figure
 from adagrad_unet.method import sliding_window_predict
 from adagrad_unet.network import GenericUNet2d
-from adagrad_unet.preprocess import Raw, Recipe, metadata_recipe, prepare, read_case, select, to_file
+from adagrad_unet.rows import select
 from adagrad_unet.spottune import (
     POLICY,
     Network,
