@@ -74,7 +74,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 def commands(heads: Path, spotted: dict[str, Path]) -> dict[str, list[object]]:
     """Thirty steps of each training command."""
     common = ["--epochs", 3, "--batches", 10, "--log-every", 1, "--checkpoint-every", 4, "--device", "cpu"]
-    train = ["train", "--datalist", heads, "--site", "ge3", "--slice-axis", "z", "--base-features", 4, "--max-pools", 2,
+    train = ["train", "--channels-last", "--datalist", heads, "--site", "ge3", "--slice-axis", "z", "--base-features", 4, "--max-pools", 2,
              "--batch-size", 2, "--validation-batches", 1, *common]  # fmt: skip
     spot = ["spottune", "--datalist", heads, "--preprocessing", "plain", "--batch-size", 2, "--patch", 32, *common]
     tuned = ["--stage", "spottuned", "--site", "sm15", "--model", spotted["baseline"], "--slices", 9, "--drop-epoch", 1]

@@ -276,29 +276,31 @@ def load_case(row: Row, recipe: Recipe, cache: Path | None = None) -> Case:
         InputError: as `read_case`, or a label that the plan does not have.
     """
 
-    def compute() -> NDArray[np.float32]:
+    def compute() -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         image, labels = prepare(read_case(row, recipe, recipe.channels), recipe)
         check_labels(row, labels, recipe)
+        return image, labels
+
+    if cache is None or row.mask is None:  # without mask `compute` says so
+        return Case(row, *compute())
+    check_channels([row], recipe.channels)
+    parameters = {
+        "version": _CACHE_VERSION,
+        "spacing": recipe.spacing[1:],
+        "axis": recipe.slice_axis,
+        "nonzero": recipe.nonzero,
+        "orientation": recipe.orientation,
+        "merge": recipe.merge_labels,
+        "classes": recipe.classes,
+        "frame": frame_of(row),
+    }
+    files = [*(file for file, _ in channel_files(row)), row.mask]
+
+    def together() -> NDArray[np.float32]:
+        image, labels = compute()
         return np.concatenate((image, labels[None].astype(np.float32)))
 
-    if cache is None:
-        both = compute()
-    else:
-        if row.mask is None:
-            raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every image")
-        check_channels([row], recipe.channels)
-        parameters = {
-            "version": _CACHE_VERSION,
-            "spacing": recipe.spacing[1:],
-            "axis": recipe.slice_axis,
-            "nonzero": recipe.nonzero,
-            "orientation": recipe.orientation,
-            "merge": recipe.merge_labels,
-            "classes": recipe.classes,
-            "frame": frame_of(row),
-        }
-        files = [*(file for file, _ in channel_files(row)), row.mask]
-        both = ArrayCache(cache).get(parameters, files, compute, dtype="float32", memory_map=True)
+    both = ArrayCache(cache).get(parameters, files, together, dtype="float32", memory_map=True)
     return Case(row, both[:-1], both[-1].astype(np.int8))
 
 

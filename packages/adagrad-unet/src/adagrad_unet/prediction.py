@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,7 +96,7 @@ def _predict_nnunet(
     network.to(device)
     # A broken last file must not waste the work on the others.
     for row in rows:
-        read_case(row, recipe, recipe.channels, need_mask=False)
+        _read(row, recipe)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     mirror = metadata.get("mirror") == "yes" if command.mirror == "as-trained" else command.mirror == "yes"
@@ -103,7 +104,7 @@ def _predict_nnunet(
     table: list[dict[str, str]] = []
     panels: Panels = []
     for row, name in zip(rows, unique_names(rows), strict=True):
-        raw = read_case(row, recipe, recipe.channels, need_mask=False)
+        raw = _read(row, recipe)
         labels = segment_case(network, raw, recipe, mirror, command.tiles)
         scan = Scan(row, raw.file.array, None, raw.file, raw.file, raw.file.spacing)
         site = metadata.get("site", "")
@@ -114,6 +115,11 @@ def _predict_nnunet(
                 _panel(name, np.moveaxis(image, recipe.slice_axis, 0), np.moveaxis(found, recipe.slice_axis, 0))
             )
     _finish(command, table, panels, recipe.labels if recipe.classes > 2 else (), {"mirror": mirror})
+
+
+def _read(row: Row, recipe: Recipe) -> Raw:
+    """The case without its mask, which need not fit the plan, nor be there."""
+    return read_case(dataclasses.replace(row, mask=None), recipe, recipe.channels, need_mask=False)
 
 
 def _panel(name: str, image: NDArray[Any], labels: NDArray[Any]) -> tuple[str, NDArray[Any], NDArray[Any] | None]:
