@@ -169,9 +169,9 @@ def _network(model: Classifier, source: ChestNet | None, imagenet: Path | None, 
 
 def adapt(command: of.Adapt) -> None:
     """Fine-tune a source classifier on a target data set."""
-    settings = command.adaptation
     source_network, source = _source_model(command)
     command = _resolved(command, source)
+    settings = command.adaptation
     training = command.training.over(of.TARGET_CLASSIFIER)
     datalist = open_pictures(command.scans.datalist)
     size, split_by = command.pictures.image_size or IMAGE_SIZE, command.pictures.split_by or "patient"
@@ -267,7 +267,13 @@ def _resolved(command: of.Adapt, source: Classifier | None) -> of.Adapt:
         say(
             f"warning: the source network was trained with {source.optimizer}; the paper goes on with the same optimiser"
         )
-    return dataclasses.replace(command, training=training, pictures=known)
+    settings = dataclasses.replace(
+        settings,
+        schedule=settings.schedule or "xray",
+        start_step="keep" if settings.start_step is None else settings.start_step,
+        k=0.0 if settings.k is None else settings.k,
+    )
+    return dataclasses.replace(command, training=training, adaptation=settings, pictures=known)
 
 
 def _keep_source(command: of.Adapt, network: ChestNet, model: Classifier) -> None:

@@ -60,6 +60,9 @@ class Pictures:
 def open_pictures(path: Path) -> Datalist:
     """A CSV datalist, or the folder of CheXpert or ChestX-ray14 as its owners publish it.
 
+    CheXpert has no test split (its test labels are not published): its training images come without a split, so that
+    `split_pictures` draws one.
+
     Raises:
         InputError: none of these.
     """
@@ -68,7 +71,9 @@ def open_pictures(path: Path) -> Datalist:
     if any(path.glob("Data_Entry_2017*.csv")):
         return chestxray14.index(path)
     try:
-        return chexpert.index(path)
+        found = chexpert.index(path)
+        rows = (dataclasses.replace(row, split="" if row.split == "train" else row.split) for row in found)
+        return Datalist(tuple(rows), found.source)
     except InputError as error:
         if "not a CheXpert folder" not in error.problem:
             raise
@@ -160,9 +165,9 @@ def _label(row: Row, name: str) -> float:
 def split_pictures(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]:
     """Training, validation and test images of a data set.
 
-    Where the datalist names test images its splits are taken. Else validation images stay what they are, and of the others
-    each patient goes to test with a chance of 0.1. (The authors draw image by image, so that one person's images are on
-    both sides; that is `split_by` "image".)
+    Splits that the datalist names are kept. Images without one are for training; but where no image is named for test, each
+    patient of theirs goes to test with a chance of 0.1. (The authors draw image by image, so that one person's images are
+    on both sides; that is `split_by` "image".)
 
     Returns:
         train, val and test; each may be empty. The training images come in a fixed random order, so that the first n
@@ -176,6 +181,8 @@ def split_pictures(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]
     if "test" not in splits:
         test: dict[str, bool] = {}
         for place, row in enumerate(pictures.rows):
+            if row.split:
+                continue
             if split_by == "patient" and not row.subject:
                 raise InputError(
                     "the row names no subject, so that a split by patient cannot be drawn",
@@ -183,10 +190,9 @@ def split_pictures(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]
                     remedy="fill the column subject in, add a column split, or give --split-by image",
                 )
             unit = row.subject if split_by == "patient" else str(place)
-            if splits[place] == "train":
-                if unit not in test:
-                    test[unit] = bool(rng.random() < TEST_SHARE)
-                splits[place] = "test" if test[unit] else "train"
+            if unit not in test:
+                test[unit] = bool(rng.random() < TEST_SHARE)
+            splits[place] = "test" if test[unit] else "train"
     places = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "val", "test")}
     parts = {name: pictures.take(found) for name, found in places.items()}
     parts["train"] = parts["train"].take(np.random.default_rng(SPLIT_SEED).permutation(len(parts["train"])))
