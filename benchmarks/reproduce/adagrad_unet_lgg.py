@@ -44,7 +44,7 @@ SOURCE, TARGETS = "CS", ("DU", "FG", "HT")
 NETWORK_PIXEL = 2 * PIXEL
 PLANNING = of.Planning(slice_axis="z", pixel=(NETWORK_PIXEL, NETWORK_PIXEL), base_features=8, max_pools=3, batch_size=6)
 BATCHES = 25
-EPOCHS = {"short": 10, "long": 70}
+EPOCHS = {"short": 10, "long": 40}
 RUNS: dict[str, dict[str, Any]] = {
     "S-long": {"optimizer": "sgd", "epochs": "long"},
     "S-short": {"optimizer": "sgd", "epochs": "short"},
@@ -122,8 +122,8 @@ def one_run(work: Path, datalist: Path, task: str, name: str, seed: int, smoke: 
 
 def jobs(seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
     """(task, run, seed); all runs of a seed before the next."""
-    for seed in seeds:
-        for task, names in TASKS.items():
+    for task, names in TASKS.items():
+        for seed in seeds:
             for name in names:
                 yield task, name, seed
 
