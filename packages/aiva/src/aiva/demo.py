@@ -26,7 +26,7 @@ from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings, ScanSettings
 
 SOURCE, TARGET = "sm3", "sm15"
-SUBJECTS, SHAPE = 8, (48, 56, 28)
+SUBJECTS, SHAPE = 10, (48, 56, 28)
 TOLERANCE = 3.0
 """Of the surface Dice in mm: about one voxel."""
 METHODS: tuple[Any, ...] = ("none", "adabn", "seg-jdot", "adaptsegnet", "aiva", "target")

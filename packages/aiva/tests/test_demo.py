@@ -1,0 +1,102 @@
+"""The demo, run once: every step's files, a report that a browser shows without complaint, and a gain by adaptation."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from aiva import __version__
+from aiva.cli import COMMANDS, DESCRIPTION
+from aiva.demo import METHODS
+from aiva.method import clusterings
+from dart_core.cli import main
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.getbasetemp()
+    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    out = folder / "demo"
+    with FileLock(folder / "demo.lock"):
+        if not (out / "report.html").is_file():
+            assert main("aiva", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
+    return out
+
+
+def test_every_step_leaves_its_files(out: Path) -> None:
+    for folder in ("", "source-network", "clusters", "evaluation", *METHODS, *(f"predict-{m}" for m in METHODS)):
+        assert (out / folder / "report.html").is_file(), folder
+        assert (out / folder / "config.yaml").is_file(), folder
+    for folder in ("source-network", *METHODS):
+        assert (out / folder / "model.safetensors").is_file(), folder
+    assert (out / "phantoms" / "datalist.csv").is_file()
+
+
+def test_adaptation_helps(out: Path) -> None:
+    results = {row["method"]: row for row in json.loads((out / "evaluation" / "metrics.json").read_text())["results"]}
+    assert list(results) == list(METHODS)
+    for method in ("aiva", "adabn"):
+        assert results[method]["surface_dice"] > results["none"]["surface_dice"] + 0.03
+    assert results["target"]["surface_dice"] > results["aiva"]["surface_dice"]
+
+
+def test_sites_come_closer(out: Path) -> None:
+    distances = [float(found["matched_distance"]) for found in clusterings(out / "aiva")]
+    assert distances[-1] < 0.7 * distances[0]
+
+
+def test_report_holds_every_part(out: Path) -> None:
+    text = (out / "report.html").read_text(encoding="utf-8")
+    for heading in ("Before and after", "Clusters", "Pairs", "Scans", "Settings"):
+        assert re.search(rf"<h2[^>]*>{heading}</h2>", text), heading
+    for figure in ("Fig. 2", "Fig. 3", "Fig. 4"):
+        assert figure in text
+    assert "Research software, not a medical device" in text
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+
+
+def test_a_second_demo_does_not_overwrite_the_first(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (out / "report.html").stat().st_mtime_ns
+    assert main("aiva", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (out / "report.html").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = os.environ.get("DART_CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium: install it, or name it in DART_CHROMIUM")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync"
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+        yield running
+        running.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_reports_render_in_a_browser(browser: Any, width: int, out: Path) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 844})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    for report in sorted(out.rglob("report.html")):
+        page.goto(report.as_uri(), wait_until="load")
+        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), report
+        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), report
+        assert complaints == [], report
+    page.close()

@@ -1,0 +1,291 @@
+"""Trainings that are killed at some moment and resumed, against the ones that nothing happened to: equal to the last bit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import runpy
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from aiva import method
+from aiva.features import FeatureStore
+from aiva.method import clusterings, train_aiva
+from aiva.settings import Alignment, Training
+from aiva.slices import Slices
+from aiva.training import Selection
+from dart_core.checkpoint import load_checkpoint, load_weights
+from dart_core.nets import ResidualUNet2d
+from dart_core.run import Run
+from dart_core.settings import RunSettings
+
+PATIENCE = 120.0
+STEPS = {"aiva": 30, "seg-jdot": 20, "adaptsegnet": 14, "target": 24}
+
+Pair = tuple[Slices, Slices]
+
+
+def assert_equal_states(one: Any, other: Any, where: str) -> None:
+    """Nested states, bit by bit."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_equal_states(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for place, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_equal_states(a, b, f"{where}.{place}")
+    else:
+        assert one == other or (one != one and other != other), where
+
+
+def last_state(run: Path) -> dict[str, Any]:
+    return load_checkpoint(max((run / "checkpoints").iterdir()))
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without their time; the last may be half-written in a run that was killed."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert_equal_states(last_state(one), last_state(other), "checkpoint")
+    assert logged(one) == logged(other)
+    for name in ("metrics.json", "model.safetensors"):
+        assert (one / name).exists() == (other / name).exists()
+    if (one / "metrics.json").exists():
+        assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
+        weights, others = (load_weights(run / "model.safetensors")[0] for run in (one, other))
+        assert_equal_states(weights, others, "weights")
+    if (one / "clusters").exists():
+        for found, expected in zip(clusterings(one), clusterings(other), strict=True):
+            assert found.keys() == expected.keys()
+            assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+# A crash at every kind of moment, in this process
+
+
+SETTINGS = Alignment(clusters=3, perplexity=8, iterations_per_epoch=6, acc_amount=7)
+
+
+def train(out: Path, pair: Pair, resume: bool = False, settings: Alignment = SETTINGS) -> None:
+    torch.manual_seed(0)
+    network = ResidualUNet2d(out_channels=2, width=2)
+    selection = Selection("highest_source", lambda net: float(next(iter(net.parameters())).detach().sum()), 4, 21, 6)
+    training = Training(steps=21, batch_size=4, learning_rate=1e-2, log_every=1)
+    with Run(RunSettings(out, device="cpu", seed=1, checkpoint_every=4, resume=resume)) as run:
+        train_aiva(run, network, *pair, training, settings, selection)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(out, pair)
+    return out
+
+
+class Crash(Exception):
+    """The power fails."""
+
+
+def crash_at(step: int, moment: str, patch: pytest.MonkeyPatch) -> None:
+    """Let a run fail in one of its steps: before it, between the sites' features, while clustering, or just after it."""
+    current = [0]
+
+    def counting(run: Run, batch: Any, to_device: Any = Run.to_device) -> Any:
+        current[0] = run.step
+        if moment == "before" and run.step == step:
+            raise Crash
+        return to_device(run, batch)
+
+    patch.setattr(Run, "to_device", counting)
+    if moment == "between":
+
+        def put(store: FeatureStore, index: Any, features: Any, put: Any = FeatureStore.put) -> None:
+            if current[0] == step and store.path.stem == "target":
+                raise Crash
+            put(store, index, features)
+
+        patch.setattr(FeatureStore, "put", put)
+    if moment == "clustering":
+
+        def cluster(*arguments: Any, cluster: Any = method.cluster_sites, **options: Any) -> Any:
+            if current[0] == step:
+                raise Crash
+            return cluster(*arguments, **options)
+
+        patch.setattr(method, "cluster_sites", cluster)
+    if moment == "clustered":
+
+        def save(run: Run, save: Any = Run.save) -> None:
+            if current[0] == step and run.step == step:
+                raise Crash  # the stores have been cleared, the checkpoint that follows is not there
+            save(run)
+
+        patch.setattr(Run, "save", save)
+    if moment == "aligned":
+
+        def zero_grad(optimizer: Any, zero_grad: Any = torch.optim.SGD.zero_grad, **options: Any) -> None:
+            if current[0] >= step:
+                raise Crash
+            zero_grad(optimizer, **options)
+
+        patch.setattr(torch.optim.SGD, "zero_grad", zero_grad)
+
+
+@pytest.mark.parametrize(
+    ("step", "moment"),
+    [
+        (3, "before"), (5, "between"), (6, "clustered"), (7, "between"), (11, "between"), (13, "between"), (14, "aligned"),
+        (18, "clustering"), (20, "between"),
+    ],
+)  # fmt: skip
+def test_crash(step: int, moment: str, pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(step, moment, patch)
+        with pytest.raises(Crash):
+            train(tmp_path / "run", pair)
+    train(tmp_path / "run", pair, resume=True)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_many_crashes(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
+    for number, (step, moment) in enumerate(((4, "between"), (6, "clustered"), (10, "before"), (16, "between"))):
+        with pytest.MonkeyPatch.context() as patch:
+            crash_at(step, moment, patch)
+            with pytest.raises(Crash):
+                train(tmp_path / "run", pair, resume=number > 0)
+    train(tmp_path / "run", pair, resume=True)
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_what_a_checkpoint_holds(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
+    """Also in the middle of an epoch: pending slices, stored gradients, clusters, and which features are on disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(16, "before", patch)
+        with pytest.raises(Crash):
+            train(tmp_path / "run", pair)
+    content = last_state(tmp_path / "run")
+    assert content["step"] == 16
+    state = content["state"]
+    assert state["clusters"]["step"] == 12
+    assert state["accumulator"]["pending"]
+    assert state["accumulator"]["count"] > 0
+    assert state["gradients"].keys() == {
+        name for name, _ in ResidualUNet2d(out_channels=2).named_parameters()
+        if not name.startswith(("up", "shortcut", "bottleneck.4", "bottleneck.3.second"))
+    }  # fmt: skip
+    assert int(state["source_features"]["seen"].sum()) == 16  # four steps of four slices
+    assert (tmp_path / "run" / "features" / "source.f16").is_file()
+
+
+# kill -9 and Ctrl-C, the whole command
+
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+
+class Started(NamedTuple):
+    """A command in a process of its own."""
+
+    process: ForkServerProcess
+    stderr: Path
+
+    def status(self) -> int | None:
+        self.process.join(PATIENCE)
+        return self.process.exitcode
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert self.process.exitcode is None, self.stderr.read_text()
+            assert time.monotonic() < end, "the training does not get on"
+            time.sleep(0.002)
+
+
+Start = Callable[..., Started]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start `aiva`; a fork server that has imported PyTorch already saves seconds each time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "aiva.adaptation", "tyro", "sklearn.manifold", "sklearn.cluster"])
+    every: list[Started] = []
+
+    def run(*words: object) -> Started:
+        stderr = tmp_path_factory.mktemp("stderr") / "stderr.txt"
+        names = {"ARGUMENTS": [str(word) for word in words], "STDERR": str(stderr)}
+        program = str(Path(__file__).parent / "programs" / "child.py")
+        process = context.Process(target=runpy.run_path, args=(program, names))
+        process.start()
+        every.append(Started(process, stderr))
+        return every[-1]
+
+    yield run
+    for started in every:
+        started.process.kill()
+        started.process.join()
+
+
+@pytest.fixture(scope="module")
+def words(datalist: Path, source_model: Path) -> Callable[[str], list[object]]:
+    def make(method: str) -> list[object]:
+        made: list[object] = ["adapt", "--datalist", datalist, "--preprocessing", "plain", "--target", "ge3"]
+        made += ["--method", method, "--steps", STEPS[method], "--batch-size", 4, "--width", 2, "--patch-size", 40]
+        made += [] if method == "target" else ["--source-model", source_model]
+        made += ["--clusters", 3, "--perplexity", 8, "--iterations-per-epoch", 9, "--acc-amount", 9]
+        made += ["--learning-rate", 1e-3, "--evaluate-every", 8, "--log-every", 1, "--checkpoint-every", 4]
+        return [*made, "--device", "cpu"]
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STEPS)
+def test_killed_at_a_random_step(name: str, start: Start, words: Any, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    uninterrupted, started = start(*words(name), "--out", whole), start(*words(name), "--out", out)
+    place = random.SystemRandom().randint(1, STEPS[name] - 8)
+    started.wait_for(lambda: len(logged(out)) >= place)
+    time.sleep(random.SystemRandom().uniform(0, 0.05))
+    assert started.process.pid is not None
+    os.kill(started.process.pid, signal.SIGKILL)
+    assert started.status() == -signal.SIGKILL
+    resumed = start(*words(name), "--out", out, "--resume")
+    assert resumed.status() == 0, (place, resumed.stderr.read_text())
+    assert uninterrupted.status() == 0, uninterrupted.stderr.read_text()
+    assert_same_run(out, whole)
+    assert not list(out.rglob("*tmp*"))
+    assert not (out / "features").exists()
+
+
+@pytest.mark.slow
+def test_stopped_by_ctrl_c(start: Start, words: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    started = start(*words("aiva"), "--out", out)
+    started.wait_for(lambda: len(logged(out)) >= 8)
+    assert started.process.pid is not None
+    os.kill(started.process.pid, signal.SIGINT)
+    assert started.status() == 130, started.stderr.read_text()
+    (line,) = started.stderr.read_text().splitlines()
+    # "of 30" is missing if this process was so slow that the last step was over.
+    assert re.fullmatch(r"aiva: stopped by Ctrl-C after step \d+( of 30)?; --resume continues", line)
+    assert start(*words("aiva"), "--out", out, "--resume").status() == 0
