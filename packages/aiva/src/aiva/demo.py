@@ -36,12 +36,12 @@ PRETRAINING = of.Training(width=4, steps=160, batch_size=8, learning_rate=0.02, 
 SHORT = of.Training(batch_size=8, evaluate_every=20, log_every=5, checkpoint="last")
 RECIPES = {
     "seg-jdot": dataclasses.replace(SHORT, steps=40, learning_rate=2e-3),
-    "adaptsegnet": dataclasses.replace(SHORT, steps=24, learning_rate=2e-3),
-    "aiva": dataclasses.replace(SHORT, steps=200, learning_rate=1e-2, evaluate_every=40),
+    "adaptsegnet": dataclasses.replace(SHORT, steps=20, learning_rate=2e-3),
+    "aiva": dataclasses.replace(SHORT, steps=160, learning_rate=1e-2, evaluate_every=40),
     "target": PRETRAINING,
 }
 ALIGNMENT = of.Alignment(clusters=10, iterations_per_epoch=40, acc_amount=12, lambda_factor=2.0)
-BASELINES = of.Baselines(passes=3)
+BASELINES = of.Baselines(passes=5)
 
 
 def demo(command: of.Demo) -> None:
