@@ -27,8 +27,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "demo"
-    with FileLock(folder / "demo.lock"):
+    out = folder / "aiva-demo"
+    with FileLock(folder / "aiva-demo.lock"):
         if not (out / "report.html").is_file():
             assert main("aiva", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
     return out

@@ -25,8 +25,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.getbasetemp()
     # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
     folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "demo"
-    with FileLock(folder / "demo.lock"):
+    out = folder / "fda-mri-demo"
+    with FileLock(folder / "fda-mri-demo.lock"):
         if not (out / "report.html").is_file():
             assert main("fda-mri", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
     return out
