@@ -23,6 +23,9 @@ DEMO = "fda-mri"
 # Parts of the core that a method may use without its machinery, so they must not know of it.
 LOW = ("nets", "losses", "metrics", "augment", "optim", "adapt")
 PARALLEL = ("--numprocesses=auto", "--maxprocesses=8", "--dist=worksteal")
+# Hypothesis draws the same examples in every run, so that a commit passes or fails once and for all; to look for new ones:
+# nox -s tests -- --hypothesis-profile=default
+REPEATABLE = ("--hypothesis-profile=ci",)
 # The newest Python that the packages support, for machines that have only a newer one; uv fetches it there.
 PYTHON = "3.13" if sys.version_info >= (3, 14) else None
 
@@ -106,7 +109,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests of everything, or of packages by name: nox -s tests -- fda-mri core; more words go to pytest."""
     names, arguments = split(session.posargs)
     install(session, *sources(names or PACKAGES), *group("test"))
-    session.run("pytest", *PARALLEL, *map(folder, names), *arguments, env=environment())
+    session.run("pytest", *PARALLEL, *REPEATABLE, *map(folder, names), *arguments, env=environment())
 
 
 @nox.session(python=PYTHON)
@@ -150,7 +153,7 @@ def wheels(session: nox.Session, name: str) -> None:
             session.run(command, "--help", silent=True)
             session.run(command, "--version")
         settings = [f"--config-file={ROOT / 'pyproject.toml'}", "--rootdir=.", "--confcutdir=."]
-        session.run("pytest", *PARALLEL, *settings, "tests", *session.posargs, env=environment())
+        session.run("pytest", *PARALLEL, *REPEATABLE, *settings, "tests", *session.posargs, env=environment())
 
 
 @nox.session(python=PYTHON)
@@ -210,7 +213,7 @@ def minimums(session: nox.Session) -> None:
     names, arguments = split(session.posargs)
     session.install("--resolution", "lowest-direct", *sources(names or PACKAGES), *group("test"))
     paths = [f"{folder(name)}/tests" for name in names or ALL]
-    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *paths, *arguments, env=environment())
+    session.run("pytest", *PARALLEL, *REPEATABLE, "-m", "not slow and not gpu", *paths, *arguments, env=environment())
 
 
 @nox.session(python=PYTHON)

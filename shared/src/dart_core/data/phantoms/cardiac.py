@@ -146,7 +146,7 @@ def _chest(
     epi = _bullet(space, outer, base, bottom) + 0.5 * lumps
     reach = outer + 6
     right = space.ellipsoid(
-        (reach * 0.78, 11, 26), (34 * sides["right"] * (1 - 0.5 * contraction), 40 * (1 - 0.35 * contraction), 68), 2.2
+        (reach * 0.78, 11, 26), (34 * sides["right"] * (1 - 0.7 * contraction), 40 * (1 - 0.5 * contraction), 68), 2.2
     )
     right = np.minimum(right + 0.8 * lumps, -epi)
     below = (
