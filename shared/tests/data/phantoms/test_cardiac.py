@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from scipy import ndimage
@@ -29,6 +29,7 @@ def test_vendors_and_labels_are_those_of_mms():
 
 class TestHeart:
     @given(subject=st.integers(0, 10_000), vendor=st.sampled_from(sorted(VENDORS)), seed=st.integers(0, 99))
+    @example(subject=98, vendor="A", seed=98)  # contracts least of all
     @settings(deadline=None, max_examples=12)
     def test_a_heart_is_a_plausible_heart(self, subject, vendor, seed):
         shape = (80, 80, 10)
