@@ -11,7 +11,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -158,6 +158,22 @@ def test_flags_of_nested_settings_are_flat_and_in_any_order(target: Target) -> N
     assert (settings.betas, settings.sites, settings.rate) == ((1.0, -0.002), ("x", "y"), -1.0)
     assert (settings.limit, settings.maybe, settings.size) == (5, (1, 2), (3, 4))
     assert (settings.flip, settings.name) == (False, "--x")
+
+
+def test_words_before_the_first_flag(target: Target) -> None:
+    @dataclass(frozen=True)
+    class Look:
+        """Look at files."""
+
+        POSITIONAL: ClassVar[str] = "files"
+        files: tuple[Path, ...]
+        """Files."""
+        limit: int = 1
+        """At most so many."""
+
+    for words in (["a", "-1", "b", "--limit", "2"], ["--limit", "2", "--files", "a", "-1", "b"]):
+        assert cli.main("prog", {"look": (Look, "dart_cli_target:train")}, "1", "", ["look", *words]) == 0
+        assert target.settings == Look((Path("a"), Path("-1"), Path("b")), 2)
 
 
 def test_the_last_of_two_equal_flags_counts(target: Target) -> None:

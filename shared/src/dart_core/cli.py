@@ -1,8 +1,9 @@
 """The command line of every DART package: flags from frozen dataclasses, YAML files, and errors of one line.
 
 A package lists its commands as (dataclass, "module:function"). The fields of the dataclass, and of the dataclasses
-nested in it, are the flags; its docstrings are the help. The function's module is imported only when the command
-runs, so `--help` answers without importing torch.
+nested in it, are the flags; its docstrings are the help. A class variable POSITIONAL names the flag that takes the
+words before the first flag. The function's module is imported only when the command runs, so `--help` answers without
+importing torch.
 """
 
 from __future__ import annotations
@@ -168,6 +169,9 @@ def _take_config(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _parse(prog: str, settings: type[Any], words: list[str], files: list[str]) -> Any:
     """Check what tyro would report in a box, in our own words; then let tyro convert the values."""
     flags = _flags(settings)
+    positional = getattr(settings, "POSITIONAL", None)
+    if positional and words and not _is_flag(words[0]):
+        words = [f"--{positional}", *words]
     given = [*(flag for file in files for flag in _read_yaml(file, flags)), *_read_words(words, flags)]
     for name, (_, required) in flags.items():
         if required and all(flag.name != name for flag in given):
