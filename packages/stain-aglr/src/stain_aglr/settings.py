@@ -1,0 +1,219 @@
+"""Settings of the method and of the commands. Free of torch so that `--help` stays fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from dart_core.errors import SettingError
+from dart_core.settings import OutputSettings, RunSettings, at_least
+
+Method = Literal["vanilla", "macenko", "vahadane", "stst-gan", "dscsi-gan", "hed", "hed-reg", "hed-cons", "stain-aglr"]
+Space = Literal["offset2", "skimage", "od"]
+Quantise = Literal["round", "truncate", "none"]
+CrossEntropyOn = Literal["both", "altered", "raw"]
+RegenerationForm = Literal["pixel", "element"]
+SplitBy = Literal["subject", "image"]
+
+NORMALISED = ("macenko", "vahadane", "stst-gan", "dscsi-gan")
+"""Methods that give every patch the training laboratory's colours before it is classified."""
+ALTERED = ("hed", "hed-reg", "hed-cons", "stain-aglr")
+"""Methods that train on patches with altered stains."""
+REGENERATING = ("hed-reg", "stain-aglr")
+"""Methods with the stain regeneration loss."""
+CONSISTENT = ("hed-cons", "stain-aglr")
+"""Methods with the consistency loss."""
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """Which patches a command reads."""
+
+    datalist: Path
+    """CSV with the columns image, label (0 or 1), site (the laboratory), and if there are any subject (slide or case) and
+    split (train, val, test); `stain-aglr patches` writes one."""
+    image_size: int | None = None
+    """Side that patches are resized to, a multiple of 32; default: the patches' own, after training that of training."""
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None and (self.image_size < 32 or self.image_size % 32):
+            nearest = max(32, round(self.image_size / 32) * 32)
+            raise SettingError(
+                f"--image-size is {self.image_size}",
+                remedy=f"give a multiple of 32 such as {nearest}: the network halves it five times",
+            )
+
+
+@dataclass(frozen=True)
+class Training:
+    """The recipe; the defaults are the paper's for Camelyon17 (section 2.1)."""
+
+    width: int = 32
+    """Filters of the first stage, each further stage has twice as many (32: 4,846,050 parameters at inference)."""
+    batch_size: int = 64
+    """Raw patches of a batch, over all processes together; methods with altered patches put twice as many through the
+    network."""
+    balanced: bool = False
+    """Half of every training batch from each class, drawn with replacement (TUPAC)."""
+    learning_rate: float = 1e-2
+    """Of Adam at the start (TUPAC: 5e-3)."""
+    patience: int = 4
+    """Epochs without a lower validation loss that are tolerated; the next one divides the learning rate by 10 (TUPAC: 15)."""
+    stop_lr: float = 1e-5
+    """The training ends when the learning rate has come down to this."""
+    max_epochs: int = 300
+    """And after so many epochs at the latest (not in the paper)."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        at_least(1, width=self.width, batch_size=self.batch_size, max_epochs=self.max_epochs, log_every=self.log_every)
+        at_least(0, patience=self.patience, learning_rate=self.learning_rate, stop_lr=self.stop_lr)
+        if self.balanced and self.batch_size % 2:
+            raise SettingError(f"--balanced halves a batch of {self.batch_size}", remedy="give an even --batch-size")
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss of Eq. 1 and what the paper leaves open about it (specification 2.4)."""
+
+    lambda1: float | None = None
+    """Weight of the stain regeneration loss. Default 0.1 for stain-aglr and hed-reg, 0 for the others."""
+    lambda2: float | None = None
+    """Weight of the consistency loss. Default 10 for stain-aglr and hed-cons, 0 for the others."""
+    ce_on: CrossEntropyOn | None = None
+    """Patches that the cross-entropy looks at; default both, for hed altered."""
+    detach_target: bool = False
+    """The consistency loss moves the prediction for the altered patch only (paper: both)."""
+    form: RegenerationForm = "pixel"
+    """Regeneration loss: squared distance of colours per pixel (Eq. 3), or per value, which is a third of it."""
+
+    def __post_init__(self) -> None:
+        at_least(0, lambda1=self.lambda1 or 0, lambda2=self.lambda2 or 0)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How patches are altered (specification 2.2 and 2.3)."""
+
+    strength: float = 0.05
+    """Largest change of a stain, relative and absolute: 0.05 = HED-light, 0.2 = HED-strong."""
+    space: Space = "offset2"
+    """What a stain value is: offset2 (logarithm of x + 2, for which HED-light was tuned), skimage (scikit-image from 0.18
+    on), od (optical density)."""
+    quantise: Quantise = "round"
+    """Grey levels after the change of stain: rounded, cut off (as in the Nijmegen code), or left fractional."""
+    spatial: Literal["light", "rigid"] = "light"
+    """Shared by raw and altered patch: light = quarter turns, flips, scaling and elastic deformation; rigid = quarter turns
+    and flips only."""
+    largest_blur: float = 1.0
+    """Upper end of the blur's sigma in pixels (lower end 0.1)."""
+
+    def __post_init__(self) -> None:
+        at_least(0, strength=self.strength)
+        at_least(0.1, largest_blur=self.largest_blur)
+
+
+# --- The commands ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run everything on phantom patches of three laboratories: train, predict, evaluate (about a minute)."""
+
+    out: Path = Path("stain-aglr-demo")
+    """Folder for phantoms, networks, predictions and report.html."""
+    overwrite: bool = False
+    """Replace an earlier demo in --out."""
+    seed: int = 0
+    """Seed of phantoms and training."""
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Open every patch of a datalist and list every problem with file, row and column."""
+
+    patches: PatchSettings
+    site: str = ""
+    """Training laboratory: its training and validation patches must hold both classes."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a patch classifier on one laboratory by any method of the paper's tables."""
+
+    run: RunSettings
+    patches: PatchSettings
+    method: Method = "stain-aglr"
+    """vanilla: quarter turns and flips; macenko, vahadane, stst-gan, dscsi-gan: vanilla on normalised patches; hed:
+    HED-light; hed-reg, hed-cons: with one of the losses; stain-aglr: with both."""
+    site: str = ""
+    """Training laboratory; may be left out where the datalist has one only."""
+    split_by: SplitBy = "subject"
+    """Where the laboratory's rows name no split, a fifth of its subjects (slides, cases) or of its patches validates."""
+    training: Training = field(default_factory=Training)
+    losses: Losses = field(default_factory=Losses)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name, methods, what in (
+            ("lambda1", REGENERATING, "the regeneration loss"),
+            ("lambda2", CONSISTENT, "the consistency loss"),
+        ):
+            if getattr(self.losses, name) is not None and self.method not in methods:
+                raise SettingError(
+                    f"--{name} weighs {what}, which --method {self.method} has not",
+                    remedy=f"leave it out, or give --method {' or '.join(methods)}",
+                )
+        if self.losses.ce_on is not None and self.method in (*NORMALISED, "vanilla", "hed"):
+            raise SettingError(f"--ce-on has no meaning for --method {self.method}", remedy="leave it out")
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Score patches of any laboratory: the probability of class 1, and the AUC per laboratory where labels are known."""
+
+    patches: PatchSettings
+    output: OutputSettings
+    model: Path
+    """Run folder of `train`, or its model.safetensors."""
+    sites: tuple[str, ...] = ()
+    """Laboratories; default: all of the datalist."""
+    split: Literal["test", "val", "all"] = "test"
+    """test: test patches of every laboratory (all patches of one without splits) and the training laboratory's validation
+    patches; val: only the latter; all: everything."""
+    features: bool = False
+    """Also keep the 512 pooled features of each patch, for Fig. 2 of the paper."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto."""
+    batch_size: int = 64
+    """Patches per forward pass."""
+
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Compare predictions: AUC per laboratory over seeds beside the printed tables; Fig. 2 and Fig. 5 where they can be."""
+
+    output: OutputSettings
+    predictions: tuple[Path, ...]
+    """Folders that `predict` wrote: one for each method and seed."""
+    baseline: Method = "vanilla"
+    """Method that the others are compared with."""
+    embedding: Literal["umap", "tsne"] = "umap"
+    """How Fig. 2 brings features (of `predict --features`) to two dimensions; umap needs the extra stain-aglr[umap]."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the classifier as an ONNX file: RGB patches in [0, 1] in, two logits out; no generator, no normaliser."""
+
+    model: Path
+    """Run folder of `train`, or its model.safetensors."""
+    out: Path
+    """File to write, ending in .onnx."""
+    overwrite: bool = False
+    """Replace the file."""
