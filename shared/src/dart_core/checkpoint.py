@@ -102,6 +102,31 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: str | torch.devi
     return _read(path, map_location)
 
 
+def read_weight_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a weight file of any origin holds: safetensors, or what `torch.save` wrote, its old form included.
+
+    Args:
+        path: `*.safetensors` is read as that, everything else as a PyTorch file.
+
+    Returns:
+        Tensors (on the CPU) and plain values by name, nested as in the file.
+
+    Raises:
+        CheckpointError: missing or damaged file, one with code in it, or one that is no mapping.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError("this is a folder, not a file", where=path, remedy="give the weight file in it")
+    if path.suffix.lower() == ".safetensors":
+        return dict(load_weights(path)[0])
+    try:
+        with open(path, "rb") as file:
+            old = file.read(2) == b"\x80\x02"  # a bare pickle, as PyTorch wrote before 1.6
+    except OSError:
+        old = False
+    return _read(path, "cpu") if old else load_checkpoint(path)
+
+
 def _read(path: Path, map_location: str | torch.device) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)

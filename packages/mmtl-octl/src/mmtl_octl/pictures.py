@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,43 +13,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from dart_core.data import pictures as core
 from dart_core.data.catalog import chestxray14, chexpert
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.images import read_image
+from dart_core.data.pictures import Pictures, SplitBy, filled, site_rows, sites_of, split_pictures
 from dart_core.errors import InputError
 from mmtl_octl.schedules import MixedBatches, Schedule, TrainingBatches
 from mmtl_octl.settings import Training
 
-TEST_SHARE = 0.1
-"""Chance of a patient (or image) to be a test case where the datalist has no test split."""
-SPLIT_SEED = 0
-"""Of that draw and of the order of the training list: the same for every run, so that runs can be compared."""
+__all__ = [
+    "RATIO", "SCALE", "Pictures", "SplitBy", "filled", "label_columns", "label_problems", "load_picture", "open_pictures",
+    "outputs_of", "picture_batches", "random_crop", "read_pictures", "site_rows", "sites_of", "split_pictures",
+    "training_view", "whole_view",
+]  # fmt: skip
+
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Of the random crops: share of the picture's area, and width by height."""
 
-SplitBy = Literal["patient", "image"]
-_UNCERTAIN = ("-1", "-1.0")
-_CELLS = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Radiographs of one data set with their labels."""
-
-    name: str
-    """The data set (a datalist's site)."""
-    labels: tuple[str, ...]
-    rows: tuple[Row, ...]
-    truth: NDArray[np.float32]
-    """(images, labels) of 0 and 1; nan = unknown."""
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, places: Iterable[int]) -> Pictures:
-        """Some of the images, in the order given."""
-        places = list(places)
-        return dataclasses.replace(self, rows=tuple(self.rows[i] for i in places), truth=self.truth[places])
+_UNCERTAIN = dict.fromkeys(("-1", "-1.0"), "an uncertain one counts as 1 in the paper")
+"""How CheXpert's tables mark an uncertain label, and what a message says about it."""
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -84,134 +65,19 @@ def open_pictures(path: Path) -> Datalist:
         ) from error
 
 
-def sites_of(datalist: Datalist) -> tuple[str, ...]:
-    """The data sets of a datalist; one without a site column is one data set with the file's name."""
-    return datalist.sites or (datalist.source.stem,)
-
-
 def read_pictures(datalist: Datalist, site: str, labels: Sequence[str] = (), labelled: bool = True) -> Pictures:
-    """The images of one data set and their labels. Opens no image.
-
-    Args:
-        datalist: one column per label.
-        site: the data set, one of `sites_of`.
-        labels: the label columns; empty: every column that holds nothing but 0, 1 and empty cells at this site.
-        labelled: every image must have a label.
-
-    Raises:
-        InputError: no such site or column, a cell that is no label, no label at all.
-    """
-    rows = site_rows(datalist, site)
-    there = list(dict.fromkeys(name for row in rows for name in row.labels))
-    for name in labels:
-        if name not in there:
-            known = ", ".join(there) or "none"
-            raise InputError(f"site {site} has no column {name!r}", where=datalist.source, remedy=f"there are: {known}")
-    columns = tuple(labels) or label_columns(rows)
-    if labelled and not columns:
-        raise InputError(
-            f"site {site} has no label column",
-            where=datalist.source,
-            remedy="add one column per label with 0 and 1, or name them: --labels",
-        )
-    truth = np.full((len(rows), len(columns)), np.nan, dtype=np.float32)
-    for i, row in enumerate(rows):
-        for j, name in enumerate(columns):
-            truth[i, j] = _label(row, name)
-        if labelled and np.isnan(truth[i]).all():
-            raise InputError("no label is filled in", where=row.where(columns[0]), remedy="fill in 0 or 1")
-    return Pictures(site, columns, rows, truth)
-
-
-def site_rows(datalist: Datalist, site: str) -> tuple[Row, ...]:
-    """The rows of one of `sites_of`.
-
-    Raises:
-        InputError: no such site.
-    """
-    if not datalist.sites and site == datalist.source.stem:
-        return datalist.rows
-    return datalist.select(site=site).rows
+    """The images of one data set and their labels, see `dart_core.data.pictures.read_pictures`."""
+    return core.read_pictures(datalist, site, labels, labelled, _UNCERTAIN)
 
 
 def label_columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    """The columns that hold nothing but 0, 1 and empty cells.
-
-    A -1, with which CheXpert's tables mark an uncertain label, does not make a column one of no labels: reading it points
-    the cell out.
-    """
-    there = dict.fromkeys(name for row in rows for name in row.labels)
-    allowed = {*_CELLS, *_UNCERTAIN}
-    return tuple(name for name in there if all(row.labels.get(name, "") in allowed for row in rows))
+    """The columns that hold nothing but 0, 1, empty cells, and the -1 of an uncertain label, which reading points out."""
+    return core.label_columns(rows, _UNCERTAIN)
 
 
 def label_problems(row: Row, labels: Sequence[str]) -> Iterator[tuple[str, InputError]]:
     """What is wrong with the label cells of a row, as (column, error)."""
-    for name in labels:
-        try:
-            _label(row, name)
-        except InputError as error:
-            yield name, InputError(error.problem, remedy=error.remedy)
-
-
-def _label(row: Row, name: str) -> float:
-    cell = row.labels.get(name, "")
-    if cell not in _CELLS:
-        advice = "; an uncertain one counts as 1 in the paper" if cell in _UNCERTAIN else ""
-        raise InputError(f"{cell!r} is no label", where=row.where(name), remedy=f"give 0 or 1{advice}")
-    return _CELLS[cell]
-
-
-def split_pictures(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]:
-    """Training, validation and test images of a data set.
-
-    Splits that the datalist names are kept. Images without one are for training; but where no image is named for test, each
-    patient of theirs goes to test with a chance of 0.1. (The authors draw image by image, so that one person's images are
-    on both sides; that is `split_by` "image".)
-
-    Returns:
-        train, val and test; each may be empty. The training images come in a fixed random order, so that the first n
-        are a sample (specification 2.4, item 3).
-
-    Raises:
-        InputError: the split is to be drawn by patient and an image names none.
-    """
-    splits = [row.split or "train" for row in pictures.rows]
-    rng = np.random.default_rng(SPLIT_SEED)
-    if "test" not in splits:
-        test: dict[str, bool] = {}
-        for place, row in enumerate(pictures.rows):
-            if row.split:
-                continue
-            if split_by == "patient" and not row.subject:
-                raise InputError(
-                    "the row names no subject, so that a split by patient cannot be drawn",
-                    where=row.where("subject"),
-                    remedy="fill the column subject in, add a column split, or give --split-by image",
-                )
-            unit = row.subject if split_by == "patient" else str(place)
-            if unit not in test:
-                test[unit] = bool(rng.random() < TEST_SHARE)
-            splits[place] = "test" if test[unit] else "train"
-    places = {name: [i for i, split in enumerate(splits) if split == name] for name in ("train", "val", "test")}
-    parts = {name: pictures.take(found) for name, found in places.items()}
-    parts["train"] = parts["train"].take(np.random.default_rng(SPLIT_SEED).permutation(len(parts["train"])))
-    return parts
-
-
-def filled(pictures: Pictures, split: str, datalist: Datalist) -> Pictures:
-    """The pictures of a split, of which there must be one.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not len(pictures):
-        raise InputError(
-            f"site {pictures.name} has no image with split {split}",
-            where=datalist.source,
-            remedy=f"write {split} into the column split of some rows",
-        )
-    return pictures
+    return core.label_problems(row, labels, _UNCERTAIN)
 
 
 # --- Images ----------------------------------------------------------------------------------------------------------

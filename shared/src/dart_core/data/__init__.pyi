@@ -3,6 +3,8 @@ from . import catalog as catalog
 from . import datalist as datalist
 from . import images as images
 from . import phantoms as phantoms
+from . import pictures as pictures
 from . import scans as scans
 from . import slices as slices
+from . import slides as slides
 from . import volumes as volumes

@@ -1,3 +1,4 @@
+from .classification import auc_standard_error as auc_standard_error
 from .classification import mean_auc as mean_auc
 from .classification import roc_auc as roc_auc
 from .overlap import dice as dice

@@ -1,4 +1,4 @@
-"""Area under the ROC curve of multi-label classification."""
+"""Area under the ROC curve of multi-label classification, and its standard error."""
 
 from __future__ import annotations
 
@@ -65,3 +65,34 @@ def mean_auc(labels: Any, scores: Any) -> float:
     areas = roc_auc(labels, scores)
     defined = areas[~np.isnan(areas)]
     return float(defined.mean()) if len(defined) else float("nan")
+
+
+def auc_standard_error(auc: Any, positives: Any, negatives: Any) -> Any:
+    """Standard error of an area under the ROC curve by Hanley and McNeil (Radiology 143, 1982), from its size alone.
+
+    Args:
+        auc: one area in [0, 1], or an array of them.
+        positives: number of positive samples, of the shape of `auc` or one number.
+        negatives: number of negative samples.
+
+    Returns:
+        A float for one area, else an array; nan where the area is nan or a class has no sample.
+
+    Raises:
+        ValueError: an area outside [0, 1] or a negative count.
+    """
+    areas = to_numpy(auc).astype(np.float64)
+    n_positive, n_negative = to_numpy(positives).astype(np.float64), to_numpy(negatives).astype(np.float64)
+    if np.any((areas < 0) | (areas > 1)):
+        raise ValueError("auc holds values outside [0, 1]; these are no areas under a ROC curve")
+    if np.any(n_positive < 0) or np.any(n_negative < 0):
+        raise ValueError("a number of samples is negative")
+    # Chance that two positives both score above one negative, and that one positive scores above two negatives.
+    both_above, above_both = areas / (2 - areas), 2 * areas**2 / (1 + areas)
+    variance = areas * (1 - areas)
+    variance = variance + (n_positive - 1) * (both_above - areas**2) + (n_negative - 1) * (above_both - areas**2)
+    pairs = n_positive * n_negative
+    # Of a perfect area the differences are 0, but for rounding.
+    variance = np.maximum(variance, 0.0)
+    errors = np.sqrt(variance / np.where(pairs > 0, pairs, np.nan))
+    return float(errors) if errors.ndim == 0 else errors
