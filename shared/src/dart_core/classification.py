@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from dart_core import metrics
 from dart_core.errors import InputError
-from dart_core.evaluation import PREDICTIONS, relative
-from dart_core.files import write_csv
+from dart_core.files import relative, write_csv
 from dart_core.metrics._masks import to_numpy
 from dart_core.report import COLOURS, DASHES, Report
 
+PREDICTIONS = "predictions.csv"
 COLUMNS = ("image", "subject", "site", "label", "score")
 """Columns of predictions.csv; further ones stand behind them and are text."""
 MEASURES = ("auc", "auc_error", "accuracy", "sensitivity", "specificity", "f1")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from dart_core.cli import say
 from dart_core.data.datalist import Datalist
 from dart_core.data.volumes import Volume, read_grid, read_labels, read_mask, read_volume
 from dart_core.errors import InputError
+from dart_core.files import relative as relative
 from dart_core.files import write_atomic, write_csv
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
@@ -171,14 +171,6 @@ def _prediction(folder: Path, row: Mapping[str, str], method: str, where: str) -
         preprocessed=preprocessed,
         where=where,
     )
-
-
-def relative(path: Path, folder: Path) -> str:
-    """A path as seen from a folder."""
-    try:
-        return os.path.relpath(path.resolve(), folder.resolve())
-    except ValueError:  # another drive on Windows
-        return str(path.resolve())
 
 
 # --- Scores ----------------------------------------------------------------------------------------------------------

@@ -54,6 +54,14 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     write_atomic(path, text.getvalue())
 
 
+def relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder."""
+    try:
+        return os.path.relpath(path.resolve(), folder.resolve())
+    except ValueError:  # another drive on Windows
+        return str(path.resolve())
+
+
 @contextlib.contextmanager
 def output_errors(where: Path) -> Generator[None]:
     """Turn a write that the system refuses into an `OutputError` about `where`."""
