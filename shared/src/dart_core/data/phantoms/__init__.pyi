@@ -7,7 +7,15 @@ from .chest import write_chest_xrays as write_chest_xrays
 from .head import SCANNERS as SCANNERS
 from .head import head_mr as head_mr
 from .head import write_head_mr as write_head_mr
+from .histology import LABORATORIES as LABORATORIES
+from .histology import histology_field as histology_field
+from .histology import histology_patch as histology_patch
+from .histology import write_histology as write_histology
 from .prostate import PROSTATE_SCANNERS as PROSTATE_SCANNERS
 from .prostate import prostate_mr as prostate_mr
 from .prostate import write_prostate_mr as write_prostate_mr
 from .scanner import ScannerModel as ScannerModel
+from .skin import SKIN_SITES as SKIN_SITES
+from .skin import skin_ita as skin_ita
+from .skin import skin_lesion as skin_lesion
+from .skin import write_skin_lesions as write_skin_lesions

@@ -42,6 +42,15 @@ def smooth_field(
     return np.asarray(waves.real.reshape(len(x), len(y), len(z)) * math.sqrt(2 / count), dtype=np.float32)
 
 
+def smooth_picture(rng: np.random.Generator, y: Field, x: Field, wavelength: float, count: int = 32) -> Field:
+    """Random field (H, W) of mean 0 and variance 1, as `smooth_field`; `y` (H,) and `x` (W,) are the positions of the pixels."""
+    turn, phase = rng.uniform(0, 2 * math.pi, size=(2, count))
+    angular = 2 * math.pi / (wavelength * rng.uniform(0.8, 1.25, size=count))
+    rows = np.exp(1j * (np.outer(y, angular * np.cos(turn)) + phase)).astype(np.complex64)
+    columns = np.exp(1j * np.outer(x, angular * np.sin(turn))).astype(np.complex64)
+    return np.asarray((rows @ columns.T).real * math.sqrt(2 / count), dtype=np.float32)
+
+
 class Space:
     """Coordinates in mm of an anatomy, turned and scaled a little, and distances to shapes in it."""
 
