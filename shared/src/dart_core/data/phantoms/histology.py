@@ -39,11 +39,11 @@ class Laboratory:
 
 
 LABORATORIES: dict[str, Laboratory] = {
-    "RUMC": Laboratory((0.58, 0.74, 0.34), (0.14, 0.92, 0.37), (1.00, 1.00), (0.95, 0.94, 0.95), 0.3, 2.0),
-    "CWZ": Laboratory((0.70, 0.66, 0.27), (0.10, 0.96, 0.26), (0.80, 0.85), (0.97, 0.95, 0.97), 0.4, 2.0),
-    "RST": Laboratory((0.53, 0.75, 0.40), (0.24, 0.82, 0.52), (1.25, 1.20), (0.93, 0.91, 0.90), 0.5, 3.0),
-    "UMCU": Laboratory((0.66, 0.68, 0.32), (0.12, 0.80, 0.59), (0.65, 0.70), (0.93, 0.95, 0.93), 0.4, 2.5),
-    "LPON": Laboratory((0.69, 0.68, 0.24), (0.25, 0.90, 0.36), (1.05, 0.80), (0.91, 0.92, 0.96), 0.6, 3.0),
+    "RUMC": Laboratory((0.58, 0.74, 0.34), (0.14, 0.92, 0.37), (1.00, 1.00), (0.95, 0.94, 0.95), 0.2, 2.0),
+    "CWZ": Laboratory((0.70, 0.66, 0.27), (0.10, 0.96, 0.26), (0.80, 0.85), (0.97, 0.95, 0.97), 0.25, 2.0),
+    "RST": Laboratory((0.53, 0.75, 0.40), (0.24, 0.82, 0.52), (1.25, 1.20), (0.93, 0.91, 0.90), 0.35, 3.0),
+    "UMCU": Laboratory((0.66, 0.68, 0.32), (0.12, 0.80, 0.59), (0.65, 0.70), (0.93, 0.95, 0.93), 0.3, 2.5),
+    "LPON": Laboratory((0.68, 0.69, 0.24), (0.22, 0.91, 0.35), (1.0, 0.90), (0.91, 0.92, 0.96), 0.4, 3.0),
 }
 """Five made-up laboratories, named as the medical centres of CAMELYON17."""
 
@@ -219,7 +219,7 @@ def _tissue(
     eosin, haematoxylin = eosin * (1 + 0.12 * grain), haematoxylin * (1 + 0.15 * grain)
     for kind, where in ((_LYMPHOCYTE, nodal), (_FIBROBLAST, fibrous), (_TUMOUR_CELL, invaded)):
         level, dark, gap = _nuclei(kind, y - y[0], x - x[0], where, rng, pixel)
-        nucleus = inside((1 - level) * kind.radius[0], max(pixel, 0.6))
+        nucleus = inside((1 - level) * kind.radius[0], max(pixel, 0.5))
         if kind is _TUMOUR_CELL:
             # Vesicular: stained along the membrane, pale within, one nucleolus; cells shrink from each other.
             rim = inside(0.18 - np.abs(level - 0.9), 0.25)
@@ -281,7 +281,7 @@ def _stain(
 
     slide = np.random.default_rng([seed, subject, 3])
     strength = np.asarray(model.strength) * np.exp(slide.normal(0, 0.12, 2))
-    vectors_23 = np.asarray([model.haematoxylin, model.eosin]) * np.exp(slide.normal(0, 0.03, (2, 3)))
+    vectors_23 = np.asarray([model.haematoxylin, model.eosin]) * np.exp(slide.normal(0, 0.02, (2, 3)))
     density = np.einsum("shw,s,sc->hwc", stains_2HW, strength, vectors_23)
     light = np.asarray(model.white) * np.exp(-density)
     light = ndimage.gaussian_filter(light, [model.blur / pixel, model.blur / pixel, 0])

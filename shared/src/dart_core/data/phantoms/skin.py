@@ -41,8 +41,8 @@ class SkinSite:
 
 
 SKIN_SITES: dict[str, SkinSite] = {
-    "A": SkinSite(1.0, 0.06, 2.0, 3.0, (0.30, 0.52), 0.0025, 1.5),
-    "B": SkinSite(8.0, 0.16, 1.16, 8.0, (0.36, 0.60), 0.0045, 2.5),
+    "A": SkinSite(2.0, 0.06, 2.0, 2.0, (0.30, 0.52), 0.002, 1.5),
+    "B": SkinSite(11.0, 0.16, 1.16, 6.0, (0.36, 0.58), 0.004, 2.5),
 }
 """The two made-up sites: A is even and neutral; B is red, darker outside, hairier, and shows the black rim."""
 
@@ -206,13 +206,14 @@ def _skin(model: SkinSite, lab: tuple[float, float, float], y: Field, x: Field, 
     """Linear RGB (H, W, 3) of bare skin: its colour, red blotches, furrows, and uneven light."""
     size = len(y)
     blotches = smooth_picture(rng, y, x, 0.7, 24)
-    furrows = np.abs(smooth_picture(rng, y, x, 0.11, 32))
+    furrows = np.abs(smooth_picture(rng, y, x, 0.10, 48))
+    mottle = smooth_picture(rng, y, x, 0.16, 32)
     lightness, red, yellow = lab
-    red_HW = red + model.redness + 1.6 * blotches
+    red_HW = red + model.redness + 1.2 * blotches + 1.2 * mottle
     lab_HWC = np.stack([np.full_like(red_HW, lightness), red_HW, np.full_like(red_HW, yellow)], axis=-1)
     turn = rng.uniform(0, 2 * math.pi)
     tilt = 0.03 * (math.cos(turn) * y[:, None] + math.sin(turn) * x[None])
-    light = (1 - model.falloff * (y[:, None] ** 2 + x[None] ** 2) + tilt) * (0.96 + 0.04 * inside(furrows - 0.12, 0.3))
+    light = (1 - model.falloff * (y[:, None] ** 2 + x[None] ** 2) + tilt) * (0.94 + 0.06 * inside(furrows - 0.15, 0.4))
     # Under less light the ITA is smaller: the lightest spot of the border decides, and gets all of it.
     light = light / max(float(part.mean()) for part in _border(light, size))
     return np.asarray(_linear(lab_HWC) * light[..., None], dtype=np.float32)
@@ -235,25 +236,29 @@ def _lesion(model: SkinSite, light: Field, y: Field, x: Field, rng: np.random.Ge
     radius = rng.uniform(*model.radius)
     angle, distance = np.arctan2(down, right), np.hypot(down, right)
     outline = np.zeros_like(distance)
-    for wave in range(2, 9):
-        strength = (0.08 if wave == 2 else 0.0) + 0.30 * wild / wave
+    for wave in range(2, 6):
+        strength = (0.08 if wave == 2 else 0.0) + 0.34 * wild / wave
         outline += strength * rng.uniform(0.3, 1.0) * np.cos(wave * angle + rng.uniform(0, 2 * math.pi))
-    ragged = 0.035 * wild * smooth_picture(rng, y, x, 0.16, 32)
-    edge = np.clip(radius * (1 + outline), 0.2 * radius, 0.72) + ragged - distance
-    share = inside(edge, rng.uniform(0.05, 0.12) * (2 - wild))
-    network = np.abs(smooth_picture(rng, y, x, 0.10, 32))
-    grain = smooth_picture(rng, y, x, 0.06, 32)
+    ragged = sum(
+        part * wild * smooth_picture(rng, y, x, wavelength, 32)
+        for part, wavelength in ((0.035, 0.30), (0.022, 0.13), (0.012, 0.05))
+    )
+    edge = np.clip(radius * (1 + outline), 0.3 * radius, 0.70) + ragged - distance
+    share = inside(edge, rng.uniform(0.06, 0.16))
+    network = np.abs(smooth_picture(rng, y, x, rng.uniform(0.05, 0.09), 48))
+    cloud = smooth_picture(rng, y, x, 0.22, 32)
     zones, other = (smooth_picture(rng, y, x, 2 * radius, 16) for _ in range(2))
-    pigment = rng.uniform(0.6, 1.8) * (1 - 0.3 * inside(network - 0.5, 0.6)) * (0.7 + 0.3 * inside(edge - 0.15, 0.3))
-    pigment *= (1 + 0.15 * grain) * (1 + 0.25 * zones) + 1.6 * wild * wild * inside(zones - 0.1, 0.9)
+    pigment = rng.uniform(0.9, 2.8) * (1 - 0.35 * inside(network - 0.6, 0.8)) * (0.55 + 0.45 * inside(edge - 0.2, 0.4))
+    pigment *= (1 + 0.2 * cloud) * (1 + 0.25 * zones)
+    pigment += 2.0 * wild * wild * inside(zones + 0.3 * cloud - 0.3, 0.9)
     absorbed = (share * np.maximum(pigment, 0.08))[..., None] * _MELANIN
     result = np.asarray(light * np.exp(-absorbed))
     if malignant:
         skin = float(light.max())
         for amount, colour in (
-            (0.55 * inside(other - 0.5, 0.9), (0.10, 0.13, 0.19)),  # blue-white veil
-            (0.45 * inside(-other - 0.6, 0.9), (0.36, 0.09, 0.08)),  # vessels
-            (0.45 * inside(-zones - 1.3, 0.7), (0.66, 0.50, 0.46)),  # scar
+            (0.6 * inside(other + 0.2 * cloud - 0.7, 0.8), (0.09, 0.12, 0.18)),  # blue-white veil
+            (0.5 * inside(-other - 0.2 * cloud - 0.7, 0.8), (0.36, 0.08, 0.08)),  # vessels
+            (0.45 * inside(-zones - 0.2 * cloud - 1.3, 0.7), (0.66, 0.50, 0.46)),  # scar
         ):
             weight = (share * amount)[..., None]
             result = result * (1 - weight) + weight * np.asarray(colour) * (0.3 + 0.7 * skin)
@@ -274,7 +279,7 @@ def _hairs(model: SkinSite, size: int, rng: np.random.Generator) -> Field:
         end = start + rng.uniform(0.35, 0.9) * np.array([math.cos(turn), math.sin(turn)])
         bend = (start + end) / 2 + rng.normal(0, 0.08, 2)
         curve = fine * ((1 - t) ** 2 * start + 2 * t * (1 - t) * bend + t**2 * end)
-        width = max(1, round(fine * float(rng.uniform(0.004, 0.008))))
+        width = max(1, round(fine * float(rng.uniform(0.003, 0.007))))
         draw.line([(float(a), float(b)) for a, b in curve], fill=int(rng.integers(20, 70)), width=width)
     return np.asarray(sheet.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
 
