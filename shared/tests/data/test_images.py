@@ -92,6 +92,20 @@ class TestReading:
         frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
         fails(tmp_path / "a.tif", "2 pictures")
 
+    def test_the_first_picture_of_a_camera_s_jpeg_is_the_one(self, tmp_path):
+        frames = [Image.new("RGB", (8, 8), colour) for colour in ((200, 30, 90), (0, 0, 0))]
+        frames[0].save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=frames[1:])
+        with Image.open(tmp_path / "a.jpg") as image:
+            assert image.n_frames == 2
+        assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - (200, 30, 90)).max() <= 3
+
+    @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+    def test_transparency_is_dropped_without_a_word(self, tmp_path, mode):
+        image = Image.fromarray(COLOUR).convert(mode)
+        transparency = {"P": b"\x00\xff\x80", "L": 7, "RGB": (1, 2, 3)}[mode]
+        image.save(tmp_path / "a.png", transparency=transparency)
+        assert_array_equal(read_image(tmp_path / "a.png"), np.asarray(image.convert("RGB")))
+
     def test_a_small_file_that_would_become_huge(self, tmp_path):
         def chunk(kind: bytes, data: bytes) -> bytes:
             return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

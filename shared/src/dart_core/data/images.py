@@ -19,7 +19,8 @@ from dart_core.files import atomic_write
 def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> NDArray[np.uint8]:
     """Read a picture (PNG, JPEG, TIFF, BMP, ...) and turn it as its EXIF orientation says.
 
-    16-bit grey is divided by 257, so that the whole 16-bit range becomes the whole 8-bit range. Transparency is dropped.
+    16-bit grey is divided by 257, so that the whole 16-bit range becomes the whole 8-bit range. Transparency is dropped, and
+    so are the further pictures in the JPEG file of a camera (MPO).
 
     Args:
         path: the file.
@@ -32,6 +33,11 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
         InputError: file missing, truncated, no picture, several pictures in one file, more pixels than Pillow takes for
             safe, or grey values beyond 16 bits.
     """
+    return np.array(open_image(path, mode), dtype=np.uint8)
+
+
+def open_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """What `read_image` reads, as Pillow's image: for those who go on with Pillow, which spares two copies."""
     path = Path(path)
     if not path.exists():
         raise InputError("file not found", where=path, remedy="check the path")
@@ -39,7 +45,8 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
         raise InputError("this is a folder, not a file", where=path, remedy="give a picture file")
     try:
         with Image.open(path) as image:
-            if getattr(image, "n_frames", 1) > 1:
+            # Behind its picture, the JPEG of many a camera (MPO) holds a preview or a depth map.
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise InputError(
                     f"the file holds {image.n_frames} pictures",  # type: ignore[attr-defined]
                     where=path,
@@ -87,7 +94,7 @@ def write_image(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
     return path
 
 
-def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> NDArray[np.uint8]:
+def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
@@ -96,4 +103,5 @@ def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> NDArray[np.uint
             )
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         image = Image.fromarray(grey)
-    return np.array(image.convert(mode), dtype=np.uint8)
+    image.info.pop("transparency", None)  # of which Pillow would warn that it cannot be kept
+    return image.convert(mode)
