@@ -15,6 +15,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dart_core.errors import InputError, OutputError
 from dart_core.files import atomic_write
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+"""Of the files that count as pictures, in small or capital letters, where this machine's Pillow reads them."""
+
 
 def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> NDArray[np.uint8]:
     """Read a picture (PNG, JPEG, TIFF, BMP, ...) and turn it as its EXIF orientation says.
@@ -64,6 +67,28 @@ def open_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
         raise
     except (OSError, SyntaxError, EOFError, ValueError, struct.error, zlib.error) as error:
         raise InputError("the picture is truncated or damaged", where=path, remedy="copy or export it again") from error
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The pictures in a folder and the folders in it, by their ending, sorted; hidden files and folders are left out.
+
+    Raises:
+        InputError: no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        problem = "this is a file, not a folder" if folder.exists() else "folder not found"
+        raise InputError(problem, where=folder, remedy="give a folder of pictures")
+    readable = set(ENDINGS) & Image.registered_extensions().keys()
+    found = []
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            Path(path, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in readable
+        ]
+    if not found:
+        known = ", ".join(ending[1:] for ending in ENDINGS if ending in readable)
+        raise InputError("holds no picture", where=folder, remedy=f"give a folder with files of these kinds: {known}")
+    return sorted(found)
 
 
 def write_image(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:

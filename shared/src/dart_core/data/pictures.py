@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from dart_core.data.datalist import Datalist, Row
+from dart_core.data.images import ENDINGS as ENDINGS
+from dart_core.data.images import find_pictures as find_pictures
 from dart_core.data.images import read_image
 from dart_core.errors import InputError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-"""Of the files that count as pictures, in small or capital letters, where this machine's Pillow reads them."""
 SplitBy = Literal["patient", "image"]
 _CELLS = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
 _NO_ADVICE: Mapping[str, str] = MappingProxyType({})
@@ -220,28 +217,6 @@ def filled(pictures: Pictures, split: str, datalist: Datalist) -> Pictures:
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------
-
-
-def find_pictures(folder: Path) -> list[Path]:
-    """The pictures in a folder and the folders in it, by their ending, sorted; hidden files and folders are left out.
-
-    Raises:
-        InputError: no such folder, or no picture in it.
-    """
-    if not folder.is_dir():
-        problem = "this is a file, not a folder" if folder.exists() else "folder not found"
-        raise InputError(problem, where=folder, remedy="give a folder of pictures")
-    readable = set(ENDINGS) & Image.registered_extensions().keys()
-    found = []
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(path, name) for name in names if not name.startswith(".") and Path(name).suffix.lower() in readable
-        ]
-    if not found:
-        known = ", ".join(ending[1:] for ending in ENDINGS if ending in readable)
-        raise InputError("holds no picture", where=folder, remedy=f"give a folder with files of these kinds: {known}")
-    return sorted(found)
 
 
 class PictureFiles(Dataset[dict[str, Any]]):
