@@ -143,7 +143,7 @@ class _ReverseGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.scale * gradient, None
 
 
@@ -193,7 +193,10 @@ def debias_optimizers(
     """
     recipe = _recipe(method, len(aux_heads))
     rates = {"base": lr_base, "class": lr_class}
-    encoder_group = {"params": list(encoder.parameters()), "lr": lr_base if encoder_lr is None else encoder_lr}
+    encoder_group: dict[str, Any] = {
+        "params": list(encoder.parameters()),
+        "lr": lr_base if encoder_lr is None else encoder_lr,
+    }
     groups = [encoder_group, {"params": list(main_head.parameters())}]
     confusion = torch.optim.SGD(encoder.parameters(), lr_class, momentum) if recipe.confusion else None
     heads = zip(aux_heads, recipe.heads, strict=True)
