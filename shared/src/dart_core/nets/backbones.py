@@ -52,17 +52,10 @@ def create_backbone(
     """
     import timm
 
-    # Names with a colon ("hf-hub:...") would make timm ask the network.
-    if ":" in name or not timm.is_model(name):
-        known = timm.list_models()
-        longer = [other for other in known if name and other.startswith(name.lower())][:3]
-        near = dict.fromkeys((*longer, *difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)))
-        remedy = (
-            f"nearest: {', '.join(near)}" if near else f"timm knows {len(known)}, such as resnet50 and efficientnet_b3"
-        )
-        raise SettingError(f"timm has no network {name!r}", remedy=remedy)
+    if in_channels < 1:
+        raise SettingError(f"in_channels is {in_channels}", remedy="an image has at least 1 channel")
+    config = _configuration(name)
     options: dict[str, Any] = {}
-    config = timm.get_pretrained_cfg(name)
     if image_size is not None and config is not None and config.fixed_input_size:
         options["img_size"] = image_size
     try:
@@ -86,6 +79,26 @@ def create_backbone(
                 remedy="give the weights of this network",
             )
     return network
+
+
+def _configuration(name: str) -> Any:
+    """What timm knows about a network."""
+    import timm
+
+    # Names with a colon ("hf-hub:...") would make timm ask the network.
+    if ":" not in name and timm.is_model(name):
+        try:
+            return timm.get_pretrained_cfg(name)
+        except RuntimeError:  # a tag behind the architecture ("resnet18.a1_in1k") that timm does not know
+            near = dict.fromkeys([name.split(".", 1)[0]])
+    else:
+        known = timm.list_models()
+        longer = [other for other in known if name and other.startswith(name.lower())][:3]
+        near = dict.fromkeys((*longer, *difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)))
+    raise SettingError(
+        f"timm has no network {name!r}",
+        remedy=f"nearest: {', '.join(near)}" if near else "timm knows, for example, resnet50 and efficientnet_b3",
+    )
 
 
 def load_backbone_weights(module: nn.Module, path: str | os.PathLike[str]) -> Conversion:
