@@ -99,3 +99,67 @@ def test_large_sets_keep_their_precision() -> None:
 def test_what_cannot_be_scored(labels: np.ndarray, scores: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         metrics.roc_auc(labels, scores)
+
+
+@pytest.mark.parametrize(
+    ("auc", "positives", "negatives", "error"),
+    [
+        (0.872, 757, 840, 0.009),
+        (0.835, 205, 201, 0.020),
+        (0.819, 252, 759, 0.017),
+        (0.616, 252, 759, 0.021),
+        (0.768, 59, 793, 0.037),
+        (0.853, 20, 80, 0.056),
+        (0.744, 20, 80, 0.068),
+    ],
+)
+def test_errors_of_printed_areas(auc: float, positives: int, negatives: int, error: float) -> None:
+    """As specification skintone-debias 6 gives them, to three decimals."""
+    assert metrics.auc_standard_error(auc, positives, negatives) == pytest.approx(error, abs=6e-4)
+
+
+def test_error_equals_the_spread_of_areas() -> None:
+    """Where both classes score exponentially Hanley and McNeil's formula is exact."""
+    rng = np.random.default_rng(0)
+    positives, negatives, repeats, rate = 20, 35, 4000, 0.4
+    scores = np.concatenate(
+        (rng.exponential(1 / rate, (positives, repeats)), rng.exponential(1.0, (negatives, repeats)))
+    )
+    labels = np.repeat([1, 0], (positives, negatives))[:, None].repeat(repeats, 1)
+    areas = metrics.roc_auc(labels, scores)
+    truth = 1 / (1 + rate)
+    assert areas.mean() == pytest.approx(truth, abs=5 * areas.std() / np.sqrt(repeats))
+    # The relative error of a standard deviation of n values is about 1 / sqrt(2 n).
+    expected = metrics.auc_standard_error(truth, positives, negatives)
+    assert areas.std(ddof=1) == pytest.approx(expected, rel=5 / np.sqrt(2 * repeats))
+
+
+def test_error_of_one_pair_and_of_many() -> None:
+    """With one sample of each class the area is 0 or 1: a coin with this chance."""
+    areas = np.array([0.0, 0.3, 0.5, 1.0])
+    np.testing.assert_allclose(metrics.auc_standard_error(areas, 1, 1), np.sqrt(areas * (1 - areas)))
+    found = metrics.auc_standard_error(torch.tensor([0.8, 0.8, float("nan"), 1.0]), [10, 0, 5, 7], [20, 5, 5, 3])
+    assert found[0] == pytest.approx(metrics.auc_standard_error(0.8, 10, 20), rel=1e-6)
+    np.testing.assert_array_equal(np.isnan(found), [False, True, True, False])
+    assert found[3] == 0
+    assert isinstance(metrics.auc_standard_error(0.8, 10, 20), float)
+    # Turning the scores round makes the positives the negatives.
+    assert metrics.auc_standard_error(0.3, 9, 4) == pytest.approx(metrics.auc_standard_error(0.7, 4, 9))
+
+
+@given(st.floats(0, 1), st.integers(1, 1000), st.integers(1, 1000))
+def test_error_is_finite_and_falls_with_the_samples(auc: float, positives: int, negatives: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        error = metrics.auc_standard_error(auc, positives, negatives)
+        assert 0 <= error <= 0.5
+        assert metrics.auc_standard_error(auc, 2 * positives, 2 * negatives) <= error + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("auc", "positives", "negatives", "message"),
+    [(1.2, 3, 3, "outside"), (-0.1, 3, 3, "outside"), (0.5, -1, 3, "negative"), (0.5, 3, -1, "negative")],
+)
+def test_what_has_no_error(auc: float, positives: int, negatives: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.auc_standard_error(auc, positives, negatives)
