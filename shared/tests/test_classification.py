@@ -324,14 +324,16 @@ def test_many_curves_differ(tmp_path: Path) -> None:
 
 
 def test_calibration() -> None:
-    """Four pictures at 0.1, three of them of class 1, and two at 0.95, one of class 1."""
-    labels, scores = [1, 1, 1, 0, 1, 0], [0.11, 0.11, 0.15, 0.15, 0.95, 0.95]
+    """Four pictures from 0.11 to 0.2, three of them of class 1, and two at 0.95, one of class 1."""
+    labels, scores = [1, 1, 1, 0, 1, 0], [0.11, 0.11, 0.2, 0.14, 0.95, 0.95]  # 0.2 ends the second bin
     figure = calibration_figure({"a": (labels, scores), "b": ([np.nan], [0.5])})
     found = curves(figure)
     x, y = found["a"]
-    np.testing.assert_allclose(x, [0.13, 0.95])
+    np.testing.assert_allclose(x, [0.14, 0.95])
     np.testing.assert_allclose(y, [0.75, 0.5])
     assert "b: no labels" in found
+    of_four, of_two = figure.axes[0].collections[0].get_sizes()
+    assert of_two < of_four
     counts = figure.axes[1].patches[0].get_data().values
     np.testing.assert_array_equal(counts, [0, 4, 0, 0, 0, 0, 0, 0, 0, 2])
     assert len(curves(calibration_figure({"ends": ([0, 1], [0.0, 1.0]), "one class": ([1, 1], [0.3, 0.8])}))) == 2

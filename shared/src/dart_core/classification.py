@@ -375,6 +375,8 @@ def roc_figure(curves: Scored, points: Mapping[str, tuple[float, float]] | None 
 def calibration_figure(curves: Scored) -> Figure:
     """Calibration curves: how often a score comes true, in ten bins of equal width, above the number of pictures in each.
 
+    The dots have an area by that number.
+
     Args:
         curves: name -> (labels, probabilities in [0, 1]).
 
@@ -393,8 +395,12 @@ def calibration_figure(curves: Scored) -> Figure:
             axes.plot([], [], **line, label=f"{name}: no labels")
             continue
         share, mean = calibration_curve(truth == 1, values, n_bins=BINS, strategy="uniform")
-        axes.plot(mean, share, **line, marker="o", markersize=4, label=name)
-        counts.stairs(np.histogram(values, edges)[0], edges, color=line["color"], linestyle=line["linestyle"])
+        # Bins as scikit-learn's: a score on an edge belongs to the lower one.
+        found = np.bincount(np.searchsorted(edges[1:-1], values), minlength=BINS)
+        axes.plot(mean, share, **line, label=name)
+        # A bin of few pictures says little, and shows it.
+        axes.scatter(mean, share, s=4 + 56 * found[found > 0] / found.max(), color=line["color"], linewidths=0)
+        counts.stairs(found, edges, color=line["color"], linestyle=line["linestyle"])
     axes.set_ylabel("share of class 1")
     counts.set_xlabel("score")
     counts.set_ylabel("pictures")
