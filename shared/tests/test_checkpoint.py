@@ -27,6 +27,7 @@ from dart_core.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_metadata,
+    read_weight_file,
     save_checkpoint,
     save_weights,
 )
@@ -365,3 +366,24 @@ def test_a_failed_write_holds_no_view_of_the_buffer(tmp_path: Path, monkeypatch:
         save_checkpoint(tmp_path / "a.pt", {"step": 1})
     with pytest.raises(ValueError, match="released"):
         views[0].tobytes()
+
+
+@pytest.mark.parametrize("ending", ["pth", "old.pth", "safetensors", "SafeTensors"])
+def test_weight_files_of_any_origin(tmp_path: Path, ending: str) -> None:
+    net, path = network(), tmp_path / f"a.{ending}"
+    if ending.lower() == "safetensors":
+        save_weights(path, net, {"licence": "none"})
+    else:
+        torch.save(dict(net.state_dict()), path, _use_new_zipfile_serialization=ending == "pth")
+    found = read_weight_file(path)
+    assert found.keys() == net.state_dict().keys()
+    assert all(torch.equal(value, found[key]) for key, value in net.state_dict().items())
+
+
+def test_code_in_an_old_weight_file_is_refused_and_not_executed(tmp_path: Path) -> None:
+    torch.save({"a": Attack(tmp_path / "executed")}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth: needs .* to be run in order to load and was therefore not loaded"
+    ):
+        read_weight_file(tmp_path / "a.pth")
+    assert not (tmp_path / "executed").exists()
