@@ -111,7 +111,7 @@ def uniform(
 
 def numbers(value: Any, device: torch.device) -> Tensor:
     """float64 on a device; Python's own numbers would become float32 if PyTorch took them."""
-    tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
+    tensor: Tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
     return tensor.to(device, torch.float64)
 
 

@@ -1,0 +1,186 @@
+"""The commands `check-data` and `train`: read and check everything, then claim the output folder, then work and write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dart_core import figures, metrics
+from dart_core.checkpoint import save_weights
+from dart_core.cli import say
+from dart_core.data.datalist import Datalist, Row, check
+from dart_core.data.images import read_image
+from dart_core.data.pictures import label_problems, site_rows, sites_of
+from dart_core.errors import DartError
+from dart_core.report import Report
+from dart_core.run import Run
+from stain_aglr import settings as of
+from stain_aglr.datasets import (
+    LABEL,
+    Normalise,
+    Patches,
+    PatchFiles,
+    StoredPatches,
+    classify,
+    labels_of,
+    site_parts,
+    training_batches,
+    training_site,
+    validation_loss,
+)
+from stain_aglr.figures import regeneration_figure, views_figure
+from stain_aglr.method import train_network, weights_of
+from stain_aglr.models import GENERATOR, PACKAGE, Model, save_model
+from stain_aglr.networks import PatchClassifier, StainAgLr
+
+# --- check-data ------------------------------------------------------------------------------------------------------
+
+
+def check_data(command: of.CheckData) -> int:
+    """Print every problem of a datalist; 0 if there is none, else 2."""
+    datalist = Datalist.read(command.patches.datalist)
+    sides: dict[tuple[int, ...], int] = {}
+
+    def open_row(row: Row) -> Iterator[tuple[str, DartError]]:
+        try:
+            sides[read_image(row.image).shape[:2]] = row.line
+        except DartError as error:
+            yield "image", error
+        yield from label_problems(row, (LABEL,))
+
+    found = [str(problem) for problem in check(datalist, open_row)]
+    for site in sites_of(datalist):
+        rows = site_rows(datalist, site)
+        cells = [row.labels.get(LABEL, "") for row in rows]
+        counts = ", ".join(f"{cells.count(k)} of class {k}" for k in ("0", "1"))
+        unknown = f", {cells.count('')} without label" if "" in cells else ""
+        print(f"site {site}: {len(rows)} patches, {counts}{unknown}")
+    if len(sides) > 1 and command.patches.image_size is None:
+        listed = ", ".join(f"{h} x {w} (row {line})" for (h, w), line in sorted(sides.items()))
+        found.append(f"{datalist.source}: patches of several sizes: {listed}; give --image-size")
+    if command.site:
+        try:
+            site_parts(datalist, training_site(datalist, command.site), "image")
+        except DartError as error:
+            found.append(str(error))
+    for line in found:
+        print(line)
+    print(f"{len(datalist)} patches: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
+    return 2 if found else 0
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(command: of.Train) -> None:
+    """Train a classifier; write its weights, for methods with a generator that one's too, and report.html."""
+    datalist = Datalist.read(command.patches.datalist)
+    site = training_site(datalist, command.site)
+    parts = site_parts(datalist, site, command.split_by)
+    files = {name: PatchFiles(parts[name].rows, command.patches.image_size) for name in ("train", "val")}
+    labels = {name: labels_of(parts[name]) for name in ("train", "val")}
+    lambda1, lambda2, _ = weights_of(command.method, command.losses)
+    training = command.training
+    batches = training_batches(
+        files["train"], labels["train"], training.batch_size, command.run.seed, training.balanced
+    )
+    with Run(command.run, command) as run, ExitStack() as stack:
+        patches: dict[str, Patches] = dict(files)
+        if command.method in of.NORMALISED:
+            from stain_aglr.normalisation import fit_normaliser
+
+            normaliser = fit_normaliser(
+                command.method, run, parts["train"].rows, labels["train"], command.gan, command.patches.image_size
+            )
+            normalise = normaliser.to(run.device).normalise_batch
+            for name, raw in files.items():
+                stored = run.out / f"normalised-{name}-{run.rank}.npy"
+                stack.callback(stored.unlink, missing_ok=True)
+                patches[name] = StoredPatches(stored, raw, normalise, training.batch_size, run.device)
+            batches = training_batches(
+                patches["train"], labels["train"], training.batch_size, command.run.seed, training.balanced
+            )
+        network = StainAgLr(training.width, regenerate=lambda1 > 0)
+
+        def validate(classifier: PatchClassifier) -> dict[str, float]:
+            logits, _ = classify(classifier, patches["val"], training.batch_size, run.device)
+            scores = logits.softmax(1)[:, 1:].numpy()
+            auc = metrics.roc_auc(labels["val"][:, None], scores)[0]
+            return {"validation_loss": validation_loss(logits, labels["val"]), "validation_auc": float(auc)}
+
+        best = train_network(
+            run, network, batches, command.method, training, command.losses, command.augmentation, validate
+        )
+        if not run.is_main:
+            return
+        network.load_state_dict(best.weights)
+        network.eval()
+        classifier = network.patch_classifier
+        if network.generator is not None:
+            save_weights(run.out / GENERATOR, network.generator, {})
+        model = Model(
+            command.method, site, training.width, files["train"].shape[0], command.patches.image_size is not None,
+            command.run.seed, best.epoch, best.loss, lambda1, lambda2, command.split_by,
+        )  # fmt: skip
+        save_model(run.out, classifier, model)
+        found = validate(classifier)
+        content = {
+            "method": command.method, "site": site, "training_patches": len(files["train"]), "steps": run.step,
+            "validation_patches": len(files["val"]), "best_epoch": best.epoch, **found,
+        }  # fmt: skip
+        run.finish(content)
+        _report(run, command, network, patches, model, found["validation_auc"])
+    say(f"network: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _report(
+    run: Run, command: of.Train, network: StainAgLr, patches: dict[str, Patches], model: Model, auc: float
+) -> None:
+    report = Report(
+        f"Patch classifier: {model.name}", f"{model.site}; {len(patches['train'])} training patches", package=PACKAGE
+    )
+    shown = torch.stack([patches["val"][i] for i in range(min(8, len(patches["val"])))])
+    report.text(
+        f"Training ended after {run.step} steps. The weights are those of epoch {model.epoch}, whose validation loss "
+        f"{model.validation_loss:.4f} was the lowest"
+        + ("" if np.isnan(auc) else f"; their AUC on the validation patches is {auc:.4f}")
+        + "."
+    )
+    figures.training_curves(report, run.out, {"loss": "training batch"}, "loss", "Loss during training")
+    figures.training_curves(
+        report, run.out, {"validation_loss": "validation patches"}, "cross-entropy", "Validation loss after each epoch"
+    )
+    figures.training_curves(
+        report, run.out, {"learning_rate": "learning rate"}, "learning rate", "Learning rate, which falls on a plateau"
+    )
+    if command.method in of.ALTERED:
+        report.section("Altered patches")
+        report.picture(
+            views_figure(shown, command.augmentation, run.settings.seed),
+            "Validation patches as they are, turned and deformed as the network sees the raw ones, and altered in stain, "
+            "brightness, contrast, noise and sharpness",
+            "rows of patches: as read, after the geometry, altered",
+        )
+    if network.generator is not None:
+        report.section("Regenerated patches")
+        report.picture(
+            regeneration_figure(network, shown, command.augmentation, run.settings.seed, run.device),
+            "Altered patches and what the generator made of their features",
+            "rows of patches: raw, altered, regenerated",
+        )
+    report.section("Settings")
+    report.settings(command)
+    report.write(run.out / "report.html")
+
+
+def normaliser_of(model: Path, method: str, device: torch.device) -> Normalise | None:
+    """What a run's patches went through, or None for methods that classify them as they are."""
+    if method not in of.NORMALISED:
+        return None
+    from stain_aglr.normalisation import load_normaliser
+
+    return load_normaliser(model if model.is_dir() else model.parent).to(device).normalise_batch

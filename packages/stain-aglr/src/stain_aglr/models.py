@@ -1,0 +1,109 @@
+"""Network files: what they hold, and what they say of themselves so that no later command has to be told again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.errors import CheckpointError
+from stain_aglr.method import LAMBDA1, LAMBDA2
+from stain_aglr.networks import PatchClassifier, StainGenerator
+from stain_aglr.settings import CONSISTENT, REGENERATING, SplitBy
+
+WEIGHTS = "model.safetensors"
+GENERATOR = "generator.safetensors"
+PACKAGE = "stain-aglr"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where a classifier comes from and how it wants its patches."""
+
+    method: str
+    site: str
+    """The training laboratory."""
+    width: int
+    image_size: int
+    resized: bool
+    """Patches are resized to `image_size`; otherwise they must have that size."""
+    seed: int
+    epoch: int = 0
+    """Of the weights: the one with the lowest validation loss."""
+    validation_loss: float | None = None
+    lambda1: float = 0.0
+    lambda2: float = 0.0
+    split_by: SplitBy = "subject"
+    """How validation patches were drawn where the datalist names none."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it: the method, with weights of the losses that are not the paper's."""
+        name = self.method
+        for letter, value, usual, methods in (
+            ("λ1", self.lambda1, LAMBDA1, REGENERATING),
+            ("λ2", self.lambda2, LAMBDA2, CONSISTENT),
+        ):
+            if self.method in methods and value != usual:
+                name += f" {letter}={value:g}"
+        return name
+
+
+def save_model(folder: Path, network: PatchClassifier, model: Model) -> Path:
+    """Write model.safetensors into a run folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
+    return folder / WEIGHTS
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[PatchClassifier, Model]:
+    """The classifier of a run folder or weight file in evaluation mode, and what its file says of it.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or weights of something else.
+    """
+    file = weights_file(path)
+    text = read_metadata(file).get(PACKAGE)
+    try:
+        model = Model(**json.loads(text or ""))
+        network = PatchClassifier(model.width)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"is no patch classifier of {PACKAGE}", where=file, remedy="give a run folder of `stain-aglr train`"
+        ) from error
+    load_weights(file, network)
+    return network.to(device).eval(), model
+
+
+def load_generator(path: Path, device: torch.device | str = "cpu") -> StainGenerator:
+    """The generator of a run of hed-reg or stain-aglr, in evaluation mode.
+
+    Raises:
+        CheckpointError: the run has none.
+    """
+    folder = path if path.is_dir() else path.parent
+    _, model = load_model(path)
+    if not (folder / GENERATOR).is_file():
+        raise CheckpointError(
+            f"a run of {model.method} without generator", where=folder, remedy="give one of hed-reg or stain-aglr"
+        )
+    generator = StainGenerator(model.width)
+    load_weights(folder / GENERATOR, generator)
+    return generator.to(device).eval()
+
+
+def weights_file(path: Path) -> Path:
+    """The weight file that a run folder or path means.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
+    return path / WEIGHTS if path.is_dir() else path

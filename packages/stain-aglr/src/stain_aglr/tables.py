@@ -1,0 +1,95 @@
+"""The paper's tables: as printed, and how their numbers are found from scores (specification 6 and 7)."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from dart_core.errors import SettingError
+
+PRINTED_TABLES = ("table1", "table2", "table3")
+PAPER_NAMES = {
+    "vanilla": "Vanilla",
+    "macenko": "Macenko",
+    "vahadane": "Vahadane",
+    "stst-gan": "STST GAN",
+    "dscsi-gan": "DSCSI GAN",
+    "hed": "HED-Light Aug",
+    "hed-reg": "HED-Light Aug + L_Reg",
+    "hed-cons": "HED-Light Aug + L_Cons",
+    "stain-aglr": "HED-Light Aug + L_Reg + L_Cons (Stain-AgLr)",
+}
+"""Methods as the paper's tables call them (Macenko is in its Fig. 4 only)."""
+
+
+def printed_table(name: str) -> list[dict[str, str | float]]:
+    """One of the paper's tables as printed, not measured here.
+
+    Args:
+        name: "table1" (Camelyon17, AUC of each centre), "table2" (TUPAC, AUC and seconds for 100 patches), "table3" (layers).
+
+    Returns:
+        A dict for each row; columns of numbers are floats.
+
+    Raises:
+        ValueError: no such table.
+    """
+    if name not in PRINTED_TABLES:
+        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(PRINTED_TABLES)}")
+    text = resources.files("stain_aglr").joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
+    return [{key: _number_or_text(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def _number_or_text(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def printed_rows(name: str) -> tuple[list[str], list[list[str]]]:
+    """Table 1 or 2 ready to show: columns, and rows with mean ± std in one cell; the patch counts are left out."""
+    rows = [row for row in printed_table(name) if not str(row["method"]).startswith("#")]
+    centres = [key.removesuffix("_auc_mean") for key in rows[0] if key.endswith("_auc_mean")]
+    last = {"MEAN_auc": "MEAN", "time_seconds_per_100_patches": "s / 100 patches"}
+    rest = [key for key in last if key in rows[0]]
+    shown = [
+        [
+            str(row["method"]),
+            *(mean_and_spread(float(row[f"{c}_auc_mean"]), float(row[f"{c}_auc_std"])) for c in centres),
+            *(f"{row[key]:.4f}" if key == "MEAN_auc" else f"{row[key]:.2f}" for key in rest),
+        ]
+        for row in rows
+    ]
+    return ["method", *centres, *(last[key] for key in rest)], shown
+
+
+def mean_and_spread(mean: float | None, std: float | None) -> str:
+    """An AUC over seeds, as the paper prints it; a dash where it is undefined."""
+    if mean is None:
+        return "–"
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
+def mean_over_sites(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """MEAN of Table 1 for each network: the unweighted mean of the laboratories' AUCs.
+
+    Args:
+        results: one per network and laboratory with "method", "seed", "site" and "auc" (None = undefined).
+
+    Returns:
+        One per network, "auc" None where a laboratory's is: a mean over fewer laboratories could not be compared.
+    """
+    networks: dict[tuple[str, Any], list[float | None]] = {}
+    for result in results:
+        networks.setdefault((result["method"], result["seed"]), []).append(result["auc"])
+    rows = []
+    for (method, seed), values in networks.items():
+        defined = [value for value in values if value is not None]
+        mean = float(np.mean(defined)) if defined and len(defined) == len(values) else None
+        rows.append({"method": method, "seed": seed, "auc": mean})
+    return rows
