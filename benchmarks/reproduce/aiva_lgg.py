@@ -36,7 +36,7 @@ from lgg_multisite import PIXEL, convert
 from aiva import settings as of
 from aiva.adaptation import adapt
 from aiva.commands import pretrain
-from aiva.method import clusterings
+from aiva.epoch import clusterings
 from aiva.models import load_model, mask_of, probabilities
 from dart_core import metrics
 from dart_core.data.scans import Scan, load_scans, open_datalist, rows_of

@@ -25,7 +25,7 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import adjusted_rand_score
 
 from aiva import bottleneck_features, cluster_sites, segmentation_loss
-from aiva.method import freeze_for_adaptation
+from aiva.bottleneck import freeze_for_adaptation
 from dart_core.nets import ResidualUNet2d
 
 SHAPE = (128, 32, 32)

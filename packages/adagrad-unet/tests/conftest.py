@@ -110,8 +110,8 @@ def heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def hearts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three hearts of two vendors at two phases, with three labels; one each trains, validates and tests."""
-    return write_cardiac_mr(tmp_path_factory.mktemp("hearts"), ("B", "C"), 3, HEARTS)
+    """Four hearts of two vendors at two phases, with three labels; two train, one each validates and tests."""
+    return write_cardiac_mr(tmp_path_factory.mktemp("hearts"), ("B", "C"), 4, HEARTS)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def test_check_data(command: Command, heads: Path, hearts: Path) -> None:
     done = command("check-data", "--datalist", heads)
     assert (done.status, done.out) == (0, "15 images (ge3 5, sm15 5, ph3 5): no problems\n")
     done = command("check-data", "--datalist", hearts, "--site", "C", "--labels", "LV", "MYO", "RV")
-    assert (done.status, done.out) == (0, "6 images (C 6): no problems\n")
+    assert (done.status, done.out) == (0, "8 images (C 8): no problems\n")
     done = command("check-data", "--datalist", hearts, "--labels", "LV", "MYO")
     assert done.status == 2
     assert "row 2, column mask: " in done.out
     assert "has label 3, and the labels are LV, MYO; correct the mask, or name all labels with --labels" in done.out
-    assert done.out.endswith("12 images (B 6, C 6): 12 problems\n")
+    assert done.out.endswith("16 images (B 8, C 8): 16 problems\n")
     assert command("check-data", "--datalist", hearts, "--merge-labels", "--labels", "heart").status == 0
 
 
@@ -309,10 +310,10 @@ def test_evaluate_labels_and_phases(command: Command, hearts: Path, heart_run: P
     assert command("predict", *words, "--name", "mine", "--out", tmp_path / "p").status == 0
     assert command("evaluate", "--predictions", tmp_path / "p", "--out", tmp_path / "e").status == 0
     scores = read_csv(tmp_path / "e" / "scores.csv")
-    assert len(scores) == 2 * 3 * 2 * 3  # vendors, subjects, phases, labels
+    assert len(scores) == 2 * 4 * 2 * 3  # vendors, subjects, phases, labels
     rows = json.loads((tmp_path / "e" / "metrics.json").read_text())["comparisons"]
     assert {(row["target"], row["structure"]) for row in rows} == {(v, s) for v in "BC" for s in ("LV", "MYO", "RV")}
-    assert all(row["subjects"] == 3 and row["method"] == "mine" for row in rows)
+    assert all(row["subjects"] == 4 and row["method"] == "mine" for row in rows)
 
 
 def test_layer_speed(command: Command, trained: dict[str, Path], tmp_path: Path) -> None:
@@ -357,6 +358,48 @@ def test_labels_outside_the_plan(command: Command, hearts: Path, tiny: Any, tmp_
     done = command("train", "--datalist", hearts, "--site", "B", "--plan", planned, *rest, "--out", tmp_path / "run")
     assert_refused(done, "has label 3, the plan knows 1 to 1 (heart); correct the mask, or plan with all labels")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_site_with_one_patient(
+    command: Command, heads: Path, tiny: Any, tiny_spot: Any, spotted: Any, tmp_path: Path
+) -> None:
+    """Nothing to plan from and to learn from; but a few slices of one target patient are what SpotTUNet tunes on."""
+    rows = [row for row in Datalist.read(heads) if row.subject not in ("phantom1000", "phantom1001")]
+    listed = Datalist(tuple(rows)).write(tmp_path / "list.csv")
+    message = "list.csv: site sm15, split train: 1 subject, at least 2 are needed; add scans of other subjects"
+    words = ("--datalist", listed, "--site", "sm15")
+    assert_refused(command("train", *words, *tiny, "--out", tmp_path / "o"), message)
+    assert_refused(command("plan", *words, "--out", tmp_path / "p.json"), message)
+    assert_refused(command("spottune", *words, *tiny_spot, "--out", tmp_path / "o"), message)
+    alone = Datalist(tuple(replace(row, split="") for row in rows if row.site != "sm15" or row.split == "train"))
+    done = command(
+        "train", "--datalist", alone.write(tmp_path / "alone.csv"), *words[2:], *tiny, "--out", tmp_path / "o"
+    )
+    assert_refused(done, "alone.csv: site sm15, split train: 1 subject, at least 2 are needed")
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "p.json").exists()
+    tuned = ("--stage", "spottuned", "--model", spotted["baseline"], "--slices", 7)
+    assert command("spottune", *words, *tiny_spot, *tuned, "--out", tmp_path / "o").status == 0
+
+
+def test_voxel_size_of_zero(
+    command: Command, heads: Path, tiny: Any, tiny_spot: Any, trained: Any, tmp_path: Path
+) -> None:
+    datalist = copied(heads, tmp_path / "set")
+    rows = read_csv(datalist)
+    content = bytearray(nib.load(datalist.parent / rows[0]["image"]).to_bytes())
+    content[80:84] = np.float32(0).tobytes()
+    (datalist.parent / "zero.nii").write_bytes(bytes(content))
+    datalist.write_text(datalist.read_text().replace(rows[0]["image"], "zero.nii"))
+    words = ("--datalist", datalist, "--site", rows[0]["site"])
+    message = ("zero.nii: the voxel size in the header is", "correct pixdim in the header")
+    for verb, flags in (("train", tiny), ("spottune", tiny_spot)):
+        assert_refused(command(verb, *words, *flags, "--out", tmp_path / "o"), *message)
+    predict = ("--split", "train", "--model", trained["sgd"], "--out", tmp_path / "o")
+    assert_refused(command("predict", *words, *predict), *message)
+    assert_refused(command("plan", *words, "--out", tmp_path / "p.json"), *message)
+    assert not (tmp_path / "o").exists()
+    assert not (tmp_path / "p.json").exists()
 
 
 def test_no_such_site_split_or_file(
@@ -413,6 +456,35 @@ def test_wrong_plans(command: Command, heads: Path, tiny: Any, tmp_path: Path) -
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"spacing": [14.5, 0, 5.7]}, "spacing is 14.5 0 5.7, not three positive numbers in mm"),
+        ({"spacing": [14.5, 5.7]}, "spacing is 14.5 5.7"),
+        ({"slice_axis": 7}, "slice_axis is 7"),
+        ({"channels": 0}, "are not all positive whole numbers"),
+        ({"labels": []}, "labels are no names"),
+        ({"plan": {"batch_size": "4"}}, "are not all positive whole numbers"),
+        ({"plan": {"patch_size": [0, 32]}}, "are not all positive whole numbers"),
+        ({"plan": {"patch_size": [42, 32]}}, "patch_size 42 is not a multiple of 4"),
+        ({"plan": {"pool": [[2, 2]]}}, "pool, conv and features do not fit each other"),
+        ({"plan": {"features": 4}}, "'int'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else "-".join(value.get("plan", value)),
+)
+def test_plans_that_cannot_be(
+    command: Command, heads: Path, trained: dict[str, Path], tiny: Any, changes: Any, message: str, tmp_path: Path
+) -> None:
+    """A plan that somebody has edited."""
+    recipe = json.loads((trained["sgd"] / "plan.json").read_text())
+    changed = {**recipe, **changes, "plan": {**recipe["plan"], **changes.get("plan", {})}}
+    (tmp_path / "p.json").write_text(json.dumps(changed))
+    rest = tiny[tiny.index("--epochs") :]
+    words = ("--datalist", heads, "--site", "ge3", *rest, "--plan", tmp_path / "p.json", "--out", tmp_path / "o")
+    assert_refused(command("train", *words), "p.json: holds no plan (", message, "give what `adagrad-unet plan` wrote")
+    assert not (tmp_path / "o").exists()
+
+
 def test_wrong_folders_to_evaluate(
     command: Command,
     predicted: dict[str, Path],
@@ -422,6 +494,8 @@ def test_wrong_folders_to_evaluate(
     tmp_path: Path,
 ) -> None:
     words = ("evaluate", "--out", tmp_path / "o", "--predictions")
+    assert_refused(command(*words, tmp_path), "metrics.json: cannot be read (No such file or directory)")
+    (tmp_path / "metrics.json").write_text("{}")
     assert_refused(command(*words, tmp_path), "metrics.json: says nothing about labels")
     assert_refused(
         command(*words, predicted["sgd"], "--baseline", "S-1000"), "--baseline S-1000 is none of the methods", "S-2"

@@ -96,6 +96,16 @@ def test_plan_has_no_gradient_and_the_type_of_the_features() -> None:
     assert not plan.requires_grad
 
 
+@pytest.mark.parametrize("ot", ["emd", "sinkhorn"])
+def test_plan_of_arrays(ot: Any) -> None:
+    batch = Batch(4)
+    expected = batch.plan(0.1, 0.2, ot=ot)
+    arrays: Any = [part.numpy() for part in (batch.features_s, batch.features_t, batch.labels, batch.probabilities)]
+    plan = seg_jdot_plan(*arrays, 0.1, 0.2, ot=ot)
+    assert isinstance(plan, np.ndarray)
+    np.testing.assert_array_equal(plan, expected.numpy())
+
+
 def test_plan_of_identical_batches() -> None:
     """All costs equal where everything is the same: any plan with the right marginals will do, and no division by zero."""
     same = torch.ones(4, 2)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from aiva import __version__
 from aiva.cli import COMMANDS, DESCRIPTION
 from aiva.demo import METHODS
-from aiva.method import clusterings
+from aiva.epoch import clusterings
 from dart_core.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from aiva import Clustering, bottleneck_features, cluster_sites, freeze_for_adaptation, method, train_aiva
+from aiva import Clustering, bottleneck_features, cluster_sites, epoch, train_aiva
 from aiva.alignment import AlignmentAccumulator, LambdaNormaliser, alignment_loss
-from aiva.method import Clusters, align, check_counts, clusterings, statistics_kept
+from aiva.bottleneck import statistics_kept
+from aiva.epoch import Clusters, clusterings
+from aiva.method import align
 from aiva.settings import Alignment, Training
 from aiva.slices import SitePair, Slices
 from aiva.training import Selection
@@ -141,7 +143,7 @@ def plain_loop(pair: Pair) -> tuple[ResidualUNet2d, dict[int, float]]:
 
 
 def test_loop_equals_the_plain_one(double_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "cluster_sites", by_position)
+    monkeypatch.setattr(epoch, "cluster_sites", by_position)
     network = adapted(tmp_path / "run", double_pair)
     expected, alignments = plain_loop(double_pair)
     found = lines(tmp_path / "run", "alignment")
@@ -230,30 +232,6 @@ def test_recomputed_features(pair: Pair, tmp_path: Path) -> None:
 # Parts
 
 
-def test_bottleneck_features_are_those_of_the_whole_pass() -> None:
-    network, images = make_network().train(), torch.randn(3, 1, 32, 48)
-    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with statistics_kept(network):
-        alone = bottleneck_features(network, images)
-        _, expected = network(images, return_bottleneck=True)
-    assert torch.equal(alone, expected)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
-    network(images)
-    assert not torch.equal(
-        network.get_buffer("init_path.1.first.norm.running_mean"), before["init_path.1.first.norm.running_mean"]
-    )
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_trainable_parameters(channels: int) -> None:
-    network = ResidualUNet2d(channels, 2)
-    assert sum(parameter.numel() for parameter in network.parameters()) == {1: 1_561_510, 3: 1_561_798}[channels]
-    count = freeze_for_adaptation(network)
-    assert count == 1_087_670 + (channels - 1) * 144
-    assert sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad) == count
-    assert sum(parameter.requires_grad for parameter in network.parameters()) == 103
-
-
 @pytest.mark.parametrize("form", ["count_weighted_mean", "paper_sum", "per_sample_l1"])
 @pytest.mark.parametrize("refresh", [False, True])
 def test_gradient_of_an_alignment(form: Any, refresh: bool, tmp_path: Path) -> None:
@@ -298,25 +276,6 @@ def test_alignment_that_is_not_finite(tmp_path: Path) -> None:
     accumulator.hold(torch.zeros(1, 1, 8, 8), torch.full((1, 16, 1, 1), torch.nan), torch.tensor([0]))
     with Run(RunSettings(tmp_path / "run", device="cpu")) as run, pytest.raises(InputError, match="loss is not finite"):
         align(run, network, accumulator, clusters, LambdaNormaliser(), "paper_sum")
-
-
-@pytest.mark.parametrize(
-    ("counts", "changes", "problem"),
-    [
-        ((2, 50), {}, "2 source slices cannot make 3 clusters"),
-        ((50, 2), {}, "2 target slices cannot make 3 clusters"),
-        ((50, 50), {"clusters": 29}, "8 iterations per epoch collect 28 source slices, too few for 29 clusters"),
-        ((50, 50), {"perplexity": 56.0}, "--perplexity 56 needs more than the 56 slices of both sites"),
-        ((5, 7), {"perplexity": 12.0}, "--perplexity 12 needs more than the 12 slices of both sites"),
-    ],
-)
-def test_counts_are_checked_before_any_work(counts: tuple[int, int], changes: Any, problem: str) -> None:
-    with pytest.raises(InputError, match=problem):
-        check_counts(*counts, 4, Alignment(**{**vars(SETTINGS), **changes}))
-
-
-def test_recomputed_features_may_be_few_iterations() -> None:
-    check_counts(50, 50, 1, Alignment(**{**vars(SETTINGS), "embedding": "recompute", "iterations_per_epoch": 1}))
 
 
 def test_divided_batches_are_refused(pair: Pair, tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from aiva.models import Model, build, check_settings, load_model, mask_of, probabilities, save_model, source_judge
+from aiva.models import Model, build, load_model, mask_of, probabilities, save_model, source_judge
 from dart_core import metrics
 from dart_core.checkpoint import save_weights
 from dart_core.data.scans import load_scans, open_datalist, rows_of
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.nets import ResidualUNet2d
+from dart_core.scan_commands import check_settings
 from dart_core.settings import ScanSettings
 
 MODEL = Model(2, 1, "plain", None, ["a", "b"], "c", "aiva", 12, "network of the last step")

@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from aiva import method
+from aiva import epoch
+from aiva.epoch import clusterings
 from aiva.features import FeatureStore
-from aiva.method import clusterings, train_aiva
+from aiva.method import train_aiva
 from aiva.settings import Alignment, Training
 from aiva.slices import Slices
 from aiva.training import Selection
@@ -126,12 +127,12 @@ def crash_at(step: int, moment: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(FeatureStore, "put", put)
     if moment == "clustering":
 
-        def cluster(*arguments: Any, cluster: Any = method.cluster_sites, **options: Any) -> Any:
+        def cluster(*arguments: Any, cluster: Any = epoch.cluster_sites, **options: Any) -> Any:
             if current[0] == step:
                 raise Crash
             return cluster(*arguments, **options)
 
-        patch.setattr(method, "cluster_sites", cluster)
+        patch.setattr(epoch, "cluster_sites", cluster)
     if moment == "clustered":
 
         def save(run: Run, save: Any = Run.save) -> None:

@@ -67,6 +67,11 @@ def test_rates_of_arrays_and_other_recipes() -> None:
         rates = learning_rate(steps, phase)
         assert isinstance(rates, np.ndarray)
         np.testing.assert_allclose(rates, [learning_rate(int(step), phase) for step in steps], rtol=1e-12)
+        of_tensor = learning_rate(torch.from_numpy(steps).double(), phase)
+        assert of_tensor.dtype == torch.float64
+        np.testing.assert_allclose(of_tensor.numpy(), rates, rtol=1e-12)
+        np.testing.assert_allclose(learning_rate(torch.tensor([[0], [3000]]), phase), rates[[[0], [12]]], rtol=1e-6)
+        np.testing.assert_allclose(learning_rate([0, 3000], phase), rates[[0, 12]], rtol=1e-12)
     # AdaptSegNet's ticks from the start; prostate stays constant.
     assert learning_rate(5000, "adapt", start=0) == pytest.approx(5e-7)
     assert learning_rate(3499, "adapt", base=1e-6, milestones=()) == 1e-6

@@ -325,6 +325,10 @@ def test_imagenet_weights_that_do_not_fit(command: Any, sets: Sets, tmp_path: Pa
         ),
         ("image,site,split,Mass\n{0},s,train,-1\n", r"row 2, column Mass: '-1' is no label; give 0 or 1"),
         ("image,site,split,Mass\n{0},s,test,1\n", r"site s has no image with split train"),
+        (
+            "image,subject,site,Mass\n{0},p,s,1\n",
+            r"list.csv: site s, split train: 1 subject, at least 2 are needed; add scans of other subjects",
+        ),
         ("image,site,Mass\n{0},s,1\n", r"row 2, column subject: the row names no subject"),
         ("image,site,split\n{0},s,train\n", r"site s has no label column"),
         ("picture,Mass\n{0},1\n", r"image"),
@@ -341,9 +345,10 @@ def test_datalists_that_cannot_be_used(command: Any, sets: Sets, tmp_path: Path,
 
 
 def test_a_damaged_picture_in_mid_training_is_one_line(command: Any, sets: Sets, tmp_path: Path) -> None:
-    (tmp_path / "cut.png").write_bytes((sets.target.parent / "images" / "2000_0.png").read_bytes()[:150])
+    good = sets.target.parent / "images" / "2000_0.png"
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:150])
     path = tmp_path / "list.csv"
-    path.write_text("image,site,split,Mass\ncut.png,s,train,1\n")
+    path.write_text(f"image,site,split,Mass\ncut.png,s,train,1\n{os.path.relpath(good, tmp_path)},s,train,0\n")
     done = command("pretrain", *TASK, "--datalist", path, *SHORT, "--out", tmp_path / "out")
     assert done.status == 2
     assert f"{tmp_path / 'cut.png'}: " in done.err
@@ -391,8 +396,8 @@ cli.main()
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-@pytest.mark.parametrize("method", ["mmtl", "octl", "spottune"])
-def test_killed_and_resumed(command: Any, sets: Sets, tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("method", ["pretrain", "mmtl", "octl", "spottune"])
+def test_killed_and_resumed(sets: Sets, tmp_path: Path, method: str) -> None:
     """Killed in mid-run in a process of its own, against the run that nothing happened to."""
     program = [sys.executable, "-c", SMALL_PROGRAM]
     sizes = ("--batch-size", 4, "--log-every", 1, "--device", "cpu", "--checkpoint-every", 2)
@@ -401,14 +406,18 @@ def test_killed_and_resumed(command: Any, sets: Sets, tmp_path: Path, method: st
     def words(*given: object) -> list[str]:
         return [*program, *map(str, given)]
 
-    subprocess.run(words("pretrain", *TASK, "--datalist", sets.source, "--image-size", 32, "--epochs", 1, "--batches", 2,
-                         *sizes, "--out", source), check=True, capture_output=True)  # fmt: skip
-    adapt = words("adapt", *TASK, "--datalist", sets.target, "--target", TARGET, "--method", method, "--images", 8,
-                  "--source-model", source, "--epochs", 10, "--batches", 6, *sizes)  # fmt: skip
-    adapt += ["--source-datalist", str(sets.source)] if method == "mmtl" else []
+    pretrain = words("pretrain", *TASK, "--datalist", sets.source, "--image-size", 32, *sizes)
+    train = [*pretrain, "--epochs", "10", "--batches", "6"]
+    if method != "pretrain":
+        subprocess.run(
+            [*pretrain, "--epochs", "1", "--batches", "2", "--out", str(source)], check=True, capture_output=True
+        )
+        train = words("adapt", *TASK, "--datalist", sets.target, "--target", TARGET, "--method", method, "--images", 8,
+                      "--source-model", source, "--epochs", 10, "--batches", 6, *sizes)  # fmt: skip
+        train += ["--source-datalist", str(sets.source)] if method == "mmtl" else []
     whole, out = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run([*adapt, "--out", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*adapt, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run([*train, "--out", str(whole)], check=True, capture_output=True)
+    process = subprocess.Popen([*train, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 5:
         assert process.poll() is None
@@ -416,10 +425,11 @@ def test_killed_and_resumed(command: Any, sets: Sets, tmp_path: Path, method: st
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run([*adapt, "--out", str(out), "--resume"], check=True, capture_output=True)
-    one, other = (load_weights(run / "model.safetensors")[0] for run in (whole, out))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    subprocess.run([*train, "--out", str(out), "--resume"], check=True, capture_output=True)
+    for name in ("model.safetensors", "history.safetensors") if method == "pretrain" else ("model.safetensors",):
+        one, other = (load_weights(run / name)[0] for run in (whole, out))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
     states = [load_checkpoint(max((run / "checkpoints").iterdir()))["state"] for run in (whole, out)]
     assert str(states[0]) == str(states[1])
     logs = [[{k: v for k, v in json.loads(line).items() if k != "time"}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dart_core.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from dart_core.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_tensors
 from dart_core.errors import CheckpointError
 from mmtl_octl import OCTLSGD, OCTLAdam, load_history, save_history
 
@@ -338,6 +338,7 @@ def test_history_of_another_network(kind: str, tmp_path: Path) -> None:
             load_history(optimizer, model, path, **options)
         assert untouched(optimizer, before)
         assert str(path) in str(caught.value)
+        assert "; give the history that was saved with this network's weights" in str(caught.value)
         assert all(word in str(caught.value) for word in words), str(caught.value)
 
     larger = network()
@@ -390,6 +391,16 @@ def test_files_that_are_no_history(tmp_path: Path) -> None:
         load_history(optimizer, model, tmp_path / "weights.safetensors")
     save_tensors(tmp_path / "odd.safetensors", {"a": torch.zeros(1)}, {"history": "sgd", "parameters": '["b"]'})
     with pytest.raises(ValueError, match="does not fit its tensors"):
+        load_history(optimizer, model, tmp_path / "odd.safetensors")
+    for names in ("{[", "7", '[["b"]]'):
+        save_tensors(tmp_path / "odd.safetensors", {"a": torch.zeros(1)}, {"history": "sgd", "parameters": names})
+        with pytest.raises(ValueError, match="does not fit its tensors"):
+            load_history(optimizer, model, tmp_path / "odd.safetensors")
+    source_training("sgd", tmp_path / "sgd.safetensors")
+    tensors, about = load_weights(tmp_path / "sgd.safetensors")
+    tensors["momentum_buffer/second.weight"][0, 0] = torch.nan
+    save_tensors(tmp_path / "odd.safetensors", tensors, about)
+    with pytest.raises(ValueError, match=r"momentum_buffer of 'second.weight' is not finite; train the source"):
         load_history(optimizer, model, tmp_path / "odd.safetensors")
     with pytest.raises(ValueError, match="'error' or 'zeros'"):
         load_history(optimizer, model, tmp_path / "odd.safetensors", missing="ones")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,8 +70,21 @@ def test_properties_of_every_schedule(batch_size: int, epochs: int, schedule, ke
         assert found[-1] == batch_size
 
 
+@given(SIZES, SIZES, st.sampled_from(SCHEDULES), st.booleans())
+def test_many_epochs_at_once(batch_size: int, epochs: int, schedule, keep_source: bool) -> None:
+    expected = counts(epochs, batch_size, schedule, keep_source=keep_source)
+    assert all(type(count) is int for count in expected)
+    for numbers in (np.arange(epochs), torch.arange(epochs)):
+        found = target_count(numbers, epochs, batch_size, schedule, keep_source)
+        assert type(found) is type(numbers)
+        assert found.dtype == numbers.dtype
+        assert found.tolist() == expected
+
+
 @pytest.mark.parametrize(
-    "arguments", [(-1, 60, 16), (0, 0, 16), (0, 60, 0), (0, 60, 16, "linear")], ids=["epoch", "epochs", "batch", "name"]
+    "arguments",
+    [(-1, 60, 16), (np.array([3, -1]), 60, 16), (0, 0, 16), (0, 60, 0), (0, 60, 16, "linear")],
+    ids=["epoch", "one of many", "epochs", "batch", "name"],
 )
 def test_bad_arguments(arguments) -> None:
     with pytest.raises(ValueError, match=";"):
@@ -81,6 +95,9 @@ def test_learning_rate_drops_at_epoch_index_45() -> None:
     assert learning_rate(44) == 1e-3
     assert learning_rate(45) == pytest.approx(1e-4, rel=1e-12)
     assert learning_rate(59, 1e-4, 30) == pytest.approx(1e-5, rel=1e-12)
+    expected = [1e-3, 1e-3, 1e-4, 1e-4]
+    np.testing.assert_allclose(learning_rate(np.array([0, 44, 45, 59])), expected, rtol=1e-12)
+    np.testing.assert_allclose(learning_rate(torch.tensor([0, 44, 45, 59])), expected, rtol=1e-6)
 
 
 # Mini-batches

@@ -9,9 +9,10 @@ import io
 import os
 import secrets
 from collections.abc import Generator, Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 
-from dart_core.errors import OutputError
+from dart_core.errors import OutputError, SettingError
 
 
 @contextlib.contextmanager
@@ -52,6 +53,33 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     writer.writerow(columns)
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
+
+
+def packaged_table(package: str, name: str, names: Sequence[str]) -> list[dict[str, str | float]]:
+    """A CSV table that a package brings along in its folder `tables`.
+
+    Args:
+        package: import name.
+        name: of the table, without .csv.
+        names: those there are.
+
+    Returns:
+        A dict for each row; cells that are numbers are floats.
+
+    Raises:
+        SettingError: no such table.
+    """
+    if name not in names:
+        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(names)}")
+    text = resources.files(package).joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
+    return [{key: _number_or_text(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+
+
+def _number_or_text(value: str) -> str | float:
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def relative(path: Path, folder: Path) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from importlib import resources
-
 from adagrad_unet import settings as of
-from dart_core.errors import SettingError
+from dart_core.files import packaged_table
 
 PRINTED_TABLES = ("table1", "table2", "table3")
 
@@ -47,8 +44,4 @@ def printed_table(name: str) -> list[dict[str, str | float]]:
     Raises:
         ValueError: no such table.
     """
-    if name not in PRINTED_TABLES:
-        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(PRINTED_TABLES)}")
-    text = resources.files("adagrad_unet").joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return [{key: value if key == "method" else float(value) for key, value in row.items()} for row in rows]
+    return packaged_table("adagrad_unet", name, PRINTED_TABLES)

@@ -74,13 +74,32 @@ class Recipe:
             values = json.loads(text)
             plan = {name: _tuples(value) for name, value in values.pop("plan").items()}
             recipe = cls(**{name: _tuples(value) for name, value in values.items()}, plan=Plan(**plan))
-            if len(recipe.spacing) != 3 or not len(recipe.plan.pool) + 1 == len(recipe.plan.features):
-                raise ValueError("lengths do not fit")
+            _check_recipe(recipe)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(
                 f"holds no plan ({error})", where=where, remedy="give what `adagrad-unet plan` wrote"
             ) from error
         return recipe
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Raise a ValueError where a plan that somebody has edited cannot be carried out."""
+    plan, stages = recipe.plan, len(recipe.plan.features)
+    if len(recipe.spacing) != 3 or not all(0 < side < math.inf for side in recipe.spacing):
+        raise ValueError(f"spacing is {' '.join(map(str, recipe.spacing))}, not three positive numbers in mm")
+    if recipe.slice_axis not in AXES.values() or recipe.orientation not in ("RAS", "file"):
+        raise ValueError(f"slice_axis is {recipe.slice_axis!r}, orientation {recipe.orientation!r}")
+    if not recipe.labels or not all(isinstance(name, str) for name in recipe.labels):
+        raise ValueError("labels are no names")
+    if len(plan.pool) + 1 != stages or len(plan.conv) != stages:
+        raise ValueError("pool, conv and features do not fit each other")
+    pairs = (*plan.pool, *plan.conv, plan.patch_size)
+    numbers = (recipe.channels, plan.batch_size, *plan.features, *(side for pair in pairs for side in pair))
+    if not all(len(pair) == 2 for pair in pairs) or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("channels, batch_size, features, pool, conv and patch_size are not all positive whole numbers")
+    for side, *kernels in zip(plan.patch_size, *plan.pool, strict=True):
+        if side % math.prod(kernels):
+            raise ValueError(f"patch_size {side} is not a multiple of {math.prod(kernels)}")
 
 
 def _tuples(value: Any) -> Any:

@@ -16,7 +16,7 @@ from adagrad_unet.figures import rates_figure, update_figure
 from adagrad_unet.method import run_name, train_network
 from adagrad_unet.network import GenericUNet2d
 from adagrad_unet.plan import Plan
-from adagrad_unet.rows import channel_files, check_channels, label_names, read_datalist, select
+from adagrad_unet.rows import channel_files, check_channels, label_names, read_datalist, training_rows
 from adagrad_unet.spottune import WEIGHTS
 from dart_core.checkpoint import save_weights
 from dart_core.cli import say
@@ -79,7 +79,7 @@ def make_plan(command: of.MakePlan) -> None:
     if command.out.exists() and not command.overwrite:
         raise OutputError("is there already", where=command.out, remedy="--overwrite replaces it")
     datalist = read_datalist(command.cases)
-    rows = select(command.cases, "train", datalist)
+    rows = training_rows(command.cases, datalist)
     recipe = make_recipe(rows, command.cases, command.planning, label_names(command.cases, datalist))
     write_atomic(command.out, json.dumps(json.loads(recipe.as_text()), indent=2) + "\n")
     for name, value in plan_rows(recipe, len(rows)):
@@ -126,7 +126,7 @@ def read_plan(path: Path) -> Recipe:
 def train(command: of.Train) -> None:
     """Train the network of one site."""
     datalist = read_datalist(command.cases)
-    rows = select(command.cases, "train", datalist)
+    rows = training_rows(command.cases, datalist)
     validation_rows = [row for row in datalist if row.split == "val"]
     check_channels([*rows, *validation_rows])
     if command.plan is None:
@@ -231,7 +231,11 @@ def _read_metrics(folder: Path) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         if not content["updates"] or set(FORMS) - set(content["updates"]) or "rates" not in content:
             raise KeyError("updates")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=file, remedy="give a run folder of `adagrad-unet train`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             "says nothing about the layers' updates",
             where=file,

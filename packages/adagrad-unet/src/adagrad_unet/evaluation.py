@@ -76,9 +76,10 @@ def _labels(folders: Sequence[Path]) -> dict[str, int]:
             content = json.loads(file.read_text(encoding="utf-8"))
             labels = {str(name): int(number) for name, number in content["labels"].items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                "says nothing about labels", where=file, remedy="give a folder that `adagrad-unet predict` wrote"
-            ) from error
+            problem = (
+                f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "says nothing about labels"
+            )
+            raise InputError(problem, where=file, remedy="give a folder that `adagrad-unet predict` wrote") from error
         if found is not None and labels != found:
             raise InputError(
                 f"has the labels {', '.join(labels) or '(one mask)'}, {folders[0]} {', '.join(found) or '(one mask)'}",

@@ -13,7 +13,7 @@ import numpy as np
 from adagrad_unet import settings as of
 from dart_core.data.catalog import mms
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.scans import frame_of, open_datalist, subject_of
+from dart_core.data.scans import frame_of, open_datalist, require_subjects, subject_of
 from dart_core.errors import InputError
 
 HELD_OUT = 0.2
@@ -46,7 +46,7 @@ def select(cases: of.Cases, split: of.Split, datalist: Datalist | None = None) -
     others are train, which is what the paper's source site needs; nothing is val.
 
     Raises:
-        InputError: no row of this split, or one subject alone where it has to be divided.
+        InputError: no row of this split.
     """
     listed = read_datalist(cases) if datalist is None else datalist
     if split == "all":
@@ -63,6 +63,17 @@ def select(cases: of.Cases, split: of.Split, datalist: Datalist | None = None) -
         raise InputError(
             f"no row is for {split}", where=where, remedy=f"write {split} into the column split of some subjects"
         )
+    return rows
+
+
+def training_rows(cases: of.Cases, datalist: Datalist) -> list[Row]:
+    """The training rows of a source site.
+
+    Raises:
+        InputError: none there, or those of one subject only: a plan, and a network for other scanners, need more to go by.
+    """
+    rows = select(cases, "train", datalist)
+    require_subjects(rows, 2, f"site {cases.site}, split train" if cases.site else "split train")
     return rows
 
 
@@ -107,10 +118,11 @@ def check_channels(rows: Sequence[Row], channels: int | None = None) -> int:
         InputError: names the first row that is different.
     """
     expected = len(channel_files(rows[0])) if channels is None else channels
+    needed = "is" if expected == 1 else "are"
     for row in rows:
         files = [file for file, _ in channel_files(row)]
         count = f"{len(files)} channel{'s' * (len(files) != 1)}"
-        problem = None if len(files) == expected else f"has {count} where {expected} are needed"
+        problem = None if len(files) == expected else f"has {count} where {expected} {needed} needed"
         for file in files:
             if not file.is_file():
                 problem = f"lacks the channel {file.name}" if file != row.image else "is not there"

@@ -208,7 +208,7 @@ class Spottuning:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train with SGD and AvaGrad on phantom hearts of one scanner, segment others, compare (about a minute)."""
+    """Train with SGD and AvaGrad on phantom heads of one scanner, segment others, compare (about a minute)."""
 
     out: Path = Path("adagrad-unet-demo")
     """Folder for phantoms, runs, predictions and report.html."""

@@ -27,7 +27,16 @@ from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.cli import say
 from dart_core.data.catalog import mms
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.scans import Scan, centre_patch, frame_of, load_scan, open_datalist, rows_of, slice_stack
+from dart_core.data.scans import (
+    Scan,
+    centre_patch,
+    frame_of,
+    load_scan,
+    open_datalist,
+    require_subjects,
+    rows_of,
+    slice_stack,
+)
 from dart_core.data.volumes import Volume, read_grid, read_labels, zoom
 from dart_core.errors import CheckpointError, InputError, SettingError
 from dart_core.figures import training_curves
@@ -288,6 +297,8 @@ def spottune(command: of.Spottune) -> None:
     site = _site(datalist, command.site)
     rows = rows_of(datalist, [site] if site else [], "train")
     source, model = _source(command)
+    if model is None:  # a target may be one patient: the paper's has seven slices
+        require_subjects(rows, 2, f"site {site}, split train" if site else "split train")
     labels = model.labels if model is not None else settings.labels or _known_labels(datalist)
     scans = [load_labelled(row, command.scans, labels) for row in rows]
     if model is None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from aiva import figures as pictures
 from aiva import settings as of
-from aiva.baselines import adapt_statistics, train_adaptsegnet, train_seg_jdot
+from aiva.baselines import adapt_statistics, check_patch, train_adaptsegnet, train_seg_jdot
+from aiva.bottleneck import bottleneck_width
 from aiva.commands import (
     PACKAGE,
     finish,
@@ -17,17 +18,19 @@ from aiva.commands import (
     train_labelled,
     training_rows,
 )
+from aiva.epoch import check_counts, clusterings
 from aiva.features import FeatureStore, check_room
-from aiva.method import bottleneck_width, check_counts, clusterings, train_aiva
-from aiva.models import Model, check_settings, load_model, save_model, source_judge
+from aiva.method import train_aiva
+from aiva.models import Model, load_model, save_model, source_judge
 from aiva.slices import Slices, patch_size_of
 from aiva.training import Selection
 from dart_core.data.datalist import Datalist
 from dart_core.data.scans import Scan, load_scans, open_datalist
-from dart_core.errors import SettingError
+from dart_core.errors import InputError, SettingError
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.run import Run
+from dart_core.scan_commands import check_settings
 
 
 def adapt(command: of.Adapt) -> None:
@@ -101,6 +104,8 @@ def _train(
     target = Slices(target_scans, scans, size, training.random_patches, labelled=False)
     if method == "aiva":
         _check_aiva(command, network, source, target)
+    if method == "adaptsegnet":
+        check_patch(size)
     judge = source_judge(judged, scans) if judged else None
     total = training.steps or 0
     first = _first_candidate(command, total)
@@ -139,7 +144,10 @@ def _first_candidate(command: of.Adapt, total: int) -> int:
 def _check_aiva(command: of.Adapt, network: ResidualUNet2d, source: Slices, target: Slices) -> None:
     """What only the first clustering would find out."""
     settings = command.alignment
-    check_counts(len(source), len(target), command.training.batch_size or 0, settings)
+    try:
+        check_counts(len(source), len(target), command.training.batch_size or 0, settings)
+    except InputError as error:
+        raise InputError(error.problem, where=command.scans.datalist, remedy=error.remedy) from error
     folder, width = command.run.out / "features", bottleneck_width(network)
     sites = {"source": source, "target": target}
     stores = [FeatureStore(folder / f"{n}.f16", len(site), (width, *site.feature_shape)) for n, site in sites.items()]

@@ -146,7 +146,7 @@ class AlignmentAccumulator:
 
     def ready(self, n: int) -> bool:
         """Add `n` slices; True, and counting starts anew, when more than `threshold` have come together."""
-        self.count += n
+        self.count += int(n)
         if self.count > self.threshold:
             self.count = 0
             return True

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Iterator
-from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +19,9 @@ from aiva.settings import Baselines, Training
 from aiva.slices import SitePair, Slices
 from aiva.training import Selection, learning_rate, make_optimizer, resolved_recipe, segmentation_loss, set_rate
 from dart_core.adapt import adapt_batch_norm
+from dart_core.arrays import accepts_arrays
 from dart_core.errors import InputError, SettingError
+from dart_core.files import packaged_table
 from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 
@@ -44,11 +44,7 @@ def printed_table(name: str) -> list[dict[str, str | float]]:
     Raises:
         ValueError: no such table.
     """
-    if name not in PRINTED_TABLES:
-        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(PRINTED_TABLES)}")
-    text = resources.files("aiva").joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
-    rows = csv.DictReader(text.splitlines())
-    return [{key: value if key == "method" else float(value) for key, value in row.items()} for row in rows]
+    return packaged_table("aiva", name, PRINTED_TABLES)
 
 
 # --- AdaBN -----------------------------------------------------------------------------------------------------------
@@ -80,6 +76,7 @@ def adapt_statistics(run: Run, network: nn.Module, target: Slices, batch_size: i
 # --- Seg-JDOT --------------------------------------------------------------------------------------------------------
 
 
+@accepts_arrays
 def seg_jdot_plan(
     features_s: Tensor,
     features_t: Tensor,
@@ -105,7 +102,7 @@ def seg_jdot_plan(
         reg: sinkhorn: weight of the entropy, for the cost divided by its maximum.
 
     Returns:
-        (n, n), source by target, sum 1, without gradient, in the type of the features.
+        (n, n), source by target, sum 1, without gradient, in the type of the features; an array where arrays were given.
 
     Raises:
         ValueError: shapes that do not fit, or a cost that is not finite.
@@ -320,6 +317,16 @@ def _judged(logits: Tensor, label: float) -> Tensor:
     return F.binary_cross_entropy_with_logits(wide, torch.full_like(wide, label))
 
 
+def check_patch(size: int) -> None:
+    """See before any work whether the discriminator, which halves its maps five times, can judge patches of this side.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if size < 32:
+        raise InputError(f"patches of {size} pixels are too small for the discriminator", remedy="give --patch-size 32")
+
+
 def train_adaptsegnet(
     run: Run,
     network: ResidualUNet2d,
@@ -347,8 +354,7 @@ def train_adaptsegnet(
         InputError: patches too small for the discriminator.
     """
     check_alone(run)
-    if source.patch_size < 32:
-        raise InputError(f"patches of {source.patch_size} pixels", remedy="the discriminator needs --patch-size 32")
+    check_patch(source.patch_size)
     total, batch_size, base = resolved_recipe(training)
     prepared = run.prepare(network)
     discriminator = run.prepare(OutputDiscriminator())

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aiva import settings as of
 from aiva.baselines import printed_table
@@ -15,23 +14,20 @@ from aiva.models import (
     CLASSES,
     JOINT,
     Model,
-    check_settings,
     load_model,
     mask_of,
     probabilities,
     save_model,
     source_judge,
-    spacing_of,
 )
 from aiva.slices import Slices, patch_size_of
 from aiva.training import Selection, train_supervised
-from dart_core import evaluation, figures
+from dart_core import evaluation, figures, scan_commands
 from dart_core.cli import say
 from dart_core.data.catalog import cc359, prostate
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.scans import (
     Scan,
-    check_scans,
     load_scan,
     load_scans,
     open_datalist,
@@ -39,12 +35,12 @@ from dart_core.data.scans import (
     rows_of,
     unique_names,
 )
-from dart_core.errors import InputError, SettingError
 from dart_core.evaluation import Result, write_prediction, write_predictions
 from dart_core.files import write_atomic
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Cell, Report
 from dart_core.run import METRICS, Run, claim_folder, find_device, flat_settings
+from dart_core.scan_commands import check_settings, panel, rows_to_predict, source_sites, spacing_of
 from dart_core.settings import ScanSettings
 
 PACKAGE = "aiva"
@@ -54,16 +50,7 @@ PACKAGE = "aiva"
 
 def check_data(command: of.CheckData) -> int:
     """Print every problem of a datalist; 0 if there is none, else 2."""
-    datalist = open_datalist(command.scans.datalist)
-    found = check_scans(datalist, command.scans, command.require_mask)
-    for line in found:
-        print(line)
-    for site in datalist.sites:
-        splits = [row.split or "no split" for row in datalist if row.site == site]
-        counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
-        print(f"site {site}: {counts}")
-    print(f"{len(datalist)} scans: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
-    return 2 if found else 0
+    return scan_commands.check_data(command.scans, command.require_mask)
 
 
 # --- pretrain --------------------------------------------------------------------------------------------------------
@@ -72,34 +59,9 @@ def check_data(command: of.CheckData) -> int:
 def pretrain(command: of.Pretrain) -> None:
     """Train the source network."""
     datalist, scans = open_datalist(command.scans.datalist), command.scans
-    sources = source_sites(command, datalist)
+    sources = source_sites(datalist, command.source, command.target)
     command = dataclasses.replace(command, training=command.training.resolved("pretrain"))
     train_labelled(command, datalist, sources, new_model(scans, command.training, sources))
-
-
-def source_sites(command: of.Pretrain, datalist: Datalist) -> tuple[str, ...]:
-    """The sites that --source names, or all but --target.
-
-    Raises:
-        InputError: no such site, or none left.
-        SettingError: no site named, or one that is both.
-    """
-    if command.source:
-        if command.target in command.source:
-            raise SettingError(f"{command.target} is both source and target", remedy="leave it out of --source")
-        return tuple(dict.fromkeys(command.source))
-    if not command.target:
-        if len(datalist.sites) > 1:
-            raise SettingError(
-                f"{command.scans.datalist} holds {len(datalist.sites)} sites",
-                remedy=f"name the source: --source {datalist.sites[0]}; or the one to leave out: --target",
-            )
-        return datalist.sites
-    datalist.select(site=command.target)  # a misspelt site must not leave all sites as sources
-    others = tuple(site for site in datalist.sites if site != command.target)
-    if not others:
-        raise InputError(f"holds no site but {command.target}", where=datalist.source, remedy="add a source site")
-    return others
 
 
 def training_rows(datalist: Datalist, sites: Sequence[str]) -> list[Row]:
@@ -209,20 +171,6 @@ def finish(
     say(f"network: {run.out}   report: {run.out / 'report.html'}")
 
 
-def panel(scan: Scan, mask: NDArray[np.bool_], title: str) -> figures.Panel:
-    """The slice with the largest mask."""
-    known = scan.mask if scan.mask is not None else mask
-    z = int(known.sum((0, 1)).argmax()) if known.any() else scan.volume.shape[-1] // 2
-    return figures.Panel(title, grey(scan, z), None if scan.mask is None else scan.mask[..., z], mask[..., z])
-
-
-def grey(scan: Scan, z: int) -> NDArray[np.float32]:
-    """A slice from 0 to 1."""
-    image = np.asarray(scan.volume[..., z], dtype=np.float32)
-    low, high = np.percentile(image, (1, 99))
-    return np.asarray(np.clip((image - low) / max(high - low, 1e-9), 0, 1), dtype=np.float32)
-
-
 # --- predict ---------------------------------------------------------------------------------------------------------
 
 
@@ -234,9 +182,7 @@ def predict(command: of.Predict) -> None:
     check_settings(model, scans, command.model)
     site = command.site or model.target
     datalist = open_datalist(scans.datalist)
-    if not site and len(datalist.sites) > 1:
-        raise SettingError("a source network has no target site", remedy=f"name one: --site {datalist.sites[0]}")
-    rows = rows_of(datalist, [site] if site else [], None if command.split == "all" else command.split)
+    rows = rows_to_predict(datalist, site, command.split)
     for row in rows:  # a broken last file must not waste the work on the others
         load_scan(row, scans)
     out = command.output.out

@@ -13,7 +13,7 @@ from aiva import commands, figures
 from aiva import settings as of
 from aiva.adaptation import adapt
 from aiva.commands import PACKAGE
-from aiva.method import clusterings
+from aiva.epoch import clusterings
 from aiva.models import load_model, mask_of, probabilities
 from aiva.study import clusters
 from dart_core.cli import say
@@ -23,6 +23,7 @@ from dart_core.evaluation import evaluation_sections, score, score_folders
 from dart_core.figures import Panel, comparison
 from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
+from dart_core.scan_commands import grey
 from dart_core.settings import OutputSettings, RunSettings, ScanSettings
 
 SOURCE, TARGET = "sm3", "sm15"
@@ -98,14 +99,14 @@ def _report(command: of.Demo, scans: ScanSettings, folders: tuple[Path, ...], se
     example = load_scan(rows_of(datalist, [SOURCE], "train")[0], scans)
     z = scan.volume.shape[-1] // 2
     panels = [
-        Panel(f"source {SOURCE}", commands.grey(example, z)),
-        Panel(f"target {TARGET}", commands.grey(scan, z), scan.truth[..., z]),
+        Panel(f"source {SOURCE}", grey(example, z)),
+        Panel(f"target {TARGET}", grey(scan, z), scan.truth[..., z]),
     ]
     for method in METHODS:
         network, model = load_model(out / method, torch.device("cpu"))
         mask = mask_of(probabilities(network, scan, model.channels), False, False)
         value = score(mask, scan.truth, scan.spacing, TOLERANCE)["surface_dice"]
-        panels.append(Panel(f"{method}\n{value:.2f}", commands.grey(scan, z), scan.truth[..., z], mask[..., z]))
+        panels.append(Panel(f"{method}\n{value:.2f}", grey(scan, z), scan.truth[..., z], mask[..., z]))
     report.section("Before and after")
     report.picture(
         comparison([("", panels)]),

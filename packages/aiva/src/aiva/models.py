@@ -15,7 +15,7 @@ from aiva.training import Judge
 from dart_core import metrics
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.data.scans import Scan, largest_component, predict_scan
-from dart_core.errors import CheckpointError, SettingError
+from dart_core.errors import CheckpointError
 from dart_core.nets import ResidualUNet2d
 from dart_core.settings import ScanSettings
 
@@ -86,36 +86,6 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Residual
         ) from error
     load_weights(file, network)
     return network.to(device), model
-
-
-def check_settings(model: Model, scans: ScanSettings, where: Path) -> None:
-    """Scans must reach a network as those it was trained on did.
-
-    Raises:
-        SettingError: another preprocessing, number of channels, or voxel size.
-    """
-    for name, was, now in (
-        ("--preprocessing", model.preprocessing, scans.preprocessing),
-        ("number of channels", model.channels, scans.channels),
-        ("--spacing", model.spacing, spacing_of(scans)),
-    ):
-        if was != now:
-            raise SettingError(
-                f"{name} was {_words(was)} when this network was trained and is {_words(now)} now",
-                where=where,
-                remedy="give the settings it was trained with",
-            )
-
-
-def spacing_of(scans: ScanSettings) -> list[float] | None:
-    """Voxel size that scans are resampled to, as it stands in the file."""
-    return None if scans.target_spacing is None else list(scans.target_spacing)
-
-
-def _words(value: object) -> str:
-    if isinstance(value, list):
-        return " ".join(f"{side:g}" for side in value)
-    return "that of the files" if value is None else str(value)
 
 
 # --- Masks and scores ------------------------------------------------------------------------------------------------

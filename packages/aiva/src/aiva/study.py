@@ -15,7 +15,7 @@ import yaml
 from aiva import figures
 from aiva import settings as of
 from aiva.commands import PACKAGE
-from aiva.method import clusterings
+from aiva.epoch import clusterings
 from aiva.models import LEFT_OUT, Model, load_model, mask_of, probabilities
 from dart_core.cli import say
 from dart_core.data.datalist import Row

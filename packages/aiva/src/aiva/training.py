@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from aiva.settings import Rule, Training
 from aiva.slices import Slices
+from dart_core.arrays import elementwise
 from dart_core.checkpoint import unwrap
 from dart_core.errors import InputError, SettingError
 from dart_core.run import Run
@@ -55,7 +56,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def learning_rate(
-    iteration: float | NDArray[Any],
+    iteration: Any,
     phase: str,
     *,
     base: float | None = None,
@@ -66,7 +67,7 @@ def learning_rate(
     """Learning rate at an iteration (from 0), by default that of CC359 (specification 2.6, item 4, and 2.7).
 
     Args:
-        iteration: one number, or an array.
+        iteration: one number, or an array or a tensor of them.
         phase: "pretrain" (also "pretraining"): base (1 - iteration / steps)^0.9; "adapt" (also "adaptation"): base, times a
             tenth from each milestone on.
         base: default 1e-3 and 5e-6.
@@ -74,20 +75,27 @@ def learning_rate(
         milestones: counted from `start`.
         start: iteration of the first update; the scheduler of the authors' code ticks from there.
 
+    Returns:
+        A rate for each iteration, of the kind of `iteration` (see `dart_core.arrays.elementwise`).
+
     Raises:
         SettingError: an unknown phase.
     """
-    i = np.asarray(iteration, dtype=np.float64)
     word = phase.lower().replace("-", "").replace("_", "")
-    if word.startswith("pretrain"):
-        rate = (1e-3 if base is None else base) * np.clip(1 - i / steps, 0, 1) ** POWER
-    elif word.startswith("adapt"):
-        rate = np.full(i.shape, 5e-6 if base is None else base)
-        for milestone in milestones:
-            rate = np.where(i - start >= milestone, rate / 10, rate)
-    else:
+    if not word.startswith(("pretrain", "adapt")):
         raise SettingError(f"unknown phase {phase!r}", remedy="give pretrain or adapt")
-    return rate if isinstance(iteration, np.ndarray) else float(rate)
+    falls = tuple(milestones)
+
+    def rate(iterations: NDArray[Any]) -> NDArray[Any]:
+        i = iterations.astype(np.float64)
+        if word.startswith("pretrain"):
+            return np.asarray((1e-3 if base is None else base) * np.clip(1 - i / steps, 0, 1) ** POWER)
+        rates = np.full(i.shape, 5e-6 if base is None else base)
+        for milestone in falls:
+            rates = np.where(i - start >= milestone, rates / 10, rates)
+        return rates
+
+    return elementwise(iteration, rate)
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], training: Training) -> Optimizer:

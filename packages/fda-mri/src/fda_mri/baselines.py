@@ -8,9 +8,7 @@ Slices are (B, 1, h, w). Networks see them at a square size with intensities in 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +21,7 @@ from dart_core.batches import Batches
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.data.slices import predict_slices
 from dart_core.errors import CheckpointError, InputError, SettingError
+from dart_core.files import packaged_table
 from dart_core.nets import PatchDiscriminator, ResnetGenerator
 from fda_mri.method import normalise_volume
 
@@ -66,10 +65,7 @@ def printed_table(name: str) -> list[dict[str, str | float]]:
     Raises:
         ValueError: no such table.
     """
-    if name not in PRINTED_TABLES:
-        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(PRINTED_TABLES)}")
-    text = resources.files("fda_mri").joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
-    return [{key: _number_or_text(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    return packaged_table("fda_mri", name, PRINTED_TABLES)
 
 
 def _number_or_text(value: str) -> str | float:

@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dart_core.arrays import accepts_arrays
 from dart_core.errors import InputError, SettingError
-from fda_mri.arrays import accepts_arrays
 
 Output = Literal["authors", "formula", "clip"]
 

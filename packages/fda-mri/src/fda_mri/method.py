@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dart_core.arrays import accepts_arrays
 from dart_core.batches import Batches
 from dart_core.data.slices import crop_or_pad, predict_slices
 from dart_core.data.volumes import scale_percentile
 from dart_core.errors import InputError, SettingError
 from dart_core.losses import bce_dice
-from fda_mri.arrays import accepts_arrays
 from fda_mri.donors import DonorBank, SearchMode
 from fda_mri.fourier import Output, fourier_transfer
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dart_core.arrays import accepts_arrays
 from dart_core.errors import InputError
-from fda_mri.arrays import accepts_arrays
 
 SALIENCY_SCALE = 0.25
 SALIENCY_CONSTANT = 0.40

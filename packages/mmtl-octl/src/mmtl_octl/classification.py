@@ -15,6 +15,7 @@ from torchvision.models import resnet50
 from dart_core import figures, metrics
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
+from dart_core.data.scans import require_subjects
 from dart_core.errors import DartError, InputError, SettingError
 from dart_core.report import Report
 from dart_core.run import Run
@@ -105,6 +106,8 @@ def pretrain(command: of.Pretrain) -> None:
     size, split_by = settings.image_size or IMAGE_SIZE, settings.split_by or "patient"
     parts = [_parts(datalist, site, settings.labels, split_by) for site in _source_sites(command, datalist)]
     sources = [filled(part["train"], "train", datalist) for part in parts]
+    for source in sources:
+        require_subjects(source.rows, 2, f"site {source.name}, split train")
     validation = [part["val"] for part in parts if len(part["val"])]
     model = Classifier(
         "ChestNet", {s.name: list(s.labels) for s in sources}, size, split_by, training.optimizer or "adam",

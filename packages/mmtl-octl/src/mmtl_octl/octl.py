@@ -176,17 +176,16 @@ def load_history(
     tensors, metadata = load_weights(path)
     names = _names_in(tensors, metadata, kind, path)
     known = dict(unwrap(model).named_parameters())
-    other = "belongs to another network"
+    other, remedy = "belongs to another network", "give the history that was saved with this network's weights"
     if missing == "error":
         for name in names:
             if name not in known:
-                raise InputError(f"{other}: it has '{name}', which this network has not", where=path)
+                raise InputError(f"{other}: it has '{name}', which this network has not", where=path, remedy=remedy)
         for name in named:
             if name not in names:
-                remedy = "give the history that was saved with this network's weights"
                 raise InputError(f"{other}: it has no '{name}'", where=path, remedy=remedy)
     elif not names.keys() & named.keys():
-        raise InputError(f"{other}: none of its parameters is in this network", where=path)
+        raise InputError(f"{other}: none of its parameters is in this network", where=path, remedy=remedy)
     states: dict[Tensor, dict[str, Tensor]] = {}
     for name, parameter in named.items():
         state: dict[str, Tensor] = {}
@@ -194,7 +193,11 @@ def load_history(
             value = tensors[f"{buffer}/{name}"] if name in names else torch.zeros_like(parameter, device="cpu")
             if value.shape != parameter.shape:
                 shapes = f"shape {tuple(value.shape)}, in this network {tuple(parameter.shape)}"
-                raise InputError(f"{other}: '{name}' has {shapes}", where=path)
+                raise InputError(f"{other}: '{name}' has {shapes}", where=path, remedy=remedy)
+            if not bool(value.isfinite().all()):
+                raise InputError(
+                    f"its {buffer} of '{name}' is not finite", where=path, remedy="train the source network again"
+                )
             state[buffer] = value.to(parameter, copy=True, memory_format=torch.preserve_format)
         if kind == "adam":
             start: StartStep = getattr(optimizer, "start_step", "keep")
@@ -251,7 +254,10 @@ def _names_in(
             where=path,
             remedy="fine-tune with the optimiser of the source training",
         )
-    names = dict.fromkeys(json.loads(metadata.get("parameters", "[]")))
+    try:
+        names = dict.fromkeys(json.loads(metadata.get("parameters", "[]")))
+    except (ValueError, TypeError):
+        names = {}
     keys = (*_BUFFERS[kind], *((_STEP,) if kind == "adam" else ()))
     if {f"{key}/{name}" for key in keys for name in names} != tensors.keys():
         raise InputError("its list of names does not fit its tensors", where=path, remedy="save the history again")

@@ -14,14 +14,14 @@ from dart_core import figures
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist
 from dart_core.data.scans import Scan, largest_component, load_scan, open_datalist, predict_scan, rows_of, unique_names
-from dart_core.errors import SettingError
 from dart_core.evaluation import write_prediction, write_predictions
 from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
+from dart_core.scan_commands import check_settings, panel, rows_to_predict
 from mmtl_octl import settings as of
-from mmtl_octl.models import check_settings, load_model
-from mmtl_octl.reports import PACKAGE, panel
+from mmtl_octl.models import load_model
+from mmtl_octl.reports import PACKAGE
 
 
 def predict(command: of.Predict) -> None:
@@ -32,9 +32,7 @@ def predict(command: of.Predict) -> None:
     check_settings(model, scans, command.model)
     site = command.site or model.target
     datalist = open_datalist(scans.datalist)
-    if not site and len(datalist.sites) > 1:
-        raise SettingError("a source network has no target site", remedy=f"name one: --site {datalist.sites[0]}")
-    rows = rows_of(datalist, [site] if site else [], None if command.split == "all" else command.split)
+    rows = rows_to_predict(datalist, site, command.split)
     limit = _limit(command, network, datalist, site) if command.filter_slices else 0
     for row in rows:  # a broken last file must not waste the work on the others
         load_scan(row, scans)

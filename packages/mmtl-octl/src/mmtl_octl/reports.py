@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dart_core import figures
 from dart_core.adapt import PolicyStatistics, policy_figure
 from dart_core.data.scans import Scan, predict_scan
 from dart_core.report import Cell, Report
@@ -17,16 +15,6 @@ from mmtl_octl import features as of_features
 from mmtl_octl.pools import Pool
 
 PACKAGE = "mmtl-octl"
-
-
-def panel(scan: Scan, mask: NDArray[np.bool_], title: str) -> figures.Panel:
-    """The slice with the largest mask."""
-    known = scan.mask if scan.mask is not None else mask
-    z = int(known.sum((0, 1)).argmax()) if known.any() else scan.volume.shape[-1] // 2
-    image = np.asarray(scan.volume[..., z], dtype=np.float32)
-    low, high = np.percentile(image, (1, 99))
-    shown = np.clip((image - low) / max(high - low, 1e-9), 0, 1)
-    return figures.Panel(title, shown, None if scan.mask is None else scan.mask[..., z], mask[..., z])
 
 
 def amount(pool: Pool) -> str:

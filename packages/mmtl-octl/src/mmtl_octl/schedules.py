@@ -7,11 +7,13 @@ would have come next.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from dart_core.arrays import elementwise
 from dart_core.batches import Batches, Sample
 from dart_core.errors import InputError, SettingError
 
@@ -19,18 +21,27 @@ Schedule = Literal["paper", "paper0", "release", "xray", "target"]
 SCHEDULES: tuple[Schedule, ...] = ("paper", "paper0", "release", "xray", "target")
 
 T = TypeVar("T")
+Many = TypeVar("Many", NDArray[Any], Tensor)
 _TARGET, _SOURCE = 0, 1
 
 
+@overload
 def target_count(
     epoch: int, epochs: int, batch_size: int, schedule: Schedule = "paper", keep_source: bool = False
-) -> int:
+) -> int: ...
+@overload
+def target_count(
+    epoch: Many, epochs: int, batch_size: int, schedule: Schedule = "paper", keep_source: bool = False
+) -> Many: ...
+def target_count(
+    epoch: Any, epochs: int, batch_size: int, schedule: Schedule = "paper", keep_source: bool = False
+) -> Any:
     """Target samples in every batch of an epoch of MMTL (paper Algorithm 1; specification 2.2, item 2).
 
     All arithmetic is in whole numbers: int(e / E * B) in floating point is one lower for some arguments.
 
     Args:
-        epoch: from 0.
+        epoch: from 0; one epoch, or an array or a tensor of them.
         epochs: E, epochs of the run.
         batch_size: B.
         schedule: "paper" counts epochs from 1 and ends with pure target; "paper0" counts from 0 and never gets there;
@@ -39,34 +50,47 @@ def target_count(
         keep_source: at least one sample of each batch stays a source sample (not with "target").
 
     Returns:
-        A number from 0 to B.
+        A number from 0 to B; of the kind of `epoch`, one for each.
 
     Raises:
         ValueError: a negative epoch, no epochs, an empty batch, or an unknown schedule.
     """
-    if epoch < 0 or epochs < 1 or batch_size < 1:
-        raise SettingError(
-            f"epoch {epoch} of {epochs} with batches of {batch_size}", remedy="count epochs from 0; the others from 1"
-        )
-    if schedule == "paper":
-        count = (epoch + 1) * batch_size // epochs
-    elif schedule == "paper0":
-        count = epoch * batch_size // epochs
-    elif schedule == "release":
-        count = epoch // 4 + 1
-    elif schedule == "xray":
-        # The loaders are built before the program's epoch counter moves: epoch e works with counter e - 1.
-        count = max(epoch - 1, 0) * batch_size // max(epochs - 1, 1) + 4
-    elif schedule == "target":
-        return batch_size
-    else:
+    if schedule not in SCHEDULES:
         raise SettingError(f"unknown schedule {schedule!r}", remedy=f"give one of {', '.join(SCHEDULES)}")
-    return min(count, batch_size - 1 if keep_source else batch_size)
+
+    def counts(e: NDArray[Any]) -> NDArray[Any]:
+        if (e < 0).any() or epochs < 1 or batch_size < 1:
+            raise SettingError(
+                f"epoch {epoch} of {epochs} with batches of {batch_size}",
+                remedy="count epochs from 0; the others from 1",
+            )
+        if schedule == "paper":
+            found = (e + 1) * batch_size // epochs
+        elif schedule == "paper0":
+            found = e * batch_size // epochs
+        elif schedule == "release":
+            found = e // 4 + 1
+        elif schedule == "xray":
+            # The loaders are built before the program's epoch counter moves: epoch e works with counter e - 1.
+            found = np.maximum(e - 1, 0) * batch_size // max(epochs - 1, 1) + 4
+        else:
+            found = np.full_like(e, batch_size)
+        kept = int(keep_source and schedule != "target")
+        return np.asarray(np.minimum(found, batch_size - kept))
+
+    return elementwise(epoch, counts)
 
 
-def learning_rate(epoch: int, base: float = 1e-3, drop_epoch: int = 45) -> float:
-    """`base`, and a tenth of it from epoch index `drop_epoch` on (paper section 3.1; specification 2.1, item 2)."""
-    return base if epoch < drop_epoch else base * 0.1
+@overload
+def learning_rate(epoch: float, base: float = 1e-3, drop_epoch: int = 45) -> float: ...
+@overload
+def learning_rate(epoch: Many, base: float = 1e-3, drop_epoch: int = 45) -> Many: ...
+def learning_rate(epoch: Any, base: float = 1e-3, drop_epoch: int = 45) -> Any:
+    """`base`, and a tenth of it from epoch index `drop_epoch` on (paper section 3.1; specification 2.1, item 2).
+
+    `epoch` is a number, or an array or a tensor of them.
+    """
+    return elementwise(epoch, lambda e: np.where(e < drop_epoch, base, base * 0.1))
 
 
 class MixedBatches(Generic[T]):

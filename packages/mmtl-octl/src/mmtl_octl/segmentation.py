@@ -10,38 +10,30 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dart_core import figures, metrics
+from dart_core import figures, metrics, scan_commands
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.scans import Scan, check_scans, load_scans, open_datalist, require_subjects, rows_of
+from dart_core.data.scans import Scan, load_scans, open_datalist, require_subjects, rows_of
 from dart_core.errors import InputError, SettingError
 from dart_core.evaluation import score
 from dart_core.report import Report
 from dart_core.run import Run
+from dart_core.scan_commands import check_settings, panel, source_sites, spacing_of
 from mmtl_octl import features as of_features
 from mmtl_octl import settings as of
 from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, make_optimizer, train_source
-from mmtl_octl.models import HISTORY, Model, build, check_settings, load_model, save_model, spacing_of
+from mmtl_octl.models import HISTORY, Model, build, load_model, save_model
 from mmtl_octl.octl import save_history
 from mmtl_octl.pools import Pool, first_patients, make_pool, patch_size_of, training_batches
 from mmtl_octl.prediction import segment
-from mmtl_octl.reports import PACKAGE, amount, features_section, panel, policy_section, schedule_section
+from mmtl_octl.reports import PACKAGE, amount, features_section, policy_section, schedule_section
 
 # --- check-data ------------------------------------------------------------------------------------------------------
 
 
 def check_data(command: of.CheckData) -> int:
     """Print every problem of a datalist; 0 if there is none, else 2."""
-    datalist = open_datalist(command.scans.datalist)
-    found = check_scans(datalist, command.scans, command.require_mask)
-    for line in found:
-        print(line)
-    for site in datalist.sites:
-        splits = [row.split or "no split" for row in datalist if row.site == site]
-        counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
-        print(f"site {site}: {counts}")
-    print(f"{len(datalist)} scans: {len(found) or 'no'} problem{'s' * (len(found) != 1)}")
-    return 2 if found else 0
+    return scan_commands.check_data(command.scans, command.require_mask)
 
 
 # --- pretrain --------------------------------------------------------------------------------------------------------
@@ -50,7 +42,7 @@ def check_data(command: of.CheckData) -> int:
 def pretrain(command: of.Pretrain) -> None:
     """Train a source network; write its weights and its optimiser's history."""
     datalist, scans = open_datalist(command.scans.datalist), command.scans
-    sources = _source_sites(command, datalist)
+    sources = source_sites(datalist, command.source, command.target)
     rows = [row for site in sources for row in _training_rows(datalist, site, least=2)]
     validation_rows = rows_of(datalist, sources, "val") if "val" in datalist.splits else []
     training = _resolved(command.training, "sgd", 1e-3)
@@ -69,25 +61,6 @@ def pretrain(command: of.Pretrain) -> None:
         report = Report("Source network", f"Sites {', '.join(sources)}; {amount(pool)}", package=PACKAGE)
         _finish(run, report, command, network, validation, {"patients": len(pool.patients), "slices": pool.size})
     say(f"network and history: {run.out}   report: {run.out / 'report.html'}")
-
-
-def _source_sites(command: of.Pretrain, datalist: Datalist) -> tuple[str, ...]:
-    if command.source:
-        if command.target in command.source:
-            raise SettingError(f"{command.target} is both source and target", remedy="leave it out of --source")
-        return tuple(dict.fromkeys(command.source))
-    if not command.target:
-        if len(datalist.sites) > 1:
-            raise SettingError(
-                f"{command.scans.datalist} holds {len(datalist.sites)} sites",
-                remedy=f"name the source: --source {datalist.sites[0]}; or the one to leave out: --target",
-            )
-        return datalist.sites
-    datalist.select(site=command.target)  # a misspelt site must not leave all sites as sources
-    others = tuple(site for site in datalist.sites if site != command.target)
-    if not others:
-        raise InputError(f"holds no site but {command.target}", where=datalist.source, remedy="add a source site")
-    return others
 
 
 def _training_rows(datalist: Datalist, site: str, least: int = 1) -> list[Row]:

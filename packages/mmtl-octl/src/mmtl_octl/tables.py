@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import numpy as np
 
-from dart_core.errors import SettingError
+from dart_core.files import packaged_table
 
 PRINTED_TABLES = ("table2", "table3", "table4", "table5", "text_numbers")
 PAPER_NAMES = {
@@ -31,10 +29,7 @@ def printed_table(name: str) -> list[dict[str, str | float]]:
     Raises:
         ValueError: no such table.
     """
-    if name not in PRINTED_TABLES:
-        raise SettingError(f"no printed table {name!r}", remedy=f"give one of {', '.join(PRINTED_TABLES)}")
-    text = resources.files("mmtl_octl").joinpath("tables", f"{name}.csv").read_text(encoding="utf-8")
-    return [{key: _number_or_text(value) for key, value in row.items()} for row in csv.DictReader(text.splitlines())]
+    return packaged_table("mmtl_octl", name, PRINTED_TABLES)
 
 
 def _number_or_text(value: str) -> str | float:
