@@ -1,0 +1,371 @@
+"""The command `label`: files to a table of skin tones, with a report, a sheet of pictures and the distribution."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from dart_core.cli import say
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.images import find_pictures
+from dart_core.errors import DartError, InputError, OutputError
+from dart_core.files import atomic_write, output_errors, write_atomic
+from dart_core.log import Log, plain_number
+from dart_core.report import Report
+from skintone_debias import settings as of
+from skintone_debias.photos import LabelOptions, Photo, label_photo, start_process
+from skintone_debias.scores import TYPES, Agreement, agreements, confusion
+from skintone_debias.tone import CORNERS
+from skintone_debias.tone_figures import (
+    PUBLISHED_SHARES,
+    contact_sheet,
+    distribution_figure,
+    shares,
+    tile,
+)
+
+PACKAGE = "skintone-debias"
+COLUMNS = ("ita", "fitzpatrick", "patch", *(f"ita_{k}" for k in range(len(CORNERS))), "reason")
+"""What `label` adds to a datalist; a column of the same name that was there before is kept as `given_<name>`."""
+TRUTHS = ("fitzpatrick", "fitzpatrick_scale")
+"""Columns that hold human types, where --truth does not name one."""
+UNKNOWN = ("", "-1", "nan")
+_CHUNK = 8
+_LISTED = 100
+
+
+def label(command: of.Label) -> None:
+    """Label files and write what was found."""
+    outputs = outputs_of(command.out)
+    datalist = find_files(command.pictures, outputs.values())
+    truth = human_types(datalist, command.truth)
+    _claim(outputs, datalist, command.overwrite)
+    options = LabelOptions(**{f.name: getattr(command, f.name) for f in dataclasses.fields(LabelOptions)})
+    with contextlib.closing(Log(command.out.parent)) as log:
+        found = label_files([row.image for row in datalist], options, command.workers)
+        photos = list(log.progress(found, "labelling", len(datalist)))
+    _refuse_nothing(datalist, photos)
+    tones_table(datalist, photos).write(outputs["table"])
+    tables = agreements({command.method: [photo.fitzpatrick for photo in photos]}, truth) if truth else []
+    write_atomic(outputs["numbers"], json.dumps(_numbers(photos, tables), indent=1) + "\n")
+    _write_pictures(datalist, photos, options, command, outputs)
+    _write_report(datalist, photos, truth, tables, command, outputs)
+    say(_summary(photos))
+    say(f"table: {outputs['table']}   report: {outputs['report']}")
+
+
+# --- What to read and where to write ---------------------------------------------------------------------------------
+
+
+def find_files(paths: Sequence[Path], leave_out: Iterable[Path] = ()) -> Datalist:
+    """The pictures of folders and files as a datalist, each once; or the datalist that is given.
+
+    Args:
+        paths: folders, files, or one datalist.
+        leave_out: files that are none of the pictures (what an earlier `label` wrote).
+
+    Raises:
+        InputError: nothing there, no picture in a folder, or a datalist that cannot be read.
+    """
+    if not paths:
+        raise InputError("no picture is given", remedy=f"write {PACKAGE} label FOLDER")
+    lists = [path for path in paths if path.suffix.lower() in (".csv", ".json")]
+    if lists:
+        if len(paths) > 1:
+            raise InputError("a datalist, and more beside it", where=lists[0], remedy="give the datalist alone")
+        return Datalist.read(lists[0])
+    for path in paths:
+        if not path.exists():
+            raise InputError("not found", where=path, remedy="check the path")
+    files = [file for path in paths for file in (find_pictures(path) if path.is_dir() else [path])]
+    once = {os.path.abspath(file): file for file in files}
+    for file in leave_out:
+        once.pop(os.path.abspath(file), None)
+    if not once:
+        raise InputError("holds no picture but those of an earlier table", where=paths[0], remedy="give another folder")
+    return Datalist(tuple(Row(file) for file in once.values()), paths[0])
+
+
+def human_types(datalist: Datalist, column: str) -> list[int]:
+    """The human types of a datalist, -1 where unknown; an empty list where there is nothing to compare with.
+
+    Args:
+        datalist: all rows.
+        column: its name, "auto" or "none" (see `settings.Label`).
+
+    Raises:
+        InputError: no such column, or a cell that is no type.
+    """
+    there = {name for row in datalist for name in row.labels}
+    if column == "auto":
+        column = next((name for name in TRUTHS if name in there), "none")
+    if column == "none":
+        return []
+    if column not in there:
+        raise InputError(
+            f"no row has a value in column {column!r}", where=datalist.source, remedy="give --truth COLUMN, or none"
+        )
+    return [_human_type(row, column) for row in datalist]
+
+
+def _human_type(row: Row, column: str) -> int:
+    text = row.labels.get(column, "")
+    if text.lower() in UNKNOWN:
+        return -1
+    with contextlib.suppress(ValueError):
+        if (value := float(text)) in TYPES:
+            return int(value)
+    raise InputError(
+        f"{text!r} is no Fitzpatrick type", where=row.where(column), remedy="write 1 to 6, or -1 for unknown"
+    )
+
+
+def outputs_of(table: Path) -> dict[str, Path]:
+    """What `label` writes, named like its table."""
+    stem = table.with_suffix("")
+    return {
+        "table": table,
+        "numbers": table.with_suffix(".json"),
+        "report": table.with_suffix(".html"),
+        "sheet": stem.with_name(f"{stem.name}_sheet.png"),
+        "distribution": stem.with_name(f"{stem.name}_distribution.png"),
+    }
+
+
+def _claim(outputs: Mapping[str, Path], datalist: Datalist, overwrite: bool) -> None:
+    """Refuse to replace what must stay, before any work is done."""
+    for path in outputs.values():
+        if path.is_dir():
+            raise OutputError("is a folder", where=path, remedy="give another --out")
+        if path.exists() and datalist.source.exists() and path.samefile(datalist.source):
+            raise OutputError("is what the command reads", where=path, remedy="give another --out")
+        if path.exists() and not overwrite:
+            raise OutputError("is there already", where=path, remedy="--overwrite replaces it, or give another --out")
+    folder = outputs["table"].parent
+    with output_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+# --- Work ------------------------------------------------------------------------------------------------------------
+
+
+def label_files(files: Sequence[Path], options: LabelOptions, workers: int | None = None) -> Iterator[Photo]:
+    """Label files in parallel; the results come in the order of the files, and do not depend on the processes.
+
+    Args:
+        files: pictures.
+        options: how.
+        workers: processes; None takes one per core where there is work for them, 0 none.
+
+    Raises:
+        InputError: a process was ended from outside.
+    """
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Starting processes takes as long as labelling a hundred pictures.
+        workers = cores if len(files) > 100 and cores > 1 else 0
+    work = functools.partial(label_photo, options=options)
+    if workers == 0:
+        yield from map(work, files)
+        return
+    with _pool(workers) as pool:
+        try:
+            yield from pool.map(work, files, chunksize=_CHUNK)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a process that reads pictures was ended from outside, perhaps for lack of memory",
+                remedy="give fewer --workers",
+            ) from error
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Generator[ProcessPoolExecutor]:
+    # Not forked: this process may hold threads of torch and OpenCV, whose locks a forked child would inherit.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_process)
+    try:
+        yield pool
+    finally:
+        # After an error or Ctrl-C nobody waits for what has not begun.
+        pool.shutdown(cancel_futures=True)
+
+
+def _refuse_nothing(datalist: Datalist, photos: Sequence[Photo]) -> None:
+    if any(photo.fitzpatrick in TYPES for photo in photos):
+        return
+    (reason, _), *others = Counter(photo.reason for photo in photos).most_common()
+    where = datalist[next(i for i, photo in enumerate(photos) if photo.reason == reason)].image
+    more = f" (and {len(others)} other reason{'s' * (len(others) > 1)})" if others else ""
+    problem, _, remedy = reason.partition("; ")
+    raise InputError(
+        f"{problem}{more}; none of the {len(photos)} files could be labelled", where=where, remedy=remedy or None
+    )
+
+
+# --- Results ---------------------------------------------------------------------------------------------------------
+
+
+def tones_table(datalist: Datalist, photos: Sequence[Photo]) -> Datalist:
+    """The datalist with what was found in COLUMNS, so that it can be trained on."""
+    rows = []
+    for row, photo in zip(datalist, photos, strict=True):
+        found = dict.fromkeys(COLUMNS, "") | {"reason": photo.reason}
+        found |= {f"ita_{k}": f"{value:.4f}" for k, value in enumerate(photo.patch_itas)}
+        if photo.fitzpatrick in TYPES:
+            found |= {"ita": f"{photo.ita:.4f}", "fitzpatrick": str(photo.fitzpatrick)}
+        if photo.patch >= 0:
+            found["patch"] = str(photo.patch)
+        given = {f"given_{name}" if name in COLUMNS else name: text for name, text in row.labels.items()}
+        rows.append(dataclasses.replace(row, labels=found | given))
+    return Datalist(tuple(rows), datalist.source)
+
+
+def _numbers(photos: Sequence[Photo], tables: Iterable[Agreement]) -> dict[str, object]:
+    types = [photo.fitzpatrick for photo in photos]
+    return {
+        "pictures": len(photos),
+        "labelled": sum(kind in TYPES for kind in types),
+        "types": {str(kind): types.count(kind) for kind in TYPES},
+        "lightest_patch_is_neutral": _neutral(photos),
+        "agreement": [
+            {
+                **{name: plain_number(value) for name, value in dataclasses.asdict(row).items() if name != "per_type"},
+                "mean_over_types": plain_number(row.mean_over_types),
+                "per_type": [plain_number(value) for value in row.per_type],
+            }
+            for row in tables
+        ],
+    }
+
+
+def _neutral(photos: Iterable[Photo]) -> int:
+    """Pictures whose tone comes from a patch that is grey, black or white."""
+    return sum(photo.patch >= 0 and photo.neutral[photo.patch] for photo in photos)
+
+
+def _summary(photos: Sequence[Photo]) -> str:
+    types = [photo.fitzpatrick for photo in photos]
+    labelled = sum(kind in TYPES for kind in types)
+    counts = ", ".join(f"{types.count(kind)} of type {kind}" for kind in TYPES if kind in types)
+    line = f"{labelled} of {len(photos)} pictures labelled: {counts}"
+    return line if labelled == len(photos) else f"{line}; the column reason says why the others are not"
+
+
+def _write_pictures(
+    datalist: Datalist, photos: Sequence[Photo], options: LabelOptions, command: of.Label, outputs: Mapping[str, Path]
+) -> None:
+    given = [i for i, photo in enumerate(photos) if photo.fitzpatrick in TYPES]
+    shown = [given[i] for i in np.unique(np.linspace(0, len(given) - 1, min(command.sheet, len(given))).astype(int))]
+    tiles = []
+    for i in shown:
+        with contextlib.suppress(DartError):  # a file that has gone in the meantime
+            tiles.append(tile(datalist[i].image, photos[i], options))
+    if tiles:
+        with atomic_write(outputs["sheet"]) as temporary:
+            contact_sheet(tiles).save(temporary, format="PNG", optimize=True)
+    else:
+        outputs["sheet"].unlink(missing_ok=True)
+    groups = {"these pictures": shares(photo.fitzpatrick for photo in photos)}
+    if command.published:
+        groups["ISIC training pictures (paper)"] = list(PUBLISHED_SHARES)
+    with atomic_write(outputs["distribution"]) as temporary:
+        distribution_figure(groups).savefig(temporary, dpi=144)
+
+
+def _write_report(
+    datalist: Datalist,
+    photos: Sequence[Photo],
+    truth: Sequence[int],
+    tables: Sequence[Agreement],
+    command: of.Label,
+    outputs: Mapping[str, Path],
+) -> None:
+    report = Report("Skin tones", _summary(photos), package=PACKAGE)
+    report.section("Distribution")
+    report.picture(
+        outputs["distribution"], "How often each type occurs (after Fig. 4 of the paper)", "bars of the six types"
+    )
+    _group_table(report, "site", [row.site for row in datalist], photos)
+    if count := _neutral(photos):
+        report.text(
+            f"In {count} of {len(photos)} pictures the lightest patch is grey, black or white: background, ink, a ruler "
+            "or the dark rim of the optics rather than skin. Their angle says nothing; --reject-neutral leaves such "
+            "patches out."
+        )
+    if tables:
+        _truth_section(report, photos, truth, tables)
+    if outputs["sheet"].exists():
+        report.section("Pictures")
+        report.picture(outputs["sheet"], _SHEET_CAPTIONS[command.method], "labelled pictures with their patches")
+    _failures_section(report, datalist, photos)
+    report.section("Settings")
+    report.settings(command)
+    report.text(
+        "A type computed from a photograph is no dermatologist's: light, camera and white balance move the angle by more "
+        "than the width of a band. Research software, not a medical device."
+    )
+    report.write(outputs["report"])
+
+
+_SHEET_CAPTIONS = {
+    "patches": "Pictures and what is left of them without hair, with the eight patches: the tone comes from the green one, "
+    "grey ones were rejected as no skin (after Fig. 3 of the paper)",
+    "groh": "Pictures, and the pixels of skin colour",
+    "groh-full": "Pictures",
+}
+
+
+def _group_table(report: Report, kind: str, groups: Sequence[str], photos: Sequence[Photo]) -> None:
+    names = list(dict.fromkeys(name for name in groups if name))
+    if len(names) < 2:
+        return
+    rows = []
+    for name in names:
+        members = [photo for group, photo in zip(groups, photos, strict=True) if group == name]
+        itas = [photo.ita for photo in members if photo.fitzpatrick in TYPES]
+        median = float(np.median(itas)) if itas else None
+        rows.append((name, len(members), *shares(photo.fitzpatrick for photo in members), median))
+    columns = (kind, "pictures", *(f"type {k} (%)" for k in TYPES), "median ITA (°)")
+    report.table(
+        columns, rows, f"Types by {kind}; cameras differ, so a difference between sites need not be one of skin"
+    )
+
+
+def _truth_section(report: Report, photos: Sequence[Photo], truth: Sequence[int], tables: Sequence[Agreement]) -> None:
+    report.section("Beside the human types")
+    columns = ("labeller", "pictures", "within one (%)", "exact (%)", *(f"type {k}" for k in TYPES), "mean over types")
+    rows = [
+        (row.name, row.labelled, *(100 * v for v in (row.within_one, row.exact, *row.per_type, row.mean_over_types)))
+        for row in tables
+    ]
+    report.table(
+        columns, rows,
+        "Percent of the pictures with a human type that get it within one type: together, for each human type, and as "
+        "unweighted mean over the types. Below, what one and the same answer for every picture reaches. A picture "
+        "without label counts as wrong.",
+    )  # fmt: skip
+    table = confusion([photo.fitzpatrick for photo in photos], truth)
+    report.table(
+        ("human type", *(f"type {k}" for k in TYPES), "none"),
+        [(f"type {k}", *(int(value) for value in line)) for k, line in zip(TYPES, table, strict=True)],
+        "Pictures by human type (rows) and type given here (columns)",
+    )
+
+
+def _failures_section(report: Report, datalist: Datalist, photos: Sequence[Photo]) -> None:
+    failed = [(row.image.name, photo.reason) for row, photo in zip(datalist, photos, strict=True) if photo.reason]
+    if failed:
+        report.section("Without label")
+        rest = f"; {len(failed) - _LISTED} more in the table" if len(failed) > _LISTED else ""
+        report.table(("file", "reason"), failed[:_LISTED], f"{len(failed)} files{rest}")

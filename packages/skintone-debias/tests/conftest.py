@@ -1,0 +1,66 @@
+"""The command, and pictures of skin with hairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dart_core.cli import main
+from skintone_debias import __version__
+from skintone_debias.cli import COMMANDS, DESCRIPTION
+
+
+class Finished(NamedTuple):
+    """What a command gave back."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
+    """Run `skintone-debias WORDS...` in this process."""
+
+    def run(*words: object) -> Finished:
+        capsys.readouterr()
+        status = main("skintone-debias", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+        return Finished(status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def skin() -> Callable[..., NDArray[np.uint8]]:
+    """Skin of one colour under uneven light with crossing hairs: (seed, hairs, colour, height, width)."""
+
+    def make(
+        seed: int = 0,
+        hairs: int = 12,
+        colour: tuple[int, int, int] = (210, 170, 140),
+        height: int = 256,
+        width: int = 256,
+    ) -> NDArray[np.uint8]:
+        rng = np.random.default_rng(seed)
+        light = 1 + 0.1 * np.sin(np.linspace(0, 3, width)) * np.cos(np.linspace(0, 2, height))[:, None]
+        noise = rng.normal(0, 1.5, (height, width, 3))
+        picture: Any = np.clip(light[..., None] * np.array(colour) + noise, 0, 255).astype(np.uint8)
+        for _ in range(hairs):
+            ends = rng.integers(-20, max(height, width) + 20, (2, 2)).tolist()
+            shade = rng.integers(20, 90, 3).tolist()
+            cv2.line(picture, ends[0], ends[1], shade, int(rng.integers(1, 5)), cv2.LINE_AA)
+        return np.asarray(picture)
+
+    return make
