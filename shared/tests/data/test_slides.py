@@ -85,6 +85,7 @@ class TestReading:
         file.write_bytes(b"x")
         with Slide(file, Holes) as opened:
             region = opened.read_region(0, 0, 8, 4)
+            assert (opened.read_region(0, 0, 8, 4, background=0)[:, 4:] == 0).all()
         assert (region[:, 4:] == 255).all()
         assert (region[:, :2] == (10, 20, 30)).all()
         assert np.abs(region[0, 2] - (255 - (255 - np.array([10, 20, 30])) * 128 / 255)).max() <= 1

@@ -17,6 +17,7 @@ DESCRIPTION = (
 COMMANDS = {
     "demo": (of.Demo, "stain_aglr.demo:demo"),
     "check-data": (of.CheckData, "stain_aglr.commands:check_data"),
+    "patches": (of.Patches, "stain_aglr.patches:patches"),
     "train": (of.Train, "stain_aglr.commands:train"),
     "predict": (of.Predict, "stain_aglr.prediction:predict"),
     "evaluate": (of.Evaluate, "stain_aglr.evaluation:evaluate"),

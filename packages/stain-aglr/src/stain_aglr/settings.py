@@ -140,6 +140,46 @@ class CheckData:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """Cut labelled patches out of whole slides with outlined tumour, or around the labelled cells of TUPAC16."""
+
+    output: OutputSettings
+    slides: Path
+    """Folder of CAMELYON17, or of TUPAC16's pictures (then with --labels), or a CSV with the columns image (the slide), mask
+    (its outlines as ASAP's XML, or a mask TIFF with 1 = tumour), and if there are any site, subject, split."""
+    labels: Path | None = None
+    """SQLite file of TUPAC16's alternative labels."""
+    site: str = ""
+    """Training laboratory: a fifth of its subjects validates, all others' are for test. Default RUMC of CAMELYON17, centre1
+    of TUPAC16; a CSV may name its own splits."""
+    size: int | None = None
+    """Side of the patches in pixels; default 256, around cells 128."""
+    level: int = 0
+    """Level of the slides' pyramid that is cut; 0 is the largest."""
+    tissue: float = 0.2
+    """Least share of tissue in a patch without tumour."""
+    balance: bool = True
+    """No more patches without tumour than with tumour, laboratory by laboratory, drawn at random; else all."""
+    limit: int = 0
+    """At most so many patches of each label per laboratory, drawn at random; 0 = all."""
+    workers: int = 4
+    """Threads that read and write patches."""
+    seed: int = 0
+    """Seed of what is drawn."""
+    resume: bool = False
+    """Continue the run in --out; patches that are there are not cut again."""
+
+    def __post_init__(self) -> None:
+        at_least(0, level=self.level, limit=self.limit)
+        at_least(1, workers=self.workers)
+        at_least(16, size=self.size or 16)
+        if not 0 < self.tissue <= 1:
+            raise SettingError(f"--tissue is {self.tissue:g}", remedy="give a share above 0, at most 1")
+        if self.resume and self.output.overwrite:
+            raise SettingError("--resume and --overwrite contradict each other", remedy="give one of them")
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a patch classifier on one laboratory by any method of the paper's tables."""
 

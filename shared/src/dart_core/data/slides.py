@@ -23,8 +23,6 @@ from dart_core.data.images import read_image
 from dart_core.errors import DartError, InputError
 from dart_core.files import atomic_write
 
-_WHITE = (255, 255, 255, 255)
-
 
 class Reader(Protocol):
     """What a slide is read with: the part of OpenSlide's interface that is used here."""
@@ -90,7 +88,9 @@ class Slide:
         fine = [level for level, factor in enumerate(self.downsamples) if factor <= downsample * (1 + 1e-3)]
         return fine[-1] if fine else 0
 
-    def read_region(self, x: int, y: int, width: int, height: int, level: int = 0) -> NDArray[np.uint8]:
+    def read_region(
+        self, x: int, y: int, width: int, height: int, level: int = 0, background: int = 255
+    ) -> NDArray[np.uint8]:
         """Read a rectangle, part of which may lie beyond the slide's edges: there the slide is mirrored.
 
         What the scanner left out (transparent pixels) becomes white. The mirror does not repeat the edge pixel.
@@ -101,6 +101,7 @@ class Slide:
             width: columns of the result, in pixels of `level`.
             height: rows of the result, in pixels of `level`.
             level: level of the pyramid.
+            background: grey value of what the file leaves out; 0 for masks, whose empty tiles are often not stored.
 
         Returns:
             uint8 (height, width, 3), red, green, blue.
@@ -129,7 +130,8 @@ class Slide:
             region = self._reader.read_region(corner, level, (columns, rows)).convert("RGBA")
             pixels = np.asarray(region)
             if not (pixels[..., 3] == 255).all():
-                pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", region.size, _WHITE), region))
+                behind = Image.new("RGBA", region.size, (background, background, background, 255))
+                pixels = np.asarray(Image.alpha_composite(behind, region))
             pixels = np.ascontiguousarray(pixels[..., :3])
         if before_x or after_x or before_y or after_y:
             pixels = np.pad(pixels, ((before_y, after_y), (before_x, after_x), (0, 0)), mode="reflect")
