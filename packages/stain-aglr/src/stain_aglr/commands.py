@@ -12,7 +12,7 @@ import torch
 from dart_core import figures, metrics
 from dart_core.checkpoint import save_weights
 from dart_core.cli import say
-from dart_core.data.datalist import Datalist, Row, check
+from dart_core.data.datalist import Row, check
 from dart_core.data.images import read_image
 from dart_core.data.pictures import label_problems, site_rows, sites_of
 from dart_core.errors import DartError
@@ -27,6 +27,7 @@ from stain_aglr.datasets import (
     StoredPatches,
     classify,
     labels_of,
+    open_patches,
     site_parts,
     training_batches,
     training_site,
@@ -42,7 +43,7 @@ from stain_aglr.networks import PatchClassifier, StainAgLr
 
 def check_data(command: of.CheckData) -> int:
     """Print every problem of a datalist; 0 if there is none, else 2."""
-    datalist = Datalist.read(command.patches.datalist)
+    datalist = open_patches(command.patches.datalist)
     sides: dict[tuple[int, ...], int] = {}
 
     def open_row(row: Row) -> Iterator[tuple[str, DartError]]:
@@ -78,7 +79,7 @@ def check_data(command: of.CheckData) -> int:
 
 def train(command: of.Train) -> None:
     """Train a classifier; write its weights, for methods with a generator that one's too, and report.html."""
-    datalist = Datalist.read(command.patches.datalist)
+    datalist = open_patches(command.patches.datalist)
     site = training_site(datalist, command.site)
     parts = site_parts(datalist, site, command.split_by)
     files = {name: PatchFiles(parts[name].rows, command.patches.image_size) for name in ("train", "val")}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dart_core.batches import Batches
+from dart_core.data.catalog import wilds_camelyon17
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.pictures import PictureFiles, Pictures, filled, read_pictures, sites_of, split_pictures
 from dart_core.errors import InputError, SettingError
@@ -33,6 +34,16 @@ _MEMORY = 1 << 30
 
 Normalise = Callable[[Tensor], Tensor]
 """uint8 (N, 3, H, W) -> uint8 (N, 3, H, W) on the same device."""
+
+
+def open_patches(path: Path) -> Datalist:
+    """A datalist, or the folder of Camelyon17-WILDS as its owners publish it.
+
+    Raises:
+        InputError: neither, or it does not fit.
+    """
+    wilds = any((path / place).is_file() for place in ("metadata.csv", "camelyon17_v1.0/metadata.csv"))
+    return wilds_camelyon17.index(path) if wilds else Datalist.read(path)
 
 
 def training_site(datalist: Datalist, site: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import PatchCollection
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ TISSUE_COLOUR, TUMOUR_COLOUR, NORMAL_COLOUR = "#0072b2", "#d62728", "#2ca02c"
 DPI = 120
 MOST_LINES = 120
 """A finer grid than so many patches across would hide the slide."""
-SHOWN_SLIDES, EXAMPLES, EXAMPLE = 6, 7, 64
+SHOWN_SLIDES, EXAMPLES, EXAMPLE = 6, 8, 80
 
 
 def overview(job: Job) -> Figure:
@@ -54,7 +55,7 @@ def overview(job: Job) -> Figure:
         squares = [
             Rectangle((place % columns, place // columns), 1, 1) for place in places[job.labels == label].tolist()
         ]
-        axes.add_collection(PatchCollection(squares, facecolor=colour, edgecolor="none", alpha=0.25))
+        axes.add_collection(PatchCollection(squares, facecolor=to_rgba(colour, 0.12), edgecolor=colour, linewidth=0.8))
     counts = {label: int((job.labels == label).sum()) for label in (TUMOUR, 0)}
     title = f"{job.name}: {counts[TUMOUR]} patches with tumour (red), {counts[0]} without (green)"
     axes.set_title(title, fontsize=8, parse_math=False)
@@ -67,19 +68,19 @@ def overview(job: Job) -> Figure:
 
 
 def examples(rows: Sequence[Row]) -> NDArray[np.uint8]:
-    """Patches of one laboratory beside each other, evenly taken from the datalist: with label 0 on the left, 1 on the right.
+    """Patches of one laboratory, evenly taken from the datalist: those with label 0 above those with label 1.
 
     Returns:
-        uint8 (EXAMPLE, n, 3).
+        uint8 (h, w, 3).
     """
-    tiles = []
-    for label in ("0", "1"):
-        own = [row for row in rows if row.labels["label"] == label]
-        for number in np.unique(np.linspace(0, len(own) - 1, min(EXAMPLES, len(own))).round().astype(int)):
+    picture = np.full((2, EXAMPLE + 4, EXAMPLES, EXAMPLE + 4, 3), 255, np.uint8)
+    for label in (0, 1):
+        own = [row for row in rows if row.labels["label"] == str(label)]
+        numbers = np.unique(np.linspace(0, len(own) - 1, min(EXAMPLES, len(own))).round().astype(int))
+        for place, number in enumerate(numbers):
             patch = Image.fromarray(read_image(own[number].image)).resize((EXAMPLE, EXAMPLE), Image.Resampling.BOX)
-            tiles += [np.asarray(patch), np.full((EXAMPLE, 2, 3), 255, np.uint8)]
-        tiles.append(np.full((EXAMPLE, 12, 3), 255, np.uint8))
-    return np.concatenate(tiles, axis=1)
+            picture[label, 2:-2, place, 2:-2] = np.asarray(patch)
+    return picture.reshape(2 * (EXAMPLE + 4), EXAMPLES * (EXAMPLE + 4), 3)
 
 
 def write_report(
@@ -104,13 +105,9 @@ def write_report(
         ],
         "Patches by laboratory",
     )
-    report.gallery(
-        [
-            (examples([row for row in rows if row.site == site]), f"{site or 'patches'}: label 0, then label 1")
-            for site in dict.fromkeys(row.site for row in rows)
-        ],
-        "Examples of patches",
-    )
+    for site in dict.fromkeys(row.site for row in rows):
+        caption = f"Patches of {site or 'the slides'}: label 0 above, label 1 below"
+        report.picture(examples([row for row in rows if row.site == site]), caption, caption)
     slides = [job for job in jobs if job.found is not None]
     if slides:
         report.section("Slides")

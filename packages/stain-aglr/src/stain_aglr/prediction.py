@@ -21,7 +21,7 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from stain_aglr import settings as of
 from stain_aglr.commands import normaliser_of
-from stain_aglr.datasets import LABEL, PatchFiles, classify, exists, labels_of, own_splits
+from stain_aglr.datasets import LABEL, PatchFiles, classify, exists, labels_of, open_patches, own_splits
 from stain_aglr.models import PACKAGE, Model, load_model
 
 FEATURES = "features.npy"
@@ -46,7 +46,7 @@ def predict(command: of.Predict) -> None:
     network, model = load_model(command.model, device)
     normalise = normaliser_of(command.model, model.method, device)
     size = _size(command, model)
-    chosen = list(choose(Datalist.read(command.patches.datalist), model, command.sites, command.split))
+    chosen = list(choose(open_patches(command.patches.datalist), model, command.sites, command.split))
     if not chosen:
         raise InputError(
             f"no patch with split {command.split}", where=command.patches.datalist, remedy="give --split all"
