@@ -32,7 +32,7 @@ def groh_skin_mask(rgb_uint8: NDArray[Any]) -> NDArray[np.bool_]:
     """
     rgb = checked(rgb_uint8)
     red, green, blue = np.moveaxis(rgb.astype(np.int16), -1, 0)
-    mask = (red >= 95) & (green >= 40) & (blue >= 20) & (red >= blue) & (red - green >= 15)
+    mask: NDArray[np.bool_] = (red >= 95) & (green >= 40) & (blue >= 20) & (red >= blue) & (red - green >= 15)
     luma, cb, cr = rgb2ycbcr(rgb[mask]).T
     mask[mask] = (
         (luma >= 80) & (cb >= 85) & (cr >= 135)

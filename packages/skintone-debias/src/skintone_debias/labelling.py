@@ -227,7 +227,9 @@ def tones_table(datalist: Datalist, photos: Sequence[Photo]) -> Datalist:
         if photo.patch >= 0:
             found["patch"] = str(photo.patch)
         given = {f"given_{name}" if name in COLUMNS else name: text for name, text in row.labels.items()}
-        rows.append(dataclasses.replace(row, labels=found | given))
+        # A table is UTF-8; a name that is not is written with its odd bytes spelled out.
+        image = Path(str(row.image).encode("utf-8", "backslashreplace").decode())
+        rows.append(dataclasses.replace(row, image=image, labels=found | given))
     return Datalist(tuple(rows), datalist.source)
 
 
@@ -330,7 +332,7 @@ def _group_table(report: Report, kind: str, groups: Sequence[str], photos: Seque
     names = list(dict.fromkeys(name for name in groups if name))
     if len(names) < 2:
         return
-    rows = []
+    rows: list[tuple[str | int | float | None, ...]] = []
     for name in names:
         members = [photo for group, photo in zip(groups, photos, strict=True) if group == name]
         itas = [photo.ita for photo in members if photo.fitzpatrick in TYPES]
@@ -345,7 +347,7 @@ def _group_table(report: Report, kind: str, groups: Sequence[str], photos: Seque
 def _truth_section(report: Report, photos: Sequence[Photo], truth: Sequence[int], tables: Sequence[Agreement]) -> None:
     report.section("Beside the human types")
     columns = ("labeller", "pictures", "within one (%)", "exact (%)", *(f"type {k}" for k in TYPES), "mean over types")
-    rows = [
+    rows: list[tuple[str | int | float, ...]] = [
         (row.name, row.labelled, *(100 * v for v in (row.within_one, row.exact, *row.per_type, row.mean_over_types)))
         for row in tables
     ]

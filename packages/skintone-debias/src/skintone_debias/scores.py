@@ -32,17 +32,18 @@ def within_one_accuracy(pred: ArrayLike, truth: ArrayLike, per_type: bool = Fals
     Raises:
         InputError: unequal shapes.
     """
-    return _accuracy(pred, truth, 1, per_type)
-
-
-def _accuracy(pred: Any, truth: Any, tolerance: int, per_type: bool) -> Any:
-    labels, answers = (np.asarray(v.detach().cpu() if hasattr(v, "detach") else v, float) for v in (truth, pred))
-    if labels.ndim != 1 or labels.shape != answers.shape:
-        raise InputError(f"{answers.shape} predicted types for {labels.shape} human ones", remedy="give as many")
-    right = np.isin(answers, TYPES) & (np.abs(answers - labels) <= tolerance)
+    right, labels = _right(pred, truth, 1)
     if per_type:
         return np.array([_share(right[labels == k]) for k in TYPES])
     return _share(right[np.isin(labels, TYPES)])
+
+
+def _right(pred: Any, truth: Any, tolerance: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which types are at most `tolerance` away from the human ones, and the human ones."""
+    labels, answers = (np.asarray(v.detach().cpu() if hasattr(v, "detach") else v, float) for v in (truth, pred))
+    if labels.ndim != 1 or labels.shape != answers.shape:
+        raise InputError(f"{answers.shape} predicted types for {labels.shape} human ones", remedy="give as many")
+    return np.isin(answers, TYPES) & (np.abs(answers - labels) <= tolerance), labels
 
 
 def _share(right: NDArray[np.bool_]) -> float:
@@ -82,7 +83,7 @@ def agreements(labellers: Mapping[str, ArrayLike], truth: ArrayLike) -> list[Agr
             name,
             int(np.isin(human, TYPES).sum()),
             within_one_accuracy(types, human),
-            _accuracy(types, human, 0, False),
+            _share(_right(types, human, 0)[0][np.isin(human, TYPES)]),
             tuple(within_one_accuracy(types, human, per_type=True).tolist()),
         )
         for name, types in {**labellers, **constant}.items()

@@ -210,7 +210,7 @@ class Label:
     truth: str = "auto"
     """Column of the datalist with human Fitzpatrick types 1 to 6 (-1 or empty: unknown) to compare with; auto:
     fitzpatrick or fitzpatrick_scale where there is one, none: no comparison."""
-    sheet: int = 48
+    sheet: int = 24
     """Pictures on the sheet, evenly spaced over the list; 0 for no sheet."""
     published: bool = False
     """Show the paper's distribution (ISIC training pictures, Fig. 4) beside ours."""

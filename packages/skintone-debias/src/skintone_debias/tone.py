@@ -79,7 +79,7 @@ def remove_hair(rgb_uint8: NDArray[Any], return_mask: bool = False) -> Pixels | 
     """
     rgb = checked(rgb_uint8)
     mask = hair_mask(rgb)
-    painted = cv2.inpaint(rgb, mask, _RADIUS, cv2.INPAINT_TELEA)
+    painted = np.asarray(cv2.inpaint(rgb, mask, _RADIUS, cv2.INPAINT_TELEA), dtype=np.uint8)
     return (painted, mask.astype(bool)) if return_mask else painted
 
 
