@@ -76,6 +76,16 @@ def test_label_columns_are_those_of_zeros_and_ones(write: Write) -> None:
     np.testing.assert_array_equal(chosen.truth, [[np.nan, 1], [1, 0]])
 
 
+def test_a_slip_of_the_pen_does_not_make_a_label_column_disappear(write: Write) -> None:
+    rows = [f"{i}.png,p{i},s,{i % 2},{i}" for i in range(10)]
+    rows[3] = "3.png,p3,s,3,3"
+    with pytest.raises(InputError, match=r"list.csv, row 5, column Mass: '3' is no label; give 0 or 1"):
+        read_pictures(Datalist.read(write("\n".join(["image,subject,site,Mass,visit", *rows]))), "s")
+    rows[4] = "4.png,p4,s,4,4"  # two of ten: a column of something else
+    with pytest.raises(InputError, match="no label column"):
+        read_pictures(Datalist.read(write("\n".join(["image,subject,site,Mass,visit", *rows]))), "s")
+
+
 def test_each_data_set_of_a_file_has_its_own_labels(write: Write) -> None:
     text = "image,site,Mass,Edema\nx.png,one,1,\ny.png,two,,0\nz.png,two,,1\n"
     datalist = Datalist.read(write(text))

@@ -28,6 +28,8 @@ from dart_core.errors import InputError
 
 SplitBy = Literal["patient", "image"]
 _CELLS = {"": math.nan, "0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
+LABEL_SHARE = 0.9
+"""Of a column's filled cells; from this on it is taken for a label column."""
 _NO_ADVICE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -113,13 +115,18 @@ def read_pictures(
 
 
 def label_columns(rows: Sequence[Row], advice: Mapping[str, str] = _NO_ADVICE) -> tuple[str, ...]:
-    """The columns that hold nothing but 0, 1 and empty cells.
+    """The columns of which at least nine in ten filled cells are 0 or 1, or something that `advice` knows.
 
-    A cell that `advice` knows does not make a column one of no labels: reading it points the cell out.
+    Reading the column points the others out: a slip of the pen must not make a label disappear.
     """
     there = dict.fromkeys(name for row in rows for name in row.labels)
     allowed = {*_CELLS, *advice}
-    return tuple(name for name in there if all(row.labels.get(name, "") in allowed for row in rows))
+
+    def is_label(name: str) -> bool:
+        filled = [row.labels[name] for row in rows if row.labels.get(name)]
+        return sum(cell in allowed for cell in filled) >= LABEL_SHARE * len(filled)
+
+    return tuple(name for name in there if is_label(name))
 
 
 def label_problems(
