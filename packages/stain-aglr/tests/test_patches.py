@@ -344,11 +344,11 @@ class TestResume:
         assert run(capsys, *words, tmp_path / "whole")[0] == 0
         write_image, written = module.write_image, []
 
-        def full(path: Path, array: np.ndarray) -> Path:
+        def full(path: Path, array: np.ndarray, effort: int) -> Path:
             if len(written) == 17:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written.append(path)
-            return write_image(path, array)
+            return write_image(path, array, effort)
 
         monkeypatch.setattr(module, "write_image", full)
         status, lines = run(capsys, *words, tmp_path / "out")

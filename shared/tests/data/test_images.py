@@ -123,6 +123,14 @@ class TestWriting:
         assert_array_equal(read_image(path, mode="L" if array.ndim == 2 else "RGB"), array)
         assert list(path.parent.iterdir()) == [path]
 
+    def test_effort_changes_the_size_alone(self, tmp_path):
+        sizes = []
+        for compression in (0, 6):
+            path = write_image(tmp_path / "a.png", GREY, compression)
+            assert_array_equal(read_image(path, mode="L"), GREY)
+            sizes.append(path.stat().st_size)
+        assert sizes[0] > sizes[1]
+
     def test_bool_becomes_black_and_white(self, tmp_path):
         path = write_image(tmp_path / "a.png", GREY > 100)
         assert_array_equal(read_image(path, mode="L"), np.where(GREY > 100, 255, 0))

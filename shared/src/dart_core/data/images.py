@@ -91,12 +91,13 @@ def find_pictures(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def write_image(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
+def write_image(path: str | os.PathLike[str], array: NDArray[Any], compression: int = 6) -> Path:
     """Write an array as PNG; the file appears whole or not at all.
 
     Args:
         path: a name that ends in .png.
         array: uint8 (H, W) or (H, W, 3), or bool (H, W) (true becomes 255).
+        compression: effort of zlib, 0 to 9; textured pictures are hardly smaller with 6 than with 3, which is twice as fast.
 
     Raises:
         InputError: another shape or type.
@@ -115,7 +116,7 @@ def write_image(path: str | os.PathLike[str], array: NDArray[Any]) -> Path:
         )
     image = Image.fromarray(np.ascontiguousarray(array))
     with atomic_write(path) as temporary:
-        image.save(temporary, format="PNG")
+        image.save(temporary, format="PNG", compress_level=compression)
     return path
 
 
