@@ -118,9 +118,10 @@ class TestOutlines:
 
 
 class TestGrid:
-    def test_it_covers_the_slide(self):
+    def test_middles_lie_on_the_slide(self):
         assert Grid.over((1000, 512), 256) == Grid(2, 4, 256)
-        assert Grid.over((1024, 513), 256) == Grid(3, 4, 256)
+        assert Grid.over((1024, 640), 256) == Grid(3, 4, 256)
+        assert Grid.over((1151, 639), 256) == Grid(2, 4, 256)
         assert Grid.over((10, 10), 256) == Grid(1, 1, 256)
         assert Grid(2, 4, 256).cells == (24, 48)
 

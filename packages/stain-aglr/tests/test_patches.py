@@ -25,8 +25,8 @@ from stain_aglr import patches as module
 from stain_aglr.cli import COMMANDS, DESCRIPTION
 
 SIZE = 64
-WIDTH, HEIGHT = 10 * SIZE + 20, 7 * SIZE
-"""The last column of patches reaches 44 pixels beyond the slide."""
+WIDTH, HEIGHT = 10 * SIZE + 44, 7 * SIZE
+"""The last column of patches reaches 20 pixels beyond the slide."""
 TISSUE = (2, 1, 11, 6)
 """Left, top, right and bottom in patches; cut off by the slide's right edge."""
 TUMOUR = (3, 2, 6, 4)
@@ -230,7 +230,9 @@ def spoil_slide(folder: Path, name: str) -> None:
 def spoil_tile(folder: Path, name: str) -> None:
     path = folder / "images" / f"{name}.tif"
     content = bytearray(path.read_bytes())
-    content[80_000:80_300] = bytes(300)  # level 0, which the look at low resolution does not read at --size 64
+    # In level 0, the first three quarters of the file; the look at low resolution reads level 2.
+    start = len(content) * 3 // 10
+    content[start : start + 40_000] = bytes(40_000)
     path.write_bytes(content)
 
 
@@ -249,11 +251,11 @@ def spoil_grid(folder: Path, name: str) -> None:
 BAD = {
     spoil_nothing: "no annotation; name its outlines or its mask in the column mask",
     spoil_xml: "the outlines are damaged",
-    spoil_place: "an outline lies outside the slide of 660 x 448 pixels (at 1920, 128)",
+    spoil_place: "an outline lies outside the slide of 684 x 448 pixels (at 1920, 128)",
     spoil_tissue: "no tissue on this slide",
     spoil_slide: "not a slide, or truncated",
     spoil_tile: "the slide is damaged near",
-    spoil_mask: "the mask has 660 x 408 pixels, the slide 660 x 448",
+    spoil_mask: "the mask has 684 x 408 pixels, the slide 684 x 448",
     spoil_grid: "no patch of 64 pixels has tumour in its middle or 20% tissue",
 }
 

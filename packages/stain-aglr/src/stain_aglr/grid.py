@@ -115,7 +115,7 @@ def _fill(corners: NDArray[np.float64], shape: tuple[int, int]) -> tuple[tuple[s
 
 @dataclass(frozen=True)
 class Grid:
-    """Patches side by side over a slide; those at the right and bottom edge may reach beyond it."""
+    """Patches side by side over a slide: all whose middle lies on it, so that some reach beyond its right and bottom edge."""
 
     rows: int
     columns: int
@@ -124,8 +124,9 @@ class Grid:
 
     @classmethod
     def over(cls, size: tuple[int, int], step: float) -> Grid:
-        """The grid over a slide of `size` (width, height)."""
-        return cls(-int(-size[1] // step), -int(-size[0] // step), step)
+        """The grid over a slide of `size` (width, height); at least one patch."""
+        columns, rows = (max(1, int(side / step + 0.5)) for side in size)
+        return cls(rows, columns, step)
 
     @property
     def cells(self) -> tuple[int, int]:
