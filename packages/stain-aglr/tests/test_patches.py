@@ -314,6 +314,8 @@ class TestMistakes:
             (("--resume",), "no run to resume here"),
             (("--site", "RUMCC"), "no row has site 'RUMCC'"),
             (("--level", 3), "has no level 3; its levels are 0 to 2"),
+            (("--labels", "a.sqlite", "--limit", 5), "--limit is for slides; --labels takes all labelled cells"),
+            (("--labels", "a.sqlite", "--no-balance"), "--balance is for slides"),
         ):
             status, lines = run(capsys, *words, *flags)
             assert status == 2

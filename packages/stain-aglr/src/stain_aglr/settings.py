@@ -177,6 +177,11 @@ class Patches:
             raise SettingError(f"--tissue is {self.tissue:g}", remedy="give a share above 0, at most 1")
         if self.resume and self.output.overwrite:
             raise SettingError("--resume and --overwrite contradict each other", remedy="give one of them")
+        for name in ("level", "tissue", "balance", "limit"):
+            if self.labels is not None and getattr(self, name) != getattr(Patches, name):
+                raise SettingError(
+                    f"--{name} is for slides; --labels takes all labelled cells of the pictures", remedy="leave it out"
+                )
 
 
 @dataclass(frozen=True)
