@@ -478,3 +478,29 @@ class TestCells:
         status, lines = run(capsys, "--slides", root, "--labels", file, "--out", tmp_path / "out")
         assert status == 0
         assert "this is the augmented edition, not the one of the paper's tables" in lines[0]
+
+
+@pytest.mark.real
+@pytest.mark.skipif("DART_DATA" not in os.environ, reason="DART_DATA does not say where the real data sets are")
+def test_real_tissue(tmp_path, capsys):
+    # Sixteen fields of CAMELYON side by side on glass, as one slide with its mask.
+    fields = np.load(Path(os.environ["DART_DATA"]) / "camelyon_mini/camelyon_mini.npz")
+    slide, truth = np.full((1152, 1216, 3), 242, np.uint8), np.zeros((1152, 1216), np.uint8)
+    for number in range(16):
+        top, left = (64 + 256 * place for place in divmod(number, 4))
+        slide[top : top + 256, left : left + 256] = fields["images"][number]
+        truth[top : top + 256, left : left + 256] = fields["masks"][number]
+    write_slide(tmp_path / "slide.tif", slide)
+    write_slide(tmp_path / "mask.tif", truth)
+    (tmp_path / "slides.csv").write_text("image,mask\nslide.tif,mask.tif\n")
+    words = ("--slides", tmp_path / "slides.csv", "--out", tmp_path / "out", "--size", SIZE, "--no-balance")
+    assert run(capsys, *words)[0] == 0
+    rows = Datalist.read(tmp_path / "out/datalist.csv")
+    assert len(rows) > 150
+    for row in rows:
+        x, y = int(row.labels["x"]), int(row.labels["y"])
+        assert 64 <= x < 1088
+        assert 64 <= y < 1088
+        part = truth[y : y + SIZE, x : x + SIZE]
+        # The mask is looked at in cells of 5 pixels: a speck may fall between their middles.
+        assert part[21:43, 21:43].any() if row.labels["label"] == "1" else part.mean() < 0.02
