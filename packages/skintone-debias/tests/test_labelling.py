@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from PIL import Image
 
 from dart_core.data.datalist import Datalist
 from dart_core.data.images import read_image
+from dart_core.errors import InputError
 from skintone_debias import fitzpatrick_type, groh_ita, label_skin_tone
-from skintone_debias.labelling import COLUMNS, label_files
+from skintone_debias.labelling import COLUMNS, Labellers
 from skintone_debias.photos import LabelOptions, label_photo
 from skintone_debias.tone import CORNERS, PATCH
 
@@ -365,11 +367,22 @@ def test_a_long_title_is_cut() -> None:
 
 def test_processes_change_nothing(folder: Path) -> None:
     files = [folder / name for name in ("a.png", "none.png", "b.png", "inner/c.png", "d.png")] * 5
-    alone, together = (list(label_files(files, LabelOptions(), workers)) for workers in (0, 2))
+    with Labellers(0) as none, Labellers(2) as two:
+        alone, together = (list(labellers.label(files, LabelOptions())) for labellers in (none, two))
     assert [photo.fitzpatrick for photo in alone[:5]] == [1, -1, 2, 3, 6]
     for one, other in zip(alone, together, strict=True):
         assert one._replace(ita=0) == other._replace(ita=0)
         assert one.ita == other.ita or (math.isnan(one.ita) and math.isnan(other.ita))
+
+
+def test_a_process_that_dies(folder: Path) -> None:
+    with Labellers(1) as labellers:
+        found = labellers.label([folder / "a.png"] * 400, LabelOptions())
+        assert next(found).fitzpatrick == 1
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        with pytest.raises(InputError, match="ended from outside, perhaps for lack of memory; give fewer --workers"):
+            list(found)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -52,8 +52,9 @@ def label(command: of.Label) -> None:
     truth = human_types(datalist, command.truth)
     _claim(outputs, datalist, command.overwrite)
     options = LabelOptions(**{f.name: getattr(command, f.name) for f in dataclasses.fields(LabelOptions)})
-    with contextlib.closing(Log(command.out.parent)) as log:
-        found = label_files([row.image for row in datalist], options, command.workers)
+    workers = sensible_workers(len(datalist)) if command.workers is None else command.workers
+    with contextlib.closing(Log(command.out.parent)) as log, Labellers(workers) as labellers:
+        found = labellers.label([row.image for row in datalist], options)
         photos = list(log.progress(found, "labelling", len(datalist)))
     _refuse_nothing(datalist, photos)
     tones_table(datalist, photos).write(outputs["table"])
@@ -160,28 +161,41 @@ def _claim(outputs: Mapping[str, Path], datalist: Datalist, overwrite: bool) -> 
 # --- Work ------------------------------------------------------------------------------------------------------------
 
 
-def label_files(files: Sequence[Path], options: LabelOptions, workers: int | None = None) -> Iterator[Photo]:
-    """Label files in parallel; the results come in the order of the files, and do not depend on the processes.
+class Labellers:
+    """Processes that label files, as a context manager.
 
     Args:
-        files: pictures.
-        options: how.
-        workers: processes; None takes one per core where there is work for them, 0 none.
-
-    Raises:
-        InputError: a process was ended from outside.
+        workers: how many; 0 labels in this process.
     """
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # Starting processes takes as long as labelling a hundred pictures.
-        workers = cores if len(files) > 100 and cores > 1 else 0
-    work = functools.partial(label_photo, options=options)
-    if workers == 0:
-        yield from map(work, files)
-        return
-    with _pool(workers) as pool:
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Labellers:
+        if self.workers:
+            # Not forked: this process may hold threads of torch and OpenCV, whose locks a forked child would inherit.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=start_process)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            # After an error or Ctrl-C nobody waits for what has not begun.
+            self._pool.shutdown(cancel_futures=True)
+
+    def label(self, files: Sequence[Path], options: LabelOptions) -> Iterator[Photo]:
+        """Label files; the results come in the order of the files, and do not depend on the number of processes.
+
+        Raises:
+            InputError: a process was ended from outside.
+        """
+        work = functools.partial(label_photo, options=options)
+        if self._pool is None:
+            yield from map(work, files)
+            return
         try:
-            yield from pool.map(work, files, chunksize=_CHUNK)
+            yield from self._pool.map(work, files, chunksize=_CHUNK)
         except BrokenProcessPool as error:
             raise InputError(
                 "a process that reads pictures was ended from outside, perhaps for lack of memory",
@@ -189,16 +203,10 @@ def label_files(files: Sequence[Path], options: LabelOptions, workers: int | Non
             ) from error
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Generator[ProcessPoolExecutor]:
-    # Not forked: this process may hold threads of torch and OpenCV, whose locks a forked child would inherit.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_process)
-    try:
-        yield pool
-    finally:
-        # After an error or Ctrl-C nobody waits for what has not begun.
-        pool.shutdown(cancel_futures=True)
+def sensible_workers(files: int) -> int:
+    """One process per core; none for few files, because starting processes takes as long as labelling a hundred."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if files > 100 and cores > 1 else 0
 
 
 def _refuse_nothing(datalist: Datalist, photos: Sequence[Photo]) -> None:

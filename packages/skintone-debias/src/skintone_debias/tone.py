@@ -31,8 +31,9 @@ BOUNDS = {
 _HAIR = cv2.getStructuringElement(cv2.MORPH_CROSS, (17, 17))
 _THRESHOLD = 10
 _RADIUS = 1
-# Inpainting reads pixels at most three away, so that hairs farther apart than twice this do not know of each other.
-_REACH = cv2.getStructuringElement(cv2.MORPH_RECT, (7, 7))
+# With this radius inpainting a pixel reads its four neighbours and, for gradients, theirs: nothing farther than two steps
+# along rows and columns. Pixels that near have dilations by this cross that touch.
+_REACH = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 
 Pixels = NDArray[np.uint8]
 
@@ -105,7 +106,7 @@ def hair_free_patches(rgb: Pixels) -> Pixels:
     inside = _patches(mask)
     if not inside.any():
         return _patches(rgb)
-    _, names = cv2.connectedComponents(cv2.dilate(mask, _REACH), connectivity=8)
+    _, names = cv2.connectedComponents(cv2.dilate(mask, _REACH), connectivity=4)
     wanted = np.zeros(names.max() + 1, np.uint8)
     wanted[_patches(names)[inside > 0]] = 1
     return _patches(cv2.inpaint(rgb, mask & wanted[names], _RADIUS, cv2.INPAINT_TELEA))

@@ -55,8 +55,9 @@ def open_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
                     where=path,
                     remedy="save the one that is meant as a file of its own",
                 )
-            turned = ImageOps.exif_transpose(image)
-            return _to_eight_bits(path, turned, mode)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_eight_bits(path, image, mode)
     except UnidentifiedImageError as error:
         raise InputError("not a picture", where=path, remedy="give a PNG, JPEG or TIFF file") from error
     except Image.DecompressionBombError as error:
@@ -130,4 +131,4 @@ def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> Image.Image:
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         image = Image.fromarray(grey)
     image.info.pop("transparency", None)  # of which Pillow would warn that it cannot be kept
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
