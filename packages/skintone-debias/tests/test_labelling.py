@@ -213,10 +213,10 @@ def test_neutral_patches(command: Command, tmp_path: Path) -> None:
         assert command("label", tmp_path, flag, "--out", tmp_path / "t.csv", "--overwrite").status == 0
         found[flag] = by_name(tmp_path / "t.csv")
         report = (tmp_path / "t.html").read_text()
-        assert ("is grey, black or white" in report) == (flag == "--no-reject-neutral")
+        assert ("is grey, bluish, black or white" in report) == (flag == "--no-reject-neutral")
     assert found["--no-reject-neutral"]["a.png"]["fitzpatrick"] == "1"
     assert found["--reject-neutral"]["a.png"]["fitzpatrick"] == "3"
-    assert found["--reject-neutral"]["b.png"]["reason"] == "all eight patches are grey, black or white"
+    assert found["--reject-neutral"]["b.png"]["reason"] == "all eight patches are grey, bluish, black or white"
     assert found["--reject-neutral"]["b.png"]["fitzpatrick"] == found["--reject-neutral"]["b.png"]["patch"] == ""
 
 

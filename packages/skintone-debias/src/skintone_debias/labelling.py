@@ -42,7 +42,7 @@ TRUTHS = ("fitzpatrick", "fitzpatrick_scale")
 """Columns that hold human types, where --truth does not name one."""
 UNKNOWN = ("", "-1", "nan")
 _CHUNK = 8
-_LISTED = 100
+_LISTED = 50
 
 
 def label(command: of.Label) -> None:
@@ -247,7 +247,7 @@ def _numbers(photos: Sequence[Photo], tables: Iterable[Agreement]) -> dict[str, 
         "pictures": len(photos),
         "labelled": sum(kind in TYPES for kind in types),
         "types": {str(kind): types.count(kind) for kind in TYPES},
-        "lightest_patch_is_neutral": _neutral(photos),
+        "lightest_patch_is_neutral": len(_neutral(photos)),
         "agreement": [
             {
                 **{name: plain_number(value) for name, value in dataclasses.asdict(row).items() if name != "per_type"},
@@ -259,9 +259,9 @@ def _numbers(photos: Sequence[Photo], tables: Iterable[Agreement]) -> dict[str, 
     }
 
 
-def _neutral(photos: Iterable[Photo]) -> int:
-    """Pictures whose tone comes from a patch that is grey, black or white."""
-    return sum(photo.patch >= 0 and photo.neutral[photo.patch] for photo in photos)
+def _neutral(photos: Iterable[Photo]) -> list[Photo]:
+    """Those whose tone comes from a patch that is grey, bluish, black or white."""
+    return [photo for photo in photos if photo.patch >= 0 and photo.neutral[photo.patch]]
 
 
 def _summary(photos: Sequence[Photo]) -> str:
@@ -307,11 +307,14 @@ def _write_report(
         outputs["distribution"], "How often each type occurs (after Fig. 4 of the paper)", "bars of the six types"
     )
     _group_table(report, "site", [row.site for row in datalist], photos)
-    if count := _neutral(photos):
+    if neutral := _neutral(photos):
+        dark = sum(photo.fitzpatrick == 6 for photo in neutral)
         report.text(
-            f"In {count} of {len(photos)} pictures the lightest patch is grey, black or white: background, ink, a ruler "
-            "or the dark rim of the optics rather than skin. Their angle says nothing; --reject-neutral leaves such "
-            "patches out."
+            f"In {len(neutral)} of {len(photos)} pictures the lightest patch is grey, bluish, black or white (b* <= 1, L* "
+            f"< 5 or > 98), and {dark} of these were given type 6. That may be background, ink, a ruler, the dark rim of "
+            "the optics, or a camera that sees skin pink or blue: a light patch with b* below 0 has a negative angle and "
+            "becomes type 6, a grey one an angle near 90 or -90 degrees. The angle says nothing about the skin there; "
+            "--reject-neutral leaves such patches out."
         )
     if tables:
         _truth_section(report, photos, truth, tables)
@@ -374,8 +377,15 @@ def _truth_section(report: Report, photos: Sequence[Photo], truth: Sequence[int]
 
 
 def _failures_section(report: Report, datalist: Datalist, photos: Sequence[Photo]) -> None:
-    failed = [(row.image.name, photo.reason) for row, photo in zip(datalist, photos, strict=True) if photo.reason]
-    if failed:
+    names: dict[str, list[str]] = {}
+    for row, photo in zip(datalist, photos, strict=True):
+        if photo.reason:
+            names.setdefault(photo.reason, []).append(row.image.name)
+    if names:
         report.section("Without label")
-        rest = f"; {len(failed) - _LISTED} more in the table" if len(failed) > _LISTED else ""
-        report.table(("file", "reason"), failed[:_LISTED], f"{len(failed)} files{rest}")
+        rows = [
+            (reason, len(files), ", ".join(files[:3]) + ", …" * (len(files) > 3))
+            for reason, files in sorted(names.items(), key=lambda item: -len(item[1]))
+        ]
+        rest = f"; {len(rows) - _LISTED} rarer reasons stand in the table only" if len(rows) > _LISTED else ""
+        report.table(("reason", "files", "such as"), rows[:_LISTED], f"{sum(row[1] for row in rows)} files{rest}")

@@ -43,7 +43,7 @@ class Photo(NamedTuple):
     patch: int = -1
     patch_itas: tuple[float, ...] = ()
     neutral: tuple[bool, ...] = ()
-    """Which patches are grey, black or white."""
+    """Which patches are grey, bluish, black or white."""
     reason: str = ""
     """Why there is no type."""
 
@@ -78,7 +78,7 @@ def _label(path: Path, options: LabelOptions) -> Photo:
     square = np.asarray(image) if options.pre_sized else middle_square(image)
     _refuse_grey(square)
     tone = tone_of_square(square, options.bands, options.angle or "atan", options.reject_neutral)
-    reason = "" if tone.patch >= 0 else "all eight patches are grey, black or white"
+    reason = "" if tone.patch >= 0 else "all eight patches are grey, bluish, black or white"
     return Photo(
         tone.ita, tone.fitzpatrick, tone.patch, tuple(tone.patch_itas.tolist()), tuple(tone.neutral.tolist()), reason
     )

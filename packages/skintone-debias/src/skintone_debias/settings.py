@@ -205,8 +205,8 @@ class Label:
     pre_sized: bool = False
     """patches: the pictures are 256 x 256 already; others are refused instead of cropped and resized."""
     reject_neutral: bool = False
-    """patches: leave out patches that are grey, black or white (b* <= 1, L* < 5 or L* > 98): background, ink, rulers,
-    vignettes. Not in the paper, where they often are the lightest."""
+    """patches: leave out patches that are grey, bluish, black or white (b* <= 1, L* < 5 or L* > 98): background, ink,
+    rulers, vignettes. Not in the paper, where they often are the lightest."""
     truth: str = "auto"
     """Column of the datalist with human Fitzpatrick types 1 to 6 (-1 or empty: unknown) to compare with; auto:
     fitzpatrick or fitzpatrick_scale where there is one, none: no comparison."""

@@ -51,7 +51,7 @@ class SkinTone:
     patch_itas: NDArray[np.float64]
     """(8,) angles of all patches in degrees."""
     neutral: NDArray[np.bool_]
-    """(8,) patches that are grey, black or white (A9)."""
+    """(8,) patches that are grey, bluish, black or white (A9)."""
 
 
 # --- Hair (A2) -------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def label_skin_tone(
         on_error: "raise", or -1: what cannot be labelled gets type -1, as in the authors' program.
         bands: see `fitzpatrick_type`.
         angle: see `individual_typology_angle`.
-        reject_neutral: grey, black and white patches (b* <= 1, L* < 5 or L* > 98) cannot be the lightest one (A9). They
+        reject_neutral: grey, bluish, black and white patches (b* <= 1, L* < 5 or L* > 98) cannot be the lightest one (A9). They
             are no skin, and their angle is near 90 or -90 degrees. Not in the paper.
 
     Returns:
