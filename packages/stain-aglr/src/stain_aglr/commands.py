@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dart_core import figures, metrics
 from dart_core.checkpoint import save_weights
@@ -17,7 +19,7 @@ from dart_core.data.images import read_image
 from dart_core.data.pictures import label_problems, site_rows, sites_of
 from dart_core.errors import DartError
 from dart_core.report import Report
-from dart_core.run import Run
+from dart_core.run import CONFIG, Run
 from stain_aglr import settings as of
 from stain_aglr.datasets import (
     LABEL,
@@ -37,6 +39,9 @@ from stain_aglr.figures import regeneration_figure, views_figure
 from stain_aglr.method import train_network, weights_of
 from stain_aglr.models import GENERATOR, PACKAGE, Model, save_model
 from stain_aglr.networks import PatchClassifier, StainAgLr
+
+NORMALISER = "normaliser"
+"""Folder of a run that holds what normalises its patches."""
 
 # --- check-data ------------------------------------------------------------------------------------------------------
 
@@ -92,12 +97,9 @@ def train(command: of.Train) -> None:
     with Run(command.run, command) as run, ExitStack() as stack:
         patches: dict[str, Patches] = dict(files)
         if command.method in of.NORMALISED:
-            from stain_aglr.normalisation import fit_normaliser
-
-            normaliser = fit_normaliser(
-                command.method, run, parts["train"].rows, labels["train"], command.gan, command.patches.image_size
-            )
-            normalise = normaliser.to(run.device).normalise_batch
+            normalise = _normaliser(run, command, files["train"], labels["train"])
+            # Whatever the normaliser drew must not reach the classifier: all methods of a seed start from the same weights.
+            torch.manual_seed(command.run.seed)
             for name, raw in files.items():
                 stored = run.out / f"normalised-{name}-{run.rank}.npy"
                 stack.callback(stored.unlink, missing_ok=True)
@@ -136,6 +138,26 @@ def train(command: of.Train) -> None:
         run.finish(content)
         _report(run, command, network, patches, model, found["validation_auc"])
     say(f"network: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _normaliser(run: Run, command: of.Train, patches: PatchFiles, labels: NDArray[np.int64]) -> Normalise:
+    """What gives every patch the training laboratory's colours, learnt from its training patches alone.
+
+    A run of its own in the run's folder, so that a GAN resumes where it was stopped.
+    """
+    from stain_aglr.normalisation import fit_normaliser, load_normaliser, save_normaliser
+
+    folder = run.out / NORMALISER
+    if (folder / "metrics.json").is_file():
+        return load_normaliser(folder, run.device)
+    settings = dataclasses.replace(command.run, out=folder, resume=(folder / CONFIG).is_file(), overwrite=False)
+    with Run(settings, {"method": command.method, "gan": command.gan}) as own:
+        normaliser = fit_normaliser(own, command.method, patches, labels, command.gan, command.run.seed)
+        if own.is_main:
+            save_normaliser(folder, normaliser)
+            own.finish({"method": command.method, "patches": len(patches)})
+    # Read back by all processes: what `predict` will use.
+    return load_normaliser(folder, run.device)
 
 
 def _report(
@@ -184,4 +206,4 @@ def normaliser_of(model: Path, method: str, device: torch.device) -> Normalise |
         return None
     from stain_aglr.normalisation import load_normaliser
 
-    return load_normaliser(model if model.is_dir() else model.parent).to(device).normalise_batch
+    return load_normaliser((model if model.is_dir() else model.parent) / NORMALISER, device)

@@ -57,21 +57,17 @@ def evaluate(command: of.Evaluate) -> None:
     """Compare the predictions of one or more networks."""
     scored = [read_scored(folder) for folder in command.predictions]
     results = auc_rows(scored)
-    means = mean_over_sites([row for row in results if row["unseen"]])
     if command.embedding == "umap" and any(one.features is not None for one in scored):
         embed(np.random.default_rng(0).random((5, 2)), "umap")  # an absent package must not cost the output folder
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     columns = ("method", "seed", "site", "split", "positives", "negatives", "auc", "auc_error", "folder")
     write_csv(out / SCORES, columns, [[row[name] for name in columns] for row in results])
-    per_site = seed_table(results, ("method", "group"))
-    overall = seed_table(means, ("method",))
-    compared = compare_seeds(means, _baseline(command, scored))
+    per_site, overall, compared = _over_seeds(command, scored, results)
     content = {"per_site": per_site, "mean": overall, "compared": compared}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     report = Report("Evaluation", f"{len(scored)} predictions, {len(overall)} methods", package=PACKAGE)
-    _tables(report, results, per_site, overall, compared)
-    _pictures(report, command, scored, results)
+    network_sections(report, command, scored, results)
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
@@ -85,6 +81,30 @@ def evaluate(command: of.Evaluate) -> None:
     for row in overall:
         print(f"{row['method']:<{width}}  mean AUC {mean_and_spread(row['mean'], row['std'])}  ({row['seeds']} seeds)")
     say(f"scores: {out / SCORES}   report: {out / 'report.html'}")
+
+
+def network_sections(
+    report: Report, command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]
+) -> None:
+    """Tables and pictures of some networks.
+
+    Args:
+        report: where to.
+        command: embedding and baseline.
+        scored: the networks.
+        results: `auc_rows` of them.
+    """
+    _tables(report, results, *_over_seeds(command, scored, results))
+    _pictures(report, command, scored, results)
+
+
+def _over_seeds(
+    command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Each laboratory's AUC, the mean over unseen laboratories, and the methods compared in that mean."""
+    means = mean_over_sites([row for row in results if row["unseen"]])
+    compared = compare_seeds(means, _baseline(command, scored))
+    return seed_table(results, ("method", "group")), seed_table(means, ("method",)), compared
 
 
 def read_scored(folder: Path) -> Scored:
@@ -197,12 +217,10 @@ def _beside(
     overall: Sequence[Mapping[str, Any]], cells: Mapping[tuple[str, str], Mapping[str, Any]], groups: Sequence[str]
 ) -> list[list[str]]:
     """Numbers that were measured here and printed in the paper."""
-    printed = {str(row["method"]): row for name in ("table1", "table2") for row in printed_table(name)}
     merged: dict[str, dict[str, Any]] = {}
     for name in ("table1", "table2"):
         for row in printed_table(name):
             merged.setdefault(str(row["method"]), {}).update(row)
-    assert printed.keys() == merged.keys()
     rows = []
     for mean in overall:
         of_paper = merged.get(PAPER_NAMES.get(mean["method"], ""), {})
