@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from dart_core.data.images import open_image
 from dart_core.report import COLOURS
@@ -69,9 +69,8 @@ def _with_patches(picture: np.ndarray, photo: Photo, options: LabelOptions) -> I
 
 def _fitted(image: Image.Image) -> Image.Image:
     shown = Image.new("RGB", (_SHOWN, _SHOWN), "white")
-    small = image.copy()
-    small.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
-    shown.paste(small, ((_SHOWN - small.width) // 2, (_SHOWN - small.height) // 2))
+    whole = ImageOps.contain(image, (_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    shown.paste(whole, ((_SHOWN - whole.width) // 2, (_SHOWN - whole.height) // 2))
     return shown
 
 
