@@ -1,3 +1,6 @@
+from .dscsi import DSCSIDiscriminator as DSCSIDiscriminator
+from .dscsi import DSCSIGenerator as DSCSIGenerator
+from .dscsi import dscsi_similarity as dscsi_similarity
 from .hed import hed_jitter as hed_jitter
 from .hed import random_hed_jitter as random_hed_jitter
 from .light import HEDLight as HEDLight
@@ -14,5 +17,9 @@ from .method import stain_aglr_loss as stain_aglr_loss
 from .networks import FeatureExtractor as FeatureExtractor
 from .networks import StainClassifier as StainClassifier
 from .networks import StainGenerator as StainGenerator
+from .normalisers import MacenkoNormalizer as MacenkoNormalizer
+from .normalisers import VahadaneNormalizer as VahadaneNormalizer
+from .stst import STSTDiscriminator as STSTDiscriminator
+from .stst import STSTGenerator as STSTGenerator
 
 __version__: str

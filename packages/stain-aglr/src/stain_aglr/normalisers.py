@@ -207,13 +207,16 @@ def _fixed_point(matrix: Tensor, od: Tensor) -> Tensor:
         if len(moves) > 2:
             steps = torch.stack([b - a for a, b in itertools.pairwise(moves)], 2)
             ahead = torch.stack([b - a for a, b in itertools.pairwise(results)], 2)
-            # The ridge keeps steps apart that are nearly parallel.
-            gram = steps.mT @ steps
-            ridge = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * 1e-10 + torch.finfo(od.dtype).tiny
-            weights = torch.linalg.solve(gram + ridge * torch.eye(gram.shape[1]).to(gram), steps.mT @ move[:, :, None])
+            # In float64, with a ridge that keeps apart steps that are nearly parallel, or 0 where a patch has arrived.
+            wide = steps.to(torch.float64)
+            gram = wide.mT @ wide
+            ridge = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * 1e-10 + 1e-30
+            system = gram + ridge * torch.eye(gram.shape[1]).to(gram)
+            weights = torch.linalg.solve_ex(system, wide.mT @ move[:, :, None].to(wide)).result.to(ahead)
             leap = _feasible((result.flatten(1) - (ahead @ weights)[:, :, 0]).view_as(result))
             shrinking = size <= (2 * moves[-2].abs().amax(1)).clamp(max=NEAR)
-            matrix = torch.where(shrinking[:, None, None], leap, result)
+            good = shrinking & leap.isfinite().all(2).all(1)
+            matrix = torch.where(good[:, None, None], leap, result)
     return matrix
 
 
@@ -429,10 +432,11 @@ def check_batch(images: Tensor) -> None:
         raise InputError(problem, remedy="give uint8 (N, 3, H, W)")
 
 
-def nearest_to_mean(colours: Tensor) -> int:
-    """Which of the patches has the mean colour nearest to the mean of all (specification 10): the reference.
+def nearest_to_mean(colours: Tensor) -> list[int]:
+    """Patches in the order of how near their mean colour is to the mean of all; the first is the reference (specification 10).
 
     Args:
         colours: (N, 3) mean colours.
     """
-    return int((colours - colours.mean(0)).square().sum(1).argmin())
+    order: list[int] = (colours - colours.mean(0)).square().sum(1).argsort(stable=True).tolist()
+    return order

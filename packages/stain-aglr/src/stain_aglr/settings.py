@@ -32,7 +32,7 @@ class PatchSettings:
 
     datalist: Path
     """CSV with the columns image, label (0 or 1), site (the laboratory), and if there are any subject (slide or case) and
-    split (train, val, test); `stain-aglr patches` writes one."""
+    split (train, val, test); `stain-aglr patches` writes one. Or the folder of Camelyon17-WILDS."""
     image_size: int | None = None
     """Side that patches are resized to, a multiple of 32; default: the patches' own, after training that of training."""
 
@@ -113,6 +113,49 @@ class Augmentation:
     def __post_init__(self) -> None:
         at_least(0, strength=self.strength)
         at_least(0.1, largest_blur=self.largest_blur)
+
+
+@dataclass(frozen=True)
+class GanTraining:
+    """How the two GANs that normalise patches are trained; defaults are those of their authors' programs (specification 4.4, 4.5)."""
+
+    gan_size: int = 256
+    """Side in pixels that a GAN works at, a power of two; patches of another size are resized to it and back."""
+    gan_width: int = 64
+    """Filters of the generator's first convolution."""
+    gan_epochs: int | None = None
+    """Passes over the training patches; default 15 for stst-gan, 8 for dscsi-gan."""
+    gan_batch_size: int | None = None
+    """Patches of a batch; default 1 for stst-gan, 4 (half of each class) for dscsi-gan."""
+    gan_learning_rate: float | None = None
+    """Of Adam for both networks; default 2e-4 for stst-gan, 1e-3 for dscsi-gan."""
+    gan_backbone: str = "resnet34"
+    """Network (a timm name) whose features dscsi-gan keeps; it is first trained on the training patches."""
+    gan_weights: Path | None = None
+    """File with its ImageNet weights; default: random weights."""
+    feature_epochs: int = 5
+    """Passes in which it is trained (the authors' program does not say)."""
+    gan_log_every: int = 50
+    """Steps between lines of the GAN's metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        if self.gan_size not in (32, 64, 128, 256):
+            raise SettingError(f"--gan-size is {self.gan_size}", remedy="give 32, 64, 128 or 256")
+        at_least(1, gan_width=self.gan_width, gan_epochs=self.gan_epochs or 1, gan_log_every=self.gan_log_every)
+        at_least(1, gan_batch_size=1 if self.gan_batch_size is None else self.gan_batch_size)
+        at_least(0, feature_epochs=self.feature_epochs, gan_learning_rate=self.gan_learning_rate or 0)
+
+    def epochs_of(self, method: str) -> int:
+        """Passes of a method."""
+        return self.gan_epochs or {"stst-gan": 15, "dscsi-gan": 8}[method]
+
+    def batch_of(self, method: str) -> int:
+        """Batch size of a method."""
+        return self.gan_batch_size or {"stst-gan": 1, "dscsi-gan": 4}[method]
+
+    def rate_of(self, method: str) -> float:
+        """Learning rate of a method."""
+        return self.gan_learning_rate or {"stst-gan": 2e-4, "dscsi-gan": 1e-3}[method]
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -200,6 +243,7 @@ class Train:
     training: Training = field(default_factory=Training)
     losses: Losses = field(default_factory=Losses)
     augmentation: Augmentation = field(default_factory=Augmentation)
+    gan: GanTraining = field(default_factory=GanTraining)
 
     def __post_init__(self) -> None:
         for name, methods, what in (
@@ -226,8 +270,8 @@ class Predict:
     sites: tuple[str, ...] = ()
     """Laboratories; default: all of the datalist."""
     split: Literal["test", "val", "all"] = "test"
-    """test: test patches of every laboratory (all patches of one without splits) and the training laboratory's validation
-    patches; val: only the latter; all: everything."""
+    """test: all patches of laboratories that training did not see, and the training laboratory's validation and test
+    patches; val: only its validation patches; all: its training patches as well."""
     features: bool = False
     """Also keep the 512 pooled features of each patch, for Fig. 2 of the paper."""
     device: str = "auto"
@@ -248,8 +292,9 @@ class Evaluate:
     """Folders that `predict` wrote: one for each method and seed."""
     baseline: Method = "vanilla"
     """Method that the others are compared with."""
-    embedding: Literal["umap", "tsne"] = "umap"
-    """How Fig. 2 brings features (of `predict --features`) to two dimensions; umap needs the extra stain-aglr[umap]."""
+    embedding: Literal["tsne", "umap"] = "tsne"
+    """How Fig. 2 brings features (of `predict --features`) to two dimensions; umap (the paper's) needs the extra
+    stain-aglr[umap]."""
 
 
 @dataclass(frozen=True)
