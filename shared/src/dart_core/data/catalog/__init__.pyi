@@ -1,7 +1,12 @@
+from . import asan as asan
+from . import atlas as atlas
 from . import camelyon17 as camelyon17
 from . import cc359 as cc359
 from . import chestxray14 as chestxray14
 from . import chexpert as chexpert
+from . import fitzpatrick17k as fitzpatrick17k
+from . import isic as isic
+from . import mclass as mclass
 from . import mms as mms
 from . import prostate as prostate
 from . import tupac16 as tupac16
