@@ -6,11 +6,13 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dart_core.batches import Batches, Sample
+from dart_core.data.catalog import asan, atlas, fitzpatrick17k, isic, mclass
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.pictures import PictureFiles
 from dart_core.errors import InputError, SettingError
@@ -104,6 +106,33 @@ def has_column(rows: Sequence[Row], column: str) -> bool:
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def open_cases(path: Path) -> Datalist:
+    """A CSV datalist, or the folder of Fitzpatrick17k, ISIC, the Interactive Atlas (both views), ASAN or MClass as published.
+
+    Raises:
+        InputError: none of these, or one with something missing.
+    """
+    if path.name.lower().startswith("fitzpatrick17k") and path.suffix.lower() == ".csv":
+        return fitzpatrick17k.index(path)
+    if not path.is_dir() or (path / "dataset.json").is_file():
+        return Datalist.read(path)
+
+    def holds(*patterns: str) -> bool:
+        return any(next(path.glob(pattern), None) is not None for pattern in patterns)
+
+    if holds("fitzpatrick17k.csv"):
+        return fitzpatrick17k.index(path)
+    if holds("meta/meta.csv", "*/meta/meta.csv", "atlas_processed.csv"):
+        derm, clinic = atlas.index(path, "derm"), atlas.index(path, "clinic")
+        # One case has a picture of each view: the subject stays the same, and both are test pictures.
+        return Datalist((*derm, *clinic), derm.source)
+    if holds("Benchmark*", "MClass*"):
+        return mclass.index(path)
+    if holds("asan.csv", "malignantmelanoma", "*/malignantmelanoma"):
+        return asan.index(path)
+    return isic.index(path)
 
 
 def site_rows(datalist: Datalist, sites: Sequence[str]) -> list[Row]:

@@ -21,7 +21,17 @@ from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, Run, claim_folder, find_device, flat_settings
 from skintone_debias import settings as of
-from skintone_debias.cases import Cases, has_column, label_of, nuisance_of, ordered, read_cases, site_rows, take_fold
+from skintone_debias.cases import (
+    Cases,
+    has_column,
+    label_of,
+    nuisance_of,
+    open_cases,
+    ordered,
+    read_cases,
+    site_rows,
+    take_fold,
+)
 from skintone_debias.networks import BEST, WEIGHTS, LesionNet, Model, build, load_model, save_model
 from skintone_debias.recipes import RECIPES
 from skintone_debias.training import Best, head_columns, train_network, validate
@@ -37,7 +47,7 @@ SMALLEST = 32
 def check_data(command: of.CheckData) -> int:
     """Print every problem of a datalist; 0 if there is none, else 2."""
     cases = command.cases
-    datalist = Datalist.read(cases.datalist)
+    datalist = open_cases(cases.datalist)
     rows = site_rows(datalist, cases.sites)
     columns = [name for name in (cases.label, *cases.nuisance) if not has_column(rows, name)]
     found = [f"{datalist.source}: has no column {name!r}" for name in columns]
@@ -85,14 +95,19 @@ def _print_counts(rows: Sequence[Row], cases: of.CaseSettings) -> None:
         count = sum(row.labels.get(cases.label) in malignant for row in part)
         print(f"{split}: {len(part)} pictures, {count} malignant; {_listed(sites)}")
         for name in cases.nuisance:
-            values = Counter(row.labels.get(name, "") or "unknown" for row in part)
+            values = Counter(_value(row, name) for row in part)
             print(f"{split}, {name}: {_listed({value: values[value] for value in ordered(values)})}")
-            for value in ordered(values):
-                labels = {
-                    row.labels.get(cases.label) for row in part if (row.labels.get(name, "") or "unknown") == value
-                }
-                if len(labels) == 1 and split != "train":
-                    print(f"{split}, {name} {value}: one class only, so it will have no AUC")
+            alone = [
+                v
+                for v in ordered(values)
+                if len({r.labels.get(cases.label) for r in part if _value(r, name) == v}) == 1
+            ]
+            if alone and split != "train":
+                print(f"{split}, {name}: no AUC for {', '.join(alone)} alone, which has one class only")
+
+
+def _value(row: Row, column: str) -> str:
+    return row.labels.get(column, "") or "unknown"
 
 
 def _listed(counts: Counter[str] | dict[str, int]) -> str:
@@ -105,7 +120,7 @@ def _listed(counts: Counter[str] | dict[str, int]) -> str:
 def train(command: of.Train) -> None:
     """Train a classifier."""
     recipe, settings = command.unlearning, command.cases
-    datalist = Datalist.read(settings.datalist)
+    datalist = open_cases(settings.datalist)
     parts, left_out = read_cases(datalist, settings, unlearn=bool(RECIPES[recipe.debias].heads))
     cases, validation = parts["train"], parts["val"]
     if command.training.fold is not None:
@@ -226,7 +241,7 @@ def _report(
 def predict(command: of.Predict) -> None:
     """Score pictures."""
     network, model = load_model(command.model, find_device(command.device))
-    datalist = Datalist.read(command.datalist)
+    datalist = open_cases(command.datalist)
     rows = site_rows(datalist, command.sites)
     if command.split != "all":
         rows = [row for row in rows if (row.split or "train") == command.split]
@@ -259,9 +274,9 @@ def predict(command: of.Predict) -> None:
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
-    for row in shown:
-        auc = "no AUC (one class only)" if row["auc"] is None else f"AUC {row['auc']:.3f} ± {row['auc_error']:.3f}"
-        print(f"{row['group']}: {row['positives']} malignant, {row['negatives']} benign, {auc}")
+    for line in shown:
+        auc = "no AUC: one class only" if line["auc"] is None else f"AUC {line['auc']:.3f} ± {line['auc_error']:.3f}"
+        print(f"{line['group']}: {line['positives']} malignant, {line['negatives']} benign, {auc}")
     say(f"scores: {out}   report: {out / 'report.html'}   next: {PACKAGE} evaluate --predictions {out} --out ...")
 
 

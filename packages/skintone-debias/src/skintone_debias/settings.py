@@ -145,7 +145,8 @@ class CaseSettings:
     """Which pictures, and what is known about them."""
 
     datalist: Path
-    """CSV with the columns image, label, fitzpatrick, subject, site, split (`label --out` writes fitzpatrick)."""
+    """CSV with the columns image, label, fitzpatrick, subject, site, split (`label --out` writes fitzpatrick); or the folder
+    of Fitzpatrick17k, ISIC, the Interactive Atlas, ASAN or MClass as published."""
     label: str = "label"
     """Column with 1 = malignant, 0 = benign."""
     nuisance: tuple[str, ...] = ("fitzpatrick",)
@@ -270,7 +271,7 @@ class Predict:
 
     output: OutputSettings
     datalist: Path
-    """CSV with the column image."""
+    """CSV with the column image, or a folder as published, see `train`."""
     model: Path
     """Run folder of `train`, or a file such as its best.safetensors."""
     sites: tuple[str, ...] = ()

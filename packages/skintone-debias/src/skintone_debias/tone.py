@@ -106,8 +106,8 @@ def hair_free_patches(rgb: Pixels) -> Pixels:
     inside = _patches(mask)
     if not inside.any():
         return _patches(rgb)
-    _, names = cv2.connectedComponents(cv2.dilate(mask, _REACH), connectivity=4)
-    wanted = np.zeros(names.max() + 1, np.uint8)
+    count, names = cv2.connectedComponents(cv2.dilate(mask, _REACH), connectivity=4)
+    wanted = np.zeros(count, np.uint8)
     wanted[_patches(names)[inside > 0]] = 1
     return _patches(cv2.inpaint(rgb, mask & wanted[names], _RADIUS, cv2.INPAINT_TELEA))
 
