@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": (of.Demo, "stain_aglr.demo:demo"),
     "check-data": (of.CheckData, "stain_aglr.commands:check_data"),
     "patches": (of.Patches, "stain_aglr.patches:patches"),
+    "normalise": (of.Normalise, "stain_aglr.normalising:normalise"),
     "train": (of.Train, "stain_aglr.commands:train"),
     "predict": (of.Predict, "stain_aglr.prediction:predict"),
     "evaluate": (of.Evaluate, "stain_aglr.evaluation:evaluate"),

@@ -58,7 +58,8 @@ class Normaliser:
         """
         if isinstance(self.how, nn.Module):
             check_batch(images)
-            return torch.cat([self._generated(part) for part in images.split(_PATCHES_AT_ONCE)] or [images])
+            parts = images.split(_PATCHES_AT_ONCE)
+            return torch.cat([self._generated(part) for part in parts]) if len(images) else images.clone()
         return self.how.normalise_batch(images)
 
     def normalise_batch(self, images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dart_core.errors import SettingError
 from dart_core.settings import OutputSettings, RunSettings, at_least
@@ -257,6 +257,39 @@ class Train:
                 )
         if self.losses.ce_on is not None and self.method in (*NORMALISED, "vanilla", "hed"):
             raise SettingError(f"--ce-on has no meaning for --method {self.method}", remedy="leave it out")
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Give pictures the stains of a reference (macenko, vahadane: no training), or the colours a trained run gives them."""
+
+    POSITIONAL: ClassVar[str] = "pictures"
+    pictures: Path
+    """Folder of pictures, or a datalist (CSV with the column image)."""
+    output: OutputSettings
+    method: tuple[Literal["macenko", "vahadane"], ...] = ()
+    """One or both; default macenko, or only those of --model."""
+    reference: Path | None = None
+    """Picture whose stains are given to all. Default: for macenko its published reference, for vahadane the picture whose
+    mean colour is nearest to the mean of all."""
+    reference_from_mean: bool = False
+    """Choose the reference like that for macenko too."""
+    standardise_luminosity: bool = False
+    """vahadane: first scale the lightness so that its 95th percentile is white."""
+    model: tuple[Path, ...] = ()
+    """Runs of `train` whose normalisers (macenko, vahadane, stst-gan, dscsi-gan) or generators (hed-reg, stain-aglr) are
+    applied as well."""
+    workers: int = 0
+    """Pictures at a time; 0 = as many as there are processors."""
+    time_repeats: int = 0
+    """Also time 100 patches of 128 x 128 so many times (Table 2 of the paper)."""
+    device: str = "auto"
+    """cpu, cuda, cuda:N, or auto, for the networks of --model."""
+
+    def __post_init__(self) -> None:
+        at_least(0, workers=self.workers, time_repeats=self.time_repeats)
+        if self.reference is not None and self.reference_from_mean:
+            raise SettingError("--reference and --reference-from-mean contradict each other", remedy="give one of them")
 
 
 @dataclass(frozen=True)

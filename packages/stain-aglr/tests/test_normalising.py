@@ -1,0 +1,138 @@
+"""`stain-aglr normalise` on phantoms and on every bad picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dart_core.cli import main
+from dart_core.data.datalist import Datalist
+from dart_core.data.phantoms import write_histology
+from stain_aglr import MacenkoNormalizer, __version__
+from stain_aglr.cli import COMMANDS, DESCRIPTION
+from stain_aglr.timing import hundred_patches, seconds_per_hundred
+
+Normalise = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_histology(tmp_path_factory.mktemp("patches"), ("RUMC", "CWZ"), 8, 32)
+
+
+@pytest.fixture
+def normalise() -> Normalise:
+    def run(*words: object) -> int:
+        return main("stain-aglr", COMMANDS, __version__, DESCRIPTION, ["normalise", *map(str, words)])
+
+    return run
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "stains.csv").read_text().splitlines()))
+
+
+def test_a_datalist_without_any_training(patches: Path, normalise: Normalise, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert normalise(patches, "--method", "macenko", "vahadane", "--out", out, "--time-repeats", 1) == 0
+    lines = table(out)
+    assert len(lines) == 2 * 16
+    assert {line["status"] for line in lines} == {"ok"}
+    raw = Datalist.read(patches)
+    for method in ("macenko", "vahadane"):
+        made = Datalist.read(out / method / "datalist.csv")
+        assert [(row.site, row.subject, row.split, row.labels) for row in made] == [
+            (row.site, row.subject, row.split, row.labels) for row in raw
+        ]
+    expected = MacenkoNormalizer().transform(np.array(Image.open(raw[0].image)))
+    result = np.array(Image.open(out / lines[0]["output"]))
+    assert np.abs(result.astype(int) - expected).max() <= 1
+    assert {path.name for path in out.iterdir()} >= {"contact.png", "report.html", "timing.csv", "config.yaml"}
+    assert {line["name"] for line in csv.DictReader((out / "timing.csv").read_text().splitlines())} == {
+        "macenko",
+        "vahadane",
+    }
+
+
+def test_bad_pictures_have_a_line_and_the_rest_goes_on(
+    patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tissue = Image.open(Datalist.read(patches)[0].image)
+    folder = tmp_path / "pictures"
+    (folder / "sub").mkdir(parents=True)
+    tissue.save(folder / "good.png")
+    tissue.save(folder / "good.tif")
+    tissue.save(folder / "sub" / "good.png")
+    tissue.convert("RGBA").save(folder / "rgba.png")
+    tissue.convert("CMYK").save(folder / "cmyk.tif")
+    tissue.convert("L").save(folder / "grey.png")
+    Image.fromarray(np.full((32, 32), 30000, np.uint16)).save(folder / "sixteen.png")
+    Image.new("RGB", (1, 1), (150, 100, 170)).save(folder / "tiny.png")
+    Image.new("RGB", (32, 32), "white").save(folder / "white.png")
+    Image.new("RGB", (32, 32), "black").save(folder / "black.png")
+    tissue.save(folder / "animated.webp", save_all=True, append_images=[tissue.rotate(90)])
+    (folder / "truncated.png").write_bytes((folder / "good.png").read_bytes()[:900])
+    (folder / "text.png").write_text("no picture")
+    out = tmp_path / "out"
+    assert normalise(folder, "--out", out, "--workers", 2) == 0
+    states = {Path(line["image"]).relative_to(folder).as_posix(): line for line in table(out)}
+    assert {name for name, line in states.items() if line["status"] == "ok"} == {
+        "good.png", "good.tif", "sub/good.png", "rgba.png", "cmyk.tif"
+    }  # fmt: skip
+    for name in ("grey.png", "sixteen.png", "tiny.png", "white.png", "black.png"):
+        assert states[name]["status"] == "unchanged"
+        assert "no stained tissue" in states[name]["reason"]
+    assert "holds 2 pictures" in states["animated.webp"]["reason"]
+    assert "truncated or damaged" in states["truncated.png"]["reason"]
+    assert "not a picture" in states["text.png"]["reason"]
+    assert len({line["output"] for line in states.values() if line["output"]}) == 10
+    assert "10 of 13 pictures" in capsys.readouterr().err
+    assert not list(out.rglob(".tmp-*"))
+
+
+def test_refusals(patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    white = tmp_path / "white" / "white.png"
+    white.parent.mkdir()
+    Image.new("RGB", (32, 32), "white").save(white)
+    for words, message in (
+        ((patches, "--reference", white), "shows no stained tissue"),
+        ((white.parent, "--method", "vahadane"), "no picture can serve as the reference"),
+        ((patches, "--reference", white, "--reference-from-mean"), "contradict"),
+        ((patches, "--model", tmp_path), "holds no model.safetensors"),
+        ((tmp_path / "absent",), "not found"),
+        ((patches, "--method", "reinhard"), "not one of"),
+    ):
+        assert normalise(*words, "--out", out) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+        assert not out.exists()
+
+
+def test_nothing_readable_is_exit_2(normalise: Normalise, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "text.png").write_text("no picture")
+    assert normalise(folder, "--out", tmp_path / "out") == 2
+    assert table(tmp_path / "out")[0]["status"] == "failed"
+
+
+def test_timing_takes_100_patches_of_128() -> None:
+    patches = hundred_patches(
+        [torch.zeros(3, 40, 300, dtype=torch.uint8), torch.full((3, 200, 200), 9, dtype=torch.uint8)]
+    )
+    assert patches.shape == (100, 3, 128, 128)
+    assert patches.dtype == torch.uint8
+    assert patches[1::2].eq(9).all()
+    calls: list[Any] = []
+    (found,) = seconds_per_hundred({"one": calls.append}, patches, 3)
+    assert len(calls) == 4
+    assert found.fastest <= found.seconds <= found.slowest
+    assert found.repeats == 3
