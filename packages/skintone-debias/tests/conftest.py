@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dart_core.cli import main
+from dart_core.data.phantoms import write_skin_lesions
 from skintone_debias import __version__
 from skintone_debias.cli import COMMANDS, DESCRIPTION
 
@@ -64,3 +66,30 @@ def skin() -> Callable[..., NDArray[np.uint8]]:
         return np.asarray(picture)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def lesions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve lesions at each of two made-up sites: twelve train, four validate, eight test."""
+    return write_skin_lesions(tmp_path_factory.mktemp("lesions"), ("A", "B"), 12, 32)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> tuple[object, ...]:
+    """Flags of a training of six steps."""
+    return (
+        "--encoder", "test_resnet", "--image-size", 32, "--epochs", 2, "--batch-size", 4, "--log-every", 1, "--device", "cpu",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def networks(lesions: Path, recipe: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Trained networks: baseline and clgr, two seeds each."""
+    runs = {}
+    for debias in ("none", "clgr"):
+        for seed in (0, 1):
+            out = tmp_path_factory.mktemp("networks") / "run"
+            words = ["train", "--datalist", lesions, *recipe, "--debias", debias, "--seed", seed, "--out", out]
+            assert main("skintone-debias", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words]) == 0
+            runs[f"{debias}-{seed}"] = out
+    return runs

@@ -163,8 +163,9 @@ def read_cases(datalist: Datalist, settings: CaseSettings, unlearn: bool) -> tup
     Raises:
         InputError: no training picture, a class or column that is missing, a cell or file that is not right.
     """
-    rows = [row for row in site_rows(datalist, settings.sites) if row.split != "test"]
-    there = list(dict.fromkeys(name for row in rows for name in row.labels))
+    every = site_rows(datalist, settings.sites)
+    there = list(dict.fromkeys(name for row in every for name in row.labels))
+    rows = [row for row in every if row.split != "test"]
     columns = list(dict.fromkeys(settings.nuisance))
     for name in (settings.label, *(columns if unlearn else ())):
         if name not in there:
