@@ -23,7 +23,7 @@ from stain_aglr.prediction import predict
 
 HOME, LABORATORIES = "RUMC", ("RUMC", "CWZ", "RST", "LPON")
 PATCHES, SIZE = 128, 32
-TRAINING = of.Training(width=8, batch_size=32, learning_rate=3e-3, patience=8, stop_lr=1e-4, max_epochs=40, log_every=5)
+TRAINING = of.Training(width=8, batch_size=32, learning_rate=3e-3, patience=8, stop_lr=1e-4, max_epochs=30, log_every=5)
 METHODS: tuple[of.Method, ...] = ("vanilla", "macenko", "hed", "hed-reg", "hed-cons", "stain-aglr")
 WITH_FEATURES = ("vanilla", "stain-aglr")
 """Methods shown in Fig. 2."""
@@ -74,7 +74,7 @@ def _report(command: of.Demo, evaluation: of.Evaluate, seconds: float) -> None:
         rows.append((site, as_float(torch.stack([files[i] for i in range(len(files))]))))
     report.picture(patch_grid(rows), "The first patches of each laboratory", "rows of patches by laboratory")
     scored = [read_scored(folder) for folder in evaluation.predictions]
-    network_sections(report, evaluation, scored, auc_rows(scored))
+    network_sections(report, evaluation, scored, auc_rows(scored), printed=False)
     report.section("Settings")
     report.settings({"demo": command, "training": TRAINING})
     report.write(command.out / "report.html")

@@ -58,12 +58,12 @@ def evaluate(command: of.Evaluate) -> None:
     scored = [read_scored(folder) for folder in command.predictions]
     results = auc_rows(scored)
     if command.embedding == "umap" and any(one.features is not None for one in scored):
-        embed(np.random.default_rng(0).random((5, 2)), "umap")  # an absent package must not cost the output folder
+        embed(np.random.default_rng(0).random((16, 2)), "umap")  # an absent package must not cost the output folder
+    per_site, overall, compared = _over_seeds(command, scored, results)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     columns = ("method", "seed", "site", "split", "positives", "negatives", "auc", "auc_error", "folder")
     write_csv(out / SCORES, columns, [[row[name] for name in columns] for row in results])
-    per_site, overall, compared = _over_seeds(command, scored, results)
     content = {"per_site": per_site, "mean": overall, "compared": compared}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     report = Report("Evaluation", f"{len(scored)} predictions, {len(overall)} methods", package=PACKAGE)
@@ -84,7 +84,11 @@ def evaluate(command: of.Evaluate) -> None:
 
 
 def network_sections(
-    report: Report, command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]
+    report: Report,
+    command: of.Evaluate,
+    scored: Sequence[Scored],
+    results: Sequence[dict[str, Any]],
+    printed: bool = True,
 ) -> None:
     """Tables and pictures of some networks.
 
@@ -93,8 +97,12 @@ def network_sections(
         command: embedding and baseline.
         scored: the networks.
         results: `auc_rows` of them.
+        printed: show the paper's tables beside them.
     """
-    _tables(report, results, *_over_seeds(command, scored, results))
+    per_site, overall, compared = _over_seeds(command, scored, results)
+    _tables(report, results, per_site, overall, compared)
+    if printed:
+        _printed(report, per_site, overall)
     _pictures(report, command, scored, results)
 
 
@@ -200,6 +208,11 @@ def _tables(
             [[r["method"], r["baseline"], r["difference"], r["p_t"], r["p_wilcoxon"], r["pairs"]] for r in compared],
             "MEAN of the methods compared over seeds: Student's t-test, and Wilcoxon's signed-rank test over shared seeds",
         )
+
+
+def _printed(report: Report, per_site: Sequence[dict[str, Any]], overall: Sequence[dict[str, Any]]) -> None:
+    cells = {(row["method"], row["group"]): row for row in per_site}
+    groups = list(dict.fromkeys(row["group"] for row in per_site))
     report.section("Printed in the paper")
     for name, what in (("table1", "Camelyon17, trained on RUMC"), ("table2", "TUPAC, trained on centre 1")):
         columns, printed = printed_rows(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -86,15 +87,17 @@ def embed(features: NDArray[Any], how: Literal["umap", "tsne"], seed: int = 0) -
         perplexity = min(30.0, (len(features) - 1) / 3)
         tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed, method="barnes_hut")
         return np.asarray(tsne.fit_transform(features), dtype=np.float64)
-    try:
-        from umap import UMAP  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise SettingError(
-            f"--embedding umap: umap-learn is not installed ({error})",
-            remedy='pip install "stain-aglr[umap]", or give --embedding tsne',
-        ) from error
-    # n_jobs: with a seed UMAP works on one thread anyway, and says so in a warning unless told.
-    found = UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed, n_jobs=1).fit_transform(features)
+    with warnings.catch_warnings():
+        # umap-learn warns of parts that are not used here, and numba of its threads.
+        warnings.simplefilter("ignore")
+        try:
+            from umap import UMAP  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise SettingError(
+                f"--embedding umap: umap-learn is not installed ({error})",
+                remedy='pip install "stain-aglr[umap]", or give --embedding tsne',
+            ) from error
+        found = UMAP(n_neighbors=min(15, len(features) - 1), random_state=seed, n_jobs=1).fit_transform(features)
     return np.asarray(found, dtype=np.float64)
 
 

@@ -1,0 +1,59 @@
+"""The settings files of the paper's tables are understood by the command that their first lines name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dart_core.cli import main
+from stain_aglr.cli import COMMANDS
+from stain_aglr.settings import Augmentation, Losses, Training
+from stain_aglr.tables import PAPER_NAMES
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+IN_FULL = [path for path in CONFIGS if path.stem.startswith(("table1_", "figure5"))]
+
+
+def example(path: Path) -> list[str]:
+    """The words of the command in the first lines, continued lines joined."""
+    lines = iter(path.read_text().splitlines())
+    for line in lines:
+        if line.startswith("#   stain-aglr "):
+            text = line[4:]
+            while text.endswith("\\"):
+                text = text[:-1] + next(lines).lstrip("# ")
+            return shlex.split(text)[1:]
+    raise AssertionError(f"{path.name} shows no command")
+
+
+def test_every_row_of_the_tables_has_a_file():
+    names = {path.stem for path in CONFIGS}
+    rows = {f"table1_{method}" for method in PAPER_NAMES} | {f"table2_{m}" for m in PAPER_NAMES if m != "macenko"}
+    assert rows | {"figure5_lambda1", "figure5_lambda2"} <= names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_accepted(path, monkeypatch):
+    verb, *words = example(path)
+    assert f"configs/{path.name}" in words
+    words[words.index("--config") + 1] = str(path)
+    settings, _ = COMMANDS[verb]
+    seen = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("stain-aglr", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    assert type(seen[0]) is settings
+    if path.stem.startswith("table") and verb == "train":
+        assert path.stem.partition("_")[2] == seen[0].method
+
+
+@pytest.mark.parametrize("path", IN_FULL, ids=lambda path: path.stem)
+def test_what_is_written_out_is_the_default(path):
+    """The files of Camelyon17 say the settings in full; leaving a line out must not change the run."""
+    defaults = {**Training().__dict__, **Augmentation().__dict__, **Losses().__dict__, "lambda1": 0.1, "lambda2": 10.0}
+    for name, value in yaml.safe_load(path.read_text()).items():
+        if name in defaults and name != "ce_on":
+            assert value == defaults[name], name
