@@ -287,17 +287,20 @@ def _curves(report: Report, networks: Sequence[Network]) -> None:
             point = dermatologists(site)
             points = {"157 dermatologists": point} if point else None
             where = f"{site}, trained on {trained_on}; one network per method"
-            report.gallery(
-                [
-                    (roc_figure(curves, points), f"ROC on {where}; AUC ± its standard error"),
-                    (calibration_figure(curves), f"How often a score comes true on {where}"),
-                ]
+            report.picture(
+                roc_figure(curves, points),
+                f"ROC on {where}; AUC ± its standard error",
+                f"ROC curves by method on {site}",
             )
-        grouped = [(method, network) for method, network in members.items() if any(network.groups)]
-        if grouped:
-            report.gallery(
-                [(roc_figure(_by_group(network)), f"ROC by group: {method}, trained on {trained_on}") for method, network in grouped]
-            )  # fmt: skip
+            report.picture(
+                calibration_figure(curves),
+                f"How often a score comes true on {where}",
+                f"calibration by method on {site}",
+            )
+        for method, network in members.items():
+            if any(network.groups):
+                title = f"ROC by group: {method}, trained on {trained_on}; AUC ± its standard error"
+                report.picture(roc_figure(_by_group(network)), title, f"ROC curves by group, {method}")
 
 
 def _by_group(network: Network) -> dict[str, tuple[Any, Any]]:
