@@ -111,8 +111,9 @@ def uniform(
 
 def numbers(value: Any, device: torch.device) -> Tensor:
     """float64 on a device; Python's own numbers would become float32 if PyTorch took them."""
-    tensor: Tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value, dtype=np.float64))
-    return tensor.to(device, torch.float64)
+    if isinstance(value, Tensor):
+        return value.to(device, torch.float64)
+    return torch.as_tensor(np.array(value, dtype=np.float64), device=device)
 
 
 def check_images(images: Tensor) -> None:

@@ -91,10 +91,7 @@ def choose(datalist: Datalist, model: Model, sites: Sequence[str], split: str = 
         pictures = read_pictures(datalist, site, (LABEL,) if has_label and _labelled(datalist, site) else (), False)
         if not has_label or LABEL not in pictures.labels:
             pictures = dataclasses.replace(pictures, labels=(), truth=np.zeros((len(pictures), 0), np.float32))
-        if site == model.site:
-            parts = own_splits(pictures, model.split_by)
-        else:
-            parts = {"test": pictures}
+        parts = own_splits(pictures, model.split_by) if site == model.site else {"test": pictures}
         for name in ("train", "val", "test"):
             own_validation = site == model.site and name == "val"
             wanted = split == "all" or own_validation or (split == "test" and name == "test")
