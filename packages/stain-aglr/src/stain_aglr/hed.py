@@ -111,9 +111,8 @@ def uniform(
 
 def numbers(value: Any, device: torch.device) -> Tensor:
     """float64 on a device; Python's own numbers would become float32 if PyTorch took them."""
-    if isinstance(value, Tensor):
-        return value.to(device, torch.float64)
-    return torch.as_tensor(np.array(value, dtype=np.float64), device=device)
+    tensor: Tensor = torch.as_tensor(value if isinstance(value, Tensor) else np.array(value, dtype=np.float64))
+    return tensor.to(device=device, dtype=torch.float64)
 
 
 def check_images(images: Tensor) -> None:
@@ -127,10 +126,10 @@ def check_images(images: Tensor) -> None:
 
 def _per_patch(value: Any, images: Tensor, name: str) -> Tensor:
     """(N, 3) float64 on the images' device."""
-    value = numbers(value, images.device)
-    if value.shape not in ((3,), (len(images), 3)):
-        raise InputError(f"{name} has shape {tuple(value.shape)}", remedy=f"give (3,) or ({len(images)}, 3)")
-    return value.expand(len(images), 3)
+    found = numbers(value, images.device)
+    if found.shape not in ((3,), (len(images), 3)):
+        raise InputError(f"{name} has shape {tuple(found.shape)}", remedy=f"give (3,) or ({len(images)}, 3)")
+    return found.expand(len(images), 3)
 
 
 def _maps(alpha: Tensor, beta: Tensor, space: Space, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
