@@ -248,9 +248,12 @@ def test_other_bad_input() -> None:
 
 
 def test_blank_slices_are_no_clusters() -> None:
-    """Forty slices, but three different ones: k-means would leave a cluster empty."""
+    """Forty slices, but three different ones: k-means would leave a cluster empty.
+
+    Which site is found first depends on how t-SNE rounds: it can part equal points by a hair.
+    """
     x = np.repeat(np.eye(3, 10), [20, 10, 10], axis=0)
-    with pytest.raises(InputError, match=r"the source slices lie on \d+ distinct points, too few for 5 clusters"):
+    with pytest.raises(InputError, match=r"the (source|target) slices lie on \d+ distinct points, too few for 5 clusters"):
         cluster_sites(x, x, 5)
 
 
