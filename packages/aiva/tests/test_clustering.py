@@ -253,7 +253,9 @@ def test_blank_slices_are_no_clusters() -> None:
     Which site is found first depends on how t-SNE rounds: it can part equal points by a hair.
     """
     x = np.repeat(np.eye(3, 10), [20, 10, 10], axis=0)
-    with pytest.raises(InputError, match=r"the (source|target) slices lie on \d+ distinct points, too few for 5 clusters"):
+    with pytest.raises(
+        InputError, match=r"the (source|target) slices lie on \d+ distinct points, too few for 5 clusters"
+    ):
         cluster_sites(x, x, 5)
 
 
