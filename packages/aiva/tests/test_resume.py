@@ -31,27 +31,12 @@ from dart_core.checkpoint import load_checkpoint, load_weights
 from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 from dart_core.settings import RunSettings
+from dart_core.testing import assert_equal_states
 
 PATIENCE = 120.0
 STEPS = {"aiva": 30, "seg-jdot": 20, "adaptsegnet": 14, "target": 24}
 
 Pair = tuple[Slices, Slices]
-
-
-def assert_equal_states(one: Any, other: Any, where: str) -> None:
-    """Nested states, bit by bit."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_equal_states(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for place, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_equal_states(a, b, f"{where}.{place}")
-    else:
-        assert one == other or (one != one and other != other), where
 
 
 def last_state(run: Path) -> dict[str, Any]:

@@ -20,16 +20,20 @@ import pytest
 import torch
 
 from dart_core.checkpoint import load_checkpoint, load_weights
+from dart_core.testing import assert_equal_states
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
 PATIENCE = 180.0
+GAN = ("--max-epochs", 3, "--gan-size", 32, "--gan-width", 2, "--gan-epochs", 4, "--gan-log-every", 1)
 METHODS: dict[str, tuple[object, ...]] = {
-    "vanilla": (),
-    "macenko": ("--balanced",),
-    "stain-aglr": ("--patience", 1, "--stop-lr", 1e-4, "--learning-rate", 1e-2),
+    "vanilla": ("--max-epochs", 12),
+    "macenko": ("--max-epochs", 12, "--balanced"),
+    "stain-aglr": ("--max-epochs", 12, "--patience", 1, "--stop-lr", 1e-4, "--learning-rate", 1e-2),
+    "stst-gan": GAN,
+    "dscsi-gan": (*GAN, "--feature-epochs", 2, "--gan-backbone", "test_resnet"),
 }
-"""The last one ends by its plateaus."""
+"""stain-aglr ends by its plateaus; the GANs are trained first, before the classifier."""
 
 
 class Started(NamedTuple):
@@ -77,8 +81,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 @pytest.fixture(scope="module")
 def words(datalist: Path) -> Callable[[str], list[object]]:
-    sizes = ("--datalist", datalist, "--site", "RUMC", "--width", 2, "--batch-size", 4, "--max-epochs", 12, "--log-every", 1,
-             "--checkpoint-every", 3, "--device", "cpu", "--seed", 1)  # fmt: skip
+    sizes = ("--datalist", datalist, "--site", "RUMC", "--width", 2, "--batch-size", 4, "--log-every", 1, "--checkpoint-every", 3, "--device", "cpu", "--seed", 1)  # fmt: skip
     return lambda method: ["train", *sizes, "--method", method, *METHODS[method]]
 
 
@@ -104,6 +107,11 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
 
 
+def progress(run: Path) -> int:
+    """Lines logged so far, by the training of a GAN and that of the classifier."""
+    return len(logged(run / "normaliser")) + len(logged(run))
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     for name in ("model.safetensors", "generator.safetensors", "normaliser/normaliser.safetensors"):
         assert (one / name).exists() == (other / name).exists()
@@ -113,15 +121,16 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert all(torch.equal(weights[key], others[key]) for key in weights)
     last, other_last = (load_checkpoint(max((run / "checkpoints").iterdir())) for run in (one, other))
     assert last["step"] == other_last["step"]
-    assert str(last["state"]) == str(other_last["state"])
+    assert_equal_states(last["state"], other_last["state"])
     assert logged(one) == logged(other)
+    assert logged(one / "normaliser") == logged(other / "normaliser")
     assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
 
 
 def stop(started: Started, out: Path, number: int, most: int) -> int:
     """Send a signal at a random place of the training; give the number of lines logged by then."""
     place = random.SystemRandom().randint(1, most)
-    started.wait_for(lambda: len(logged(out)) >= place)
+    started.wait_for(lambda: progress(out) >= place)
     time.sleep(random.SystemRandom().uniform(0, 0.03))
     assert started.process.pid is not None
     os.kill(started.process.pid, number)
@@ -133,7 +142,7 @@ def test_killed_at_a_random_step(method: str, start: Start, words: Any, uninterr
     whole = uninterrupted(method)
     out = tmp_path / "run"
     started = start(*words(method), "--out", out)
-    place = stop(started, out, signal.SIGKILL, len(logged(whole)) // 2)
+    place = stop(started, out, signal.SIGKILL, progress(whole) // 2)
     assert started.status() == -signal.SIGKILL
     resumed = start(*words(method), "--out", out, "--resume")
     assert resumed.status() == 0, (place, resumed.stderr.read_text())
@@ -152,7 +161,7 @@ def test_stopped_by_ctrl_c(start: Start, words: Any, uninterrupted: Any, tmp_pat
     whole = uninterrupted("vanilla")
     out = tmp_path / "run"
     started = start(*words("vanilla"), "--out", out)
-    place = stop(started, out, signal.SIGINT, len(logged(whole)) // 2)
+    place = stop(started, out, signal.SIGINT, progress(whole) // 2)
     assert started.status() == 130, (place, started.stderr.read_text())
     (line,) = started.stderr.read_text().splitlines()
     assert re.fullmatch(r"stain-aglr: stopped by Ctrl-C after step \d+( of \d+)?; --resume continues", line)
