@@ -222,3 +222,11 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         assert str(error.value).startswith(str(tmp_path / name))
         assert "\n" not in str(error.value)
     assert same(net, before)
+
+
+def test_keywords_of_the_architecture():
+    small = create_backbone("vit_tiny_patch16_224", image_size=32, depth=1, embed_dim=24, num_heads=2)
+    assert (len(small.blocks), small.num_features) == (1, 24)
+    with pytest.raises(SettingError, match=r"vit_tiny_patch16_224 cannot be built .* depht = 1 \(") as caught:
+        create_backbone("vit_tiny_patch16_224", image_size=32, depht=1)
+    assert "\n" not in str(caught.value)

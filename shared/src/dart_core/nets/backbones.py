@@ -31,7 +31,7 @@ class Conversion:
 
 
 def create_backbone(
-    name: str, weights: Path | None = None, in_channels: int = 3, image_size: int | None = None
+    name: str, weights: Path | None = None, in_channels: int = 3, image_size: int | None = None, **options: Any
 ) -> nn.Module:
     """An encoder that timm knows, without its classifier: images (B, in_channels, H, W) -> pooled features (B, K).
 
@@ -42,6 +42,7 @@ def create_backbone(
         in_channels: of the images.
         image_size: side of the images, for the networks that are built for one size (most transformers); None is the
             size of the architecture. Networks that take any size ignore it.
+        options: further keywords of the architecture in timm, such as `drop_path_rate`, `embed_dim`, `depth`.
 
     Returns:
         The network, with the attribute `num_features` = K.
@@ -55,15 +56,16 @@ def create_backbone(
     if in_channels < 1:
         raise SettingError(f"in_channels is {in_channels}", remedy="an image has at least 1 channel")
     config = _configuration(name)
-    options: dict[str, Any] = {}
+    keywords = dict(options)
     if image_size is not None and config is not None and config.fixed_input_size:
-        options["img_size"] = image_size
+        keywords["img_size"] = image_size
     try:
-        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **options)
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **keywords)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         size = "" if image_size is None else f" of side {image_size}"
+        given = "".join(f", {key} = {value}" for key, value in options.items())
         raise SettingError(
-            f"the network {name} cannot be built for images{size} with {in_channels} channels ({error})",
+            f"the network {name} cannot be built for images{size} with {in_channels} channels{given} ({error})",
             remedy="choose another size or network",
         ) from error
     # Where layers lie between the pooling and the classifier, timm's own `num_features` is what comes before them.
