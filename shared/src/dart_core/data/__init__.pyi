@@ -3,6 +3,7 @@ from . import catalog as catalog
 from . import datalist as datalist
 from . import images as images
 from . import phantoms as phantoms
+from . import picture_views as picture_views
 from . import pictures as pictures
 from . import scans as scans
 from . import slices as slices
