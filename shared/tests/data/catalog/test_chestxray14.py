@@ -119,3 +119,35 @@ class TestMistakes:
         build(tmp_path)
         (tmp_path / "test_list.txt").write_bytes(b"\xff\xfe\x00")
         fails(tmp_path, "test_list.txt", "cannot be read")
+
+
+class TestChoices:
+    def test_lists_of_authors(self, tmp_path):
+        build(tmp_path)
+        (tmp_path / "test_list.txt").write_text("00000001_000.png\n")
+        for split, text in {
+            "train": "00000001_000.png 0 1 0\n00000001_001.png 0 1 1\n",
+            "val": "00000002_000.png 0 0 0\n",
+            "test": "00000013_005.png 1 0 0\n",
+        }.items():
+            (tmp_path / f"{split}.txt").write_text(text)
+        lists = {split: tmp_path / f"{split}.txt" for split in ("train", "val", "test")}
+        assert [row.split for row in chestxray14.index(tmp_path, lists)] == ["train", "train", "val", "test"]
+        del lists["test"]
+        assert len(chestxray14.index(tmp_path, lists)) == 3
+        (tmp_path / "train.txt").write_text("CHNCXR_0001_0.png,0\n")
+        with pytest.raises(InputError, match="none of its pictures is in the lists"):
+            chestxray14.index(tmp_path, {"train": tmp_path / "train.txt"})
+
+    def test_left_out(self, tmp_path):
+        build(tmp_path)
+        datalist = chestxray14.index(tmp_path, exclude=["00000001_001.png", "00000099_000.png"])
+        assert [row.image.name for row in datalist] == ["00000001_000.png", "00000002_000.png", "00000013_005.png"]
+
+    def test_the_order_of_the_lists(self):
+        # popar 5.
+        assert ", ".join(chestxray14.LIST_ORDER) == (
+            "Atelectasis, Cardiomegaly, Effusion, Infiltration, Mass, Nodule, Pneumonia, Pneumothorax, Consolidation,"
+            " Edema, Emphysema, Fibrosis, Pleural_Thickening, Hernia"
+        )
+        assert set(chestxray14.LIST_ORDER) == set(chestxray14.LABELS)

@@ -112,3 +112,73 @@ class TestMistakes:
     def test_unknown_policy(self, tmp_path):
         with pytest.raises(SettingError, match=r"'LSR'.*ones, zeros or keep"):
             chexpert.index(build(tmp_path), "LSR")
+
+
+class TestChoices:
+    @pytest.fixture
+    def tree(self, tmp_path) -> Path:
+        """Forty patients for training, one in valid.csv, two pictures in test.csv, whose table and paths are shorter."""
+        train = [
+            f"CheXpert-v1.0/train/patient{number:05d}/study1/view{k}_{side.lower()}.jpg,Male,60,{side},{ap},"
+            + ",".join([""] * 14)
+            for number in range(40)
+            for k, (side, ap) in enumerate((("Frontal", "AP"), ("Lateral", "")), start=1)
+        ]
+        build(tmp_path, "CheXpert-v1.0", train)
+        folder = tmp_path / "CheXpert-v1.0"
+        paths = [
+            "CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg",
+            "test/patient64741/study1/view2_lateral.jpg",
+        ]
+        lines = [",".join(["Path", *chexpert.LABELS]), *(",".join([path, *["1.0"] * 14]) for path in paths)]
+        (folder / "test.csv").write_text("\n".join(lines))
+        (folder / "test/patient64741/study1").mkdir(parents=True)
+        for path in paths:
+            (folder / "test/patient64741/study1" / Path(path).name).touch()
+        return tmp_path
+
+    def test_valid_csv_as_the_test(self, tree):
+        datalist = chexpert.index(tree, test="valid")
+        assert {row.subject for row in datalist if row.split == "test"} == {"patient64541"}
+        held_out = {row.subject for row in datalist if row.split == "val"}
+        assert len(held_out) == 2  # a twentieth of forty
+        assert sum(row.split == "val" for row in datalist) == 4  # with all their pictures
+        draws = [
+            frozenset(r.subject for r in chexpert.index(tree, test="valid", seed=k) if r.split == "val")
+            for k in range(5)
+        ]
+        assert len(set(draws)) > 1
+
+    def test_the_published_test_set(self, tree):
+        datalist = chexpert.index(tree, test="test")
+        assert [(row.subject, row.split) for row in datalist[-3:]] == [
+            ("patient64541", "val"),
+            ("patient64741", "test"),
+            ("patient64741", "test"),
+        ]
+        assert {row.split for row in datalist[:-3]} == {"train"}
+        assert datalist[-1].labels["view"] == "Lateral"
+        assert datalist[-1].labels["Fracture"] == "1"
+        assert len(chexpert.index(tree)) == len(datalist) - 2
+
+    @pytest.mark.parametrize("test", ["none", "valid", "test"])
+    def test_frontal_views_only(self, tree, test):
+        datalist = chexpert.index(tree, test=test, frontal=True)
+        assert len(datalist) == 41 + (test == "test")
+        assert all("lateral" not in row.image.name for row in datalist)
+
+    def test_the_competition_is_about_five_of_them(self):
+        # benchmark-transformers 5 gives their places.
+        assert [chexpert.LABELS.index(name) for name in chexpert.COMPETITION] == [8, 2, 6, 5, 10]
+
+    def test_what_is_missing(self, tree):
+        assert chexpert.report_missing(tree) == []
+        (tree / "CheXpert-v1.0/test/patient64741/study1/view1_frontal.jpg").unlink()
+        assert chexpert.report_missing(tree)[0].startswith("test.csv: 1 of 2 pictures are missing")
+
+    def test_mistakes(self, tmp_path):
+        build(tmp_path)
+        with pytest.raises(InputError, match=r"test\.csv is missing"):
+            chexpert.index(tmp_path, test="test")
+        with pytest.raises(SettingError, match=r"no test 'valid\.csv'"):
+            chexpert.index(tmp_path, test="valid.csv")

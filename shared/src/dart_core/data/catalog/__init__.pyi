@@ -9,5 +9,9 @@ from . import isic as isic
 from . import mclass as mclass
 from . import mms as mms
 from . import prostate as prostate
+from . import rsna_pe as rsna_pe
+from . import rsna_pneumonia as rsna_pneumonia
+from . import shenzhen as shenzhen
 from . import tupac16 as tupac16
+from . import vindr_cxr as vindr_cxr
 from . import wilds_camelyon17 as wilds_camelyon17

@@ -18,6 +18,7 @@ SKIN_TYPES = {text: kind for kind in "123456" for text in (kind, f"{kind}.0")} |
 """Cells of a column of Fitzpatrick types; unknown ones become empty."""
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+_COPIES = (".png", ".jpeg", ".jpg", ".dicom", ".dcm")  # the first is taken where a picture is there several times
 
 
 def check_root(root: Path, name: str, origin: str) -> None:
@@ -48,6 +49,23 @@ def pictures_below(folder: Path) -> dict[str, Path]:
                 path = Path(place, name)
                 found[path.relative_to(folder).as_posix().lower()] = path
     return found
+
+
+def files_by_id(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name without ending -> file in any of some folders (not below them); copies as PNG or JPEG come before DICOM."""
+    found: dict[str, tuple[int, Path]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                stem, ending = os.path.splitext(entry.name)
+                if ending.lower() not in _COPIES or stem.startswith("."):
+                    continue
+                rank = _COPIES.index(ending.lower())
+                if stem not in found or rank < found[stem][0]:
+                    found[stem] = rank, Path(entry.path)
+    return {name: path for name, (_, path) in found.items()}
 
 
 def pick(table: Path, line: int, cells: Mapping[str, str], column: str, allowed: Mapping[str, Value]) -> Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -22,21 +22,25 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, s
     Raises:
         InputError: the file cannot be read, or lacks one of `columns`.
     """
+    return list(each_row(path, columns))
+
+
+def each_row(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """What `read_rows` returns, row by row, for tables that are too long to be kept whole."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows = [
-                (reader.line_num, {key: (value or "").strip() for key, value in row.items() if key is not None})
-                for row in reader
-            ]
+            for column in columns:
+                if column not in (reader.fieldnames or ()):
+                    raise InputError(
+                        f"no column {column!r}", where=path, remedy=f"the columns are {', '.join(columns)}"
+                    )
+            for row in reader:
+                yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if key is not None}
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path, remedy="check the file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read ({error})", where=path, remedy="save it as plain UTF-8 CSV") from error
-    for column in columns:
-        if column not in (reader.fieldnames or ()):
-            raise InputError(f"no column {column!r}", where=path, remedy=f"the columns are {', '.join(columns)}")
-    return rows
 
 
 def published_table(name: str) -> list[dict[str, str]]:

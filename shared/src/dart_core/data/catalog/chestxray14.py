@@ -8,9 +8,11 @@ acknowledged.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from dart_core.data.catalog._splits import Lists, read_lists
 from dart_core.data.catalog._tables import read_rows
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError
@@ -33,6 +35,24 @@ LABELS = (
 )
 """The 14 findings, in the order of mmtl-octl's specification (5.3)."""
 
+LIST_ORDER = (
+    "Atelectasis",
+    "Cardiomegaly",
+    "Effusion",
+    "Infiltration",
+    "Mass",
+    "Nodule",
+    "Pneumonia",
+    "Pneumothorax",
+    "Consolidation",
+    "Edema",
+    "Emphysema",
+    "Fibrosis",
+    "Pleural_Thickening",
+    "Hernia",
+)
+"""The same findings in the order of the owners' paper and of popar's and benchmark-transformers' lists."""
+
 ORIGIN = (
     "the NIH Clinical Center gives it at https://nihcc.app.box.com/v/ChestXray-NIHCC (12 archives of pictures, the table"
     " Data_Entry_2017_v2020.csv, test_list.txt); cite Wang et al., CVPR 2017"
@@ -42,23 +62,36 @@ _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _COLUMNS = ("Image Index", "Finding Labels", "Patient ID")
 
 
-def index(root: str | os.PathLike[str]) -> Datalist:
+def index(root: str | os.PathLike[str], lists: Lists | None = None, exclude: Collection[str] = frozenset()) -> Datalist:
     """List the pictures that are there, in the order of the table.
 
     Layout: Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) beside images/, or beside images_001/images/ to
     images_012/images/ as the archives unpack.
 
+    Args:
+        root: the folder that holds the table.
+        lists: lists of authors that name validation pictures too: split -> text file. Pictures in none of them are left out.
+            None: the owners' test_list.txt decides.
+        exclude: file names to leave out, such as the pictures of RSNA Pneumonia that a later test is to hold
+            (`rsna_pneumonia.read_mapping`).
+
     Returns:
         rows with image, subject (the patient's number), site "chestxray14" and labels: one of LABELS each "0" or "1" (no
-        finding: all "0"), and view (PA or AP) where the table gives it. Where the owners' test_list.txt lies beside the
-        table, the split is test for its pictures and train for all others.
+        finding: all "0"), and view (PA or AP) where the table gives it. Without `lists`, and where the owners'
+        test_list.txt lies beside the table, the split is test for its pictures and train for all others.
 
     Raises:
-        InputError: another folder, a table that does not fit, no picture.
+        InputError: another folder, a table that does not fit, no picture, lists that name none.
     """
     table = _table(Path(root))
     pictures = _pictures(table.parent)
-    rows = tuple(row for row in _rows(table, pictures) if row.image.name in pictures)
+    left_out = set(exclude)
+    rows = tuple(row for row in _rows(table, pictures) if row.image.name in pictures and row.image.name not in left_out)
+    if lists is not None and rows:
+        split_of = read_lists(lists)
+        rows = tuple(replace(row, split=split_of[row.image.stem]) for row in rows if row.image.stem in split_of)
+        if not rows:
+            raise InputError("none of its pictures is in the lists", where=table, remedy="give lists of this data set")
     if not rows:
         raise InputError(
             "none of the pictures in the table is there", where=table, remedy=f"unpack the archives beside it; {ORIGIN}"

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from dart_core.data.catalog._splits import draw_splits
 from dart_core.data.catalog._tables import read_rows
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError, SettingError
@@ -39,37 +41,71 @@ ORIGIN = (
     " cite Irvin et al., AAAI 2019"
 )
 
-Policy = Literal["ones", "zeros", "keep"]
+COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion")
+"""The five observations that the owners' competition, and most papers, report."""
 
-_TABLES = {"train.csv": "train", "valid.csv": "val"}
+Policy = Literal["ones", "zeros", "keep"]
+TestTable = Literal["none", "valid", "test"]
+
+VAL_SHARE = 0.05
+"""Of the patients of train.csv that are held out where valid.csv is the test."""
+
+_SPLITS: dict[str, dict[str, str]] = {
+    "none": {"train.csv": "train", "valid.csv": "val"},
+    "valid": {"train.csv": "train", "valid.csv": "test"},
+    "test": {"train.csv": "train", "valid.csv": "val", "test.csv": "test"},
+}
+"""Table -> split, by what is the test."""
+_TABLES = ("train.csv", "valid.csv")
+_PARTS = ("train", "valid", "test")
 _FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
 _PATIENT = re.compile(r"patient\d+")
 _CELLS = {"": "0", "0": "0", "0.0": "0", "1": "1", "1.0": "1", "-1": "-1", "-1.0": "-1"}
 
 
-def index(root: str | os.PathLike[str], policy: Policy = "ones") -> Datalist:
+def index(
+    root: str | os.PathLike[str],
+    policy: Policy = "ones",
+    test: TestTable = "none",
+    frontal: bool = False,
+    seed: int = 0,
+) -> Datalist:
     """List the pictures that are there, in the order of the tables.
 
-    Layout: train.csv and valid.csv beside the folders train/ and valid/. An observation that the report does not
-    mention (an empty cell) counts as absent.
+    Layout: train.csv and valid.csv beside the folders train/ and valid/; test.csv and test/ where you have them. An
+    observation that the report does not mention (an empty cell) counts as absent.
 
     Args:
-        root: the folder CheXpert-v1.0-small, or the one that holds it.
+        root: the folder CheXpert-v1.0-small or CheXpert-v1.0, or the one that holds it.
         policy: what an uncertain observation (-1) becomes: "ones" 1, "zeros" 0; "keep" leaves -1, for a method that
             draws a value each time.
+        test: "none": valid.csv is for validation, and there is no test. "valid": valid.csv is the test, as in most
+            papers, and a twentieth of the patients of train.csv, drawn with `seed`, is for validation. "test": test.csv, which
+            the owners published later, is the test, and valid.csv is for validation.
+        frontal: leave lateral views out.
+        seed: of the draw of "valid".
 
     Returns:
-        rows with image, subject (patient00001), site "chexpert", split (train.csv: train, valid.csv: val) and labels: one
-        of LABELS each "0" or "1" (or "-1"), and view (AP, PA, ...), sex and age where the table gives them.
+        rows with image, subject (patient00001), site "chexpert", split and labels: one of LABELS each "0" or "1" (or "-1"),
+        and view (AP, PA, ...), sex and age where the table gives them.
 
     Raises:
-        InputError: another folder, a table that does not fit, no picture.
-        SettingError: an unknown policy.
+        InputError: another folder, a table that is missing or does not fit, no picture.
+        SettingError: an unknown policy or test.
     """
     if policy not in ("ones", "zeros", "keep"):
         raise SettingError(f"no policy {policy!r} for uncertain labels", remedy="choose ones, zeros or keep")
+    if test not in _SPLITS:
+        raise SettingError(f"no test {test!r}", remedy=f"choose {', '.join(_SPLITS)}")
     folder = _folder(Path(root))
-    rows = tuple(row for row in _rows(folder, policy) if row.image.is_file())
+    if test != "none" and not (folder / f"{test}.csv").is_file():
+        raise InputError(f"{test}.csv is missing", where=folder, remedy=f"add it or choose another test; {ORIGIN}")
+    listed = [row for row in _rows(folder, policy, test) if not (frontal and row.labels.get("view") == "Lateral")]
+    if test == "valid":
+        patients = {row.subject: "" for row in listed if row.split == "train"}
+        split_of = draw_splits(patients, 0.0, VAL_SHARE, seed)
+        listed = [replace(row, split=split_of[row.subject] if row.split == "train" else row.split) for row in listed]
+    rows = tuple(row for row in listed if row.image.is_file())
     if not rows:
         raise InputError(
             "none of the pictures in the tables is there", where=folder, remedy=f"check the path; {ORIGIN}"
@@ -84,13 +120,14 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
         InputError: another folder, or a table that does not fit.
     """
     folder = _folder(Path(root))
-    rows = list(_rows(folder, "ones"))
+    rows = list(_rows(folder, "ones", "test"))
     lines = []
-    for table, split in _TABLES.items():
+    for table in _SPLITS["test"]:
         if not (folder / table).is_file():
-            lines.append(f"{table} is missing")
+            if table in _TABLES:
+                lines.append(f"{table} is missing")
             continue
-        listed = [row.image for row in rows if row.split == split]
+        listed = [row.image for row in rows if row.source.name == table]
         missing = [image for image in listed if not image.is_file()]
         if missing:
             first = missing[0].relative_to(folder).as_posix()
@@ -111,14 +148,15 @@ def _folder(root: Path) -> Path:
     )
 
 
-def _rows(folder: Path, policy: Policy) -> Iterator[Row]:
-    for table, split in _TABLES.items():
+def _rows(folder: Path, policy: Policy, test: TestTable) -> Iterator[Row]:
+    for table, split in _SPLITS[test].items():
         path = folder / table
         if not path.is_file():
             continue
         for line, entry in read_rows(path, ("Path", *LABELS)):
-            # Paths begin with the name of the owners' folder, whatever it is called here.
-            parts = Path(entry["Path"]).parts[1:]
+            # Paths begin with the name of the owners' folder, whatever it is called here; those of test.csv do not always.
+            parts = Path(entry["Path"]).parts
+            parts = parts if parts and parts[0] in _PARTS else parts[1:]
             patient = next((part for part in parts if _PATIENT.fullmatch(part)), None)
             if patient is None:
                 raise InputError(
@@ -127,11 +165,7 @@ def _rows(folder: Path, policy: Policy) -> Iterator[Row]:
                     remedy="paths are like CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg",
                 )
             labels = {name: _label(path, line, name, entry[name], policy) for name in LABELS}
-            about = {
-                "view": entry.get("AP/PA") or entry.get("Frontal/Lateral", ""),
-                "sex": entry.get("Sex", ""),
-                "age": entry.get("Age", ""),
-            }
+            about = {"view": _view(entry, parts[-1]), "sex": entry.get("Sex", ""), "age": entry.get("Age", "")}
             labels |= {name: value for name, value in about.items() if value}
             yield Row(
                 folder.joinpath(*parts),
@@ -142,6 +176,12 @@ def _rows(folder: Path, policy: Policy) -> Iterator[Row]:
                 line=line,
                 source=path,
             )
+
+
+def _view(entry: dict[str, str], name: str) -> str:
+    """AP, PA, ... or Lateral; test.csv has no column for it, but the name of the picture tells."""
+    side = entry.get("Frontal/Lateral", "") or ("Lateral" if "lateral" in name.lower() else "")
+    return side if side == "Lateral" else entry.get("AP/PA") or side
 
 
 def _label(path: Path, line: int, column: str, text: str, policy: Policy) -> str:
