@@ -9,6 +9,7 @@ from . import isic as isic
 from . import mclass as mclass
 from . import mms as mms
 from . import prostate as prostate
+from . import radiographs as radiographs
 from . import rsna_pe as rsna_pe
 from . import rsna_pneumonia as rsna_pneumonia
 from . import shenzhen as shenzhen

@@ -58,7 +58,8 @@ _SPLITS: dict[str, dict[str, str]] = {
 """Table -> split, by what is the test."""
 _TABLES = ("train.csv", "valid.csv")
 _PARTS = ("train", "valid", "test")
-_FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+FOLDERS = ("", "CheXpert-v1.0-small", "CheXpert-v1.0")
+"""Where the tables are, below the folder that a user gives."""
 _PATIENT = re.compile(r"patient\d+")
 _CELLS = {"": "0", "0": "0", "0.0": "0", "1": "1", "1.0": "1", "-1": "-1", "-1.0": "-1"}
 
@@ -138,7 +139,7 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
 def _folder(root: Path) -> Path:
     if not root.is_dir():
         raise InputError("the folder of CheXpert is missing", where=root, remedy=f"check the path; {ORIGIN}")
-    for name in _FOLDERS:
+    for name in FOLDERS:
         if any((root / name / table).is_file() for table in _TABLES):
             return root / name
     raise InputError(

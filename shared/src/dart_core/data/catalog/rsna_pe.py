@@ -31,6 +31,9 @@ ORIGIN = (
     " Intelligence 3:e200254, 2021"
 )
 
+FOLDER = "rsna-str-pulmonary-embolism-detection"
+"""The name under which Kaggle packs it."""
+
 _COLUMNS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", LABEL)
 
 
@@ -101,7 +104,7 @@ _Series = dict[str, dict[str, tuple[int, str]]]
 
 def _table(root: Path) -> Path:
     check_root(root, "RSNA PE", ORIGIN)
-    table = find_first(root, ("train.csv", "rsna-str-pulmonary-embolism-detection/train.csv"))
+    table = find_first(root, ("train.csv", f"{FOLDER}/train.csv"))
     if table is None:
         raise InputError(
             "this is not an RSNA PE folder (no train.csv)",

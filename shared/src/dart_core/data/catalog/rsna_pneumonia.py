@@ -29,6 +29,9 @@ ORIGIN = (
     " Intelligence 1:e180041, 2019, and Wang et al., CVPR 2017"
 )
 
+FOLDER = "rsna-pneumonia-detection-challenge"
+"""The name under which Kaggle packs it."""
+
 _TABLE = "stage_2_detailed_class_info.csv"
 _PLACES = ("stage_2_train_images_png", "stage_2_train_images_jpg", "stage_2_train_images", "images", "")
 
@@ -104,7 +107,7 @@ def read_mapping(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def _table(root: Path) -> Path:
     check_root(root, "RSNA Pneumonia", ORIGIN)
-    table = find_first(root, (_TABLE, f"rsna-pneumonia-detection-challenge/{_TABLE}"))
+    table = find_first(root, (_TABLE, f"{FOLDER}/{_TABLE}"))
     if table is None:
         raise InputError(
             f"this is not an RSNA Pneumonia folder (no {_TABLE})",

@@ -62,7 +62,8 @@ ORIGIN = (
 
 _SPLITS = ("train", "test")
 _TABLE = "image_labels_{}.csv"
-_FOLDERS = ("", "1.0.0", "vindr-cxr/1.0.0", "vindr-cxr-1.0.0", "vindr-cxr")
+FOLDERS = ("", "1.0.0", "vindr-cxr/1.0.0", "vindr-cxr-1.0.0", "vindr-cxr")
+"""Where annotations/ is, below the folder that a user gives."""
 _PLACES = ("{}_png", "{}_jpeg", "{}_jpg", "{}")
 # The owners' two tables do not call this column alike.
 _OTHER_NAMES = {"Other diseases": "Other disease"}
@@ -121,7 +122,7 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
 
 def _folder(root: Path) -> Path:
     check_root(root, "VinDr-CXR", ORIGIN)
-    tables = [f"{name}/annotations/{_TABLE.format(split)}" for name in _FOLDERS for split in _SPLITS]
+    tables = [f"{name}/annotations/{_TABLE.format(split)}" for name in FOLDERS for split in _SPLITS]
     table = find_first(root, [name.lstrip("/") for name in tables])
     if table is None:
         raise InputError(
