@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
+
+IDENTITY = torch.tensor([[0, 0], [1 / 3, 1 / 3], [2 / 3, 2 / 3], [1, 1]], dtype=torch.float64)
+
+
+def seeded(seed: int = 0, device: str = "cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def numbered(*shape: int) -> Tensor:
+    """Every value of a sample is its own index."""
+    return torch.arange(math.prod(shape[1:])).view(1, *shape[1:]).expand(shape)
+
+
+def agree(found: Tensor, mean: float, deviation: float, measured_with: int = 400) -> None:
+    """A mean over samples against the mean of a specification that was itself measured, within four standard errors."""
+    error = deviation * math.sqrt(1 / len(found) + 1 / measured_with)
+    assert abs(float(found.double().mean()) - mean) < 4 * error
+    # A standard deviation has a relative standard error of about 1 / sqrt(2 n), wider for skewed distributions.
+    assert float(found.double().std()) == pytest.approx(deviation, rel=6 / math.sqrt(2 * len(found)))
+
+
+def shuffled_one_by_one(x: np.ndarray, blocks: int, rng: np.random.Generator) -> np.ndarray:
+    """The specification read literally: one sample, one block after the other."""
+    result = x.copy()
+    for _ in range(blocks):
+        length = [rng.integers(1, side // 10, endpoint=True) for side in x.shape[1:]]
+        start = [rng.integers(0, side - n, endpoint=True) for side, n in zip(x.shape[1:], length, strict=True)]
+        window = (slice(None), *(slice(s, s + n) for s, n in zip(start, length, strict=True)))
+        result[window] = rng.permutation(x[window].flatten()).reshape(x[window].shape)
+    return result
+
+
+def same_distribution(a: np.ndarray, b: np.ndarray) -> None:
+    """Chi-squared test of two samples of whole numbers, rare ones pooled."""
+    values = np.union1d(a, b)
+    table = np.array([[(part == value).sum() for value in values] for part in (a, b)])
+    rare = table.sum(0) < 20
+    table = np.column_stack([table[:, ~rare], table[:, rare].sum(1)]) if rare.any() else table
+    table = table[:, table.sum(0) > 0]
+    assert stats.chi2_contingency(table).pvalue > 1e-4
+
+
+class TestLocalPixelShuffle:
+    @given(
+        st.sampled_from([(2, 3, 20, 31), (1, 1, 10, 45), (3, 2, 12, 20, 33), (1, 1, 10, 10, 10)]),
+        st.sampled_from(["mixed", "together"]),
+        st.integers(0, 300),
+        st.integers(0, 2**32),
+    )
+    @settings(deadline=None)
+    def test_values_come_from_near_in_the_undistorted_input(
+        self, shape: tuple[int, ...], channels: Literal["mixed", "together"], blocks: int, seed: int
+    ) -> None:
+        x = numbered(*shape)
+        before = x.clone()
+        result = local_pixel_shuffle(x, blocks, channels, seeded(seed))
+        assert torch.equal(x, before)
+        assert result.shape == x.shape
+        there = np.unravel_index(result.numpy(), shape[1:])
+        here = np.unravel_index(x.numpy(), shape[1:])
+        if channels == "together":
+            assert (there[0] == here[0]).all()
+        for axis, side in enumerate(shape[2:], 1):
+            # Blocks that read what others had written would carry values further than a block is long.
+            assert np.abs(there[axis] - here[axis]).max() < side // 10
+        assert torch.equal(result, local_pixel_shuffle(x, blocks, channels, seeded(seed)))
+
+    @pytest.mark.parametrize("channels", ["mixed", "together"])
+    def test_one_block_is_a_permutation_within_one_window(self, channels: Literal["mixed", "together"]) -> None:
+        x = numbered(200, 2, 40, 60)
+        result = local_pixel_shuffle(x, 1, channels, seeded())
+        assert torch.equal(result.flatten(1).sort(1).values, x.flatten(1))
+        changed = (result != x).any(1)
+        rows, columns = changed.any(2).sum(1), changed.any(1).sum(1)
+        assert int(rows.max()) == 4
+        assert int(columns.max()) == 6
+        if channels == "together":
+            assert torch.equal(result[:, 1] - result[:, 0], x[:, 1] - x[:, 0])
+
+    def test_every_permutation_is_equally_likely(self) -> None:
+        # In a picture of 10 x 10 pixels a block is one pixel: its three values in one of six orders.
+        x = numbered(30_000, 3, 10, 10)
+        result = local_pixel_shuffle(x, 1, "mixed", seeded()).flatten(2) // 100
+        touched = (result != torch.arange(3)[:, None]).any(1)
+        orders = result.movedim(1, 2)[touched] @ torch.tensor([9, 3, 1])
+        found = torch.bincount(orders, minlength=27)[[7, 11, 15, 19, 21]]
+        assert int(found.sum()) == len(orders)
+        identical = len(x) - len(orders)
+        assert stats.chisquare([identical, *found.tolist()]).pvalue > 1e-4
+
+    @pytest.mark.parametrize("shape", [(2, 21, 30), (1, 21, 20, 32)])
+    def test_as_one_block_after_the_other(self, shape: tuple[int, ...]) -> None:
+        samples, blocks = 300, 60 if len(shape) == 3 else 900
+        x = numbered(samples, *shape)
+        rng = np.random.default_rng(0)
+        ours = local_pixel_shuffle(x, blocks, generator=seeded()).numpy()
+        theirs = np.stack([shuffled_one_by_one(sample.numpy(), blocks, rng) for sample in x])
+        # One value of each sample, because those of one sample depend on each other; corner, edge and middle.
+        for place in ((0,) * len(shape), (0, *(side // 2 for side in shape[1:])), (0, 0, *(s // 2 for s in shape[2:]))):
+            same_distribution(ours[:, *place], theirs[:, *place])
+        for statistic in (
+            lambda part: (part != x.numpy()).reshape(samples, -1).sum(1),
+            lambda part: np.array([len(np.unique(sample)) for sample in part]),
+            # Neighbours that stay neighbours: what the values of one block have in common.
+            lambda part: (np.diff(part.reshape(samples, -1), axis=1) == 1).sum(1),
+        ):
+            assert stats.ks_2samp(statistic(ours), statistic(theirs)).pvalue > 1e-4
+
+    def test_moments_of_pictures(self) -> None:
+        x = torch.rand(64, 3, 224, 224, generator=seeded(1))
+        result = local_pixel_shuffle(x, generator=seeded())
+        agree((result != x).any(1).double().mean((1, 2)), 0.0997, 0.0127)
+        numbers = numbered(16, 3, 224, 224)
+        moved = local_pixel_shuffle(numbers, generator=seeded())
+        touched = (moved != numbers).any(1, keepdim=True).expand_as(moved)
+        elsewhere = (moved // 224**2 != numbers // 224**2)[touched].double().mean()
+        assert float(elsewhere) == pytest.approx(2 / 3, abs=0.01)
+
+    @pytest.mark.parametrize(("sides", "changed", "lost"), [((64, 64, 64), 0.757, 0.198), ((64, 64, 32), 0.784, 0.213)])
+    def test_moments_of_volumes(self, sides: tuple[int, ...], changed: float, lost: float) -> None:
+        x = numbered(2, 1, *sides)
+        result = local_pixel_shuffle(x, generator=seeded()).flatten(1)
+        # 10,000 blocks average themselves: one cube's fraction has a standard deviation below 0.004.
+        assert float((result != x.flatten(1)).double().mean()) == pytest.approx(changed, abs=0.01)
+        kept = np.mean([len(np.unique(sample)) for sample in result]) / math.prod(sides)
+        assert 1 - kept == pytest.approx(lost, abs=0.01)
+
+    def test_samples_have_draws_of_their_own(self) -> None:
+        result = local_pixel_shuffle(torch.rand(1, 1, 64, 64, generator=seeded(1)).expand(4, -1, -1, -1), 40)
+        assert len(torch.unique(result.flatten(1), dim=0)) == 4
+
+    def test_many_samples_are_done_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = numbered(7, 1, 30, 30)
+        monkeypatch.setattr("dart_core.augment.genesis._AT_ONCE", {"cpu": 2 * 40 * 1.5**2})
+        result = local_pixel_shuffle(x, generator=seeded())
+        assert all((sample != x[0]).any() for sample in result)
+        assert torch.equal(result.flatten(1).sort(1).values[:, 0], x[:, 0, 0, 0])
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.bool])
+    def test_types(self, dtype: torch.dtype) -> None:
+        x = (torch.rand(2, 1, 40, 40, generator=seeded()) * 1.5).to(dtype).mT
+        result = local_pixel_shuffle(x)
+        assert result.dtype == dtype
+        assert result.shape == x.shape
+
+    def test_an_even_picture_stays(self) -> None:
+        x = torch.full((2, 3, 40, 40), 0.3)
+        assert torch.equal(local_pixel_shuffle(x), x)
+
+    @pytest.mark.parametrize(
+        ("shape", "settings", "words"),
+        [
+            ((1, 1, 9, 20), {}, "at least 10"),
+            ((1, 20, 20), {}, "shape"),
+            ((1, 1, 20, 20), {"blocks": -1}, "blocks"),
+            ((1, 1, 20, 20), {"channels": "apart"}, "'apart'"),
+        ],
+    )
+    def test_what_does_not_fit(self, shape: tuple[int, ...], settings: dict, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            local_pixel_shuffle(torch.zeros(shape), **settings)
+
+
+def bezier(control: np.ndarray, u: np.ndarray) -> np.ndarray:
+    return np.array([math.comb(3, i) * u**i * (1 - u) ** (3 - i) for i in range(4)]).T @ control
+
+
+def interpolated(v: np.ndarray, control: np.ndarray, decreasing: bool, points: int) -> np.ndarray:
+    """The specification read literally."""
+    u = np.linspace(0, 1, points)
+    x, y = bezier(control, u)[:, 0], bezier(control, 1 - u if decreasing else u)[:, 1]
+    return np.interp(v, np.maximum.accumulate(x), y)
+
+
+def control_points(a1: float, b1: float, a2: float, b2: float) -> Tensor:
+    return torch.tensor([[0, 0], [a1, b1], [a2, b2], [1, 1]], dtype=torch.float64)
+
+
+UNIT = st.floats(0, 1)
+
+
+class TestNonlinearIntensity:
+    @given(UNIT, UNIT, UNIT, UNIT, st.booleans(), st.sampled_from([2, 500, 501, 3000]), st.integers(0, 2**32))
+    @settings(deadline=None)
+    def test_interpolates_in_the_table(
+        self, a1: float, b1: float, a2: float, b2: float, decreasing: bool, points: int, seed: int
+    ) -> None:
+        control = control_points(a1, b1, a2, b2)
+        x = torch.rand(1, 1, 20, 20, generator=seeded(seed), dtype=torch.float64)
+        x[..., 0, :2] = torch.tensor([0.0, 1.0])
+        expected = interpolated(x.numpy(), control.numpy(), decreasing, points)
+        # Where the curve is all but vertical, rounding of the table's positions shows.
+        steep = np.abs(
+            interpolated(x.numpy() + 1e-13, control.numpy(), decreasing, points)
+            - interpolated(x.numpy() - 1e-13, control.numpy(), decreasing, points)
+        )
+        found = nonlinear_intensity(x, control, decreasing, points)
+        assert (np.abs(found.numpy() - expected) <= 1e-9 + steep).all()
+        order = x.flatten().argsort()
+        slope = found.flatten()[order].diff()
+        assert (slope <= 1e-12).all() if decreasing else (slope >= -1e-12).all()
+        ends = found[0, 0, 0, :2].tolist()
+        assert ends == pytest.approx([1, 0] if decreasing else [0, 1], abs=1e-12)
+
+    @pytest.mark.parametrize("points", [500, 100_000])
+    @pytest.mark.parametrize("side", [8, 48])
+    def test_single_precision(self, points: int, side: int) -> None:
+        control = torch.cat([torch.rand(6, 2, 2, generator=seeded(3), dtype=torch.float64)])
+        control = torch.stack([control_points(*c.flatten().tolist()) for c in control])
+        x = torch.rand(6, 1, side, side, side, generator=seeded(4))
+        x[:, :, 0], x[:, :, 1] = 0, 1
+        down = torch.tensor([True, False] * 3)
+        found = nonlinear_intensity(x, control, down, points)
+        assert found.dtype == torch.float32
+        for i in range(6):
+            expected = interpolated(x[i].double().numpy(), control[i].numpy(), bool(down[i]), points)
+            np.testing.assert_allclose(found[i].numpy(), expected, rtol=1e-6, atol=5e-7)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_straight_curve(self, dtype: torch.dtype) -> None:
+        x = torch.rand(2, 3, 40, 40, generator=seeded(), dtype=dtype)
+        tolerance = {"rtol": 0.0, "atol": 4 * torch.finfo(dtype).eps}
+        torch.testing.assert_close(nonlinear_intensity(x, IDENTITY), x, **tolerance)
+        torch.testing.assert_close(nonlinear_intensity(x, IDENTITY, True), 1 - x, **tolerance)
+
+    def test_the_decreasing_map_is_not_one_minus_the_increasing(self) -> None:
+        x, control = torch.rand(1, 1, 20, 20, generator=seeded()), control_points(0.1, 0.7, 0.2, 0.9)
+        up, down = nonlinear_intensity(x, control), nonlinear_intensity(x, control, decreasing=True)
+        assert float((1 - up - down).abs().max()) > 0.1
+
+    def test_outside_the_range_it_stays_at_the_ends(self) -> None:
+        x = torch.tensor([[-1.0, 0.0, 1.0, 7.0]])
+        assert nonlinear_intensity(x, IDENTITY).tolist() == [[0, 0, 1, 1]]
+        assert nonlinear_intensity(x, IDENTITY, True).tolist() == [[1, 1, 0, 0]]
+
+    def test_does_not_write_into_its_input(self) -> None:
+        x = torch.rand(2, 1, 16, 16, generator=seeded())
+        before = x.clone()
+        nonlinear_intensity(x, control_points(0.2, 0.9, 0.3, 0.8))
+        assert torch.equal(x, before)
+
+    @pytest.mark.parametrize(
+        ("x", "control", "options", "words"),
+        [
+            (torch.zeros(2, 1, 4, 4), torch.zeros(3, 2), {}, "control points have shape"),
+            (torch.zeros(2, 1, 4, 4), IDENTITY.expand(3, 4, 2), {}, "control points have shape"),
+            (torch.zeros(2, 1, 4, 4), IDENTITY.flip(0), {}, "go from"),
+            (torch.zeros(2, 1, 4, 4), control_points(1.2, 0, 0, 0), {}, "within"),
+            (torch.zeros(2, 1, 4, 4), control_points(float("nan"), 0, 0, 0), {}, "within"),
+            (torch.zeros(2, 1, 4, 4), IDENTITY, {"points": 1}, "points"),
+            (torch.zeros(2, 1, 4, 4), IDENTITY, {"decreasing": torch.ones(3, dtype=torch.bool)}, "decreasing"),
+            (torch.zeros(2, 1, 4, 4, dtype=torch.uint8), IDENTITY, {}, "uint8"),
+        ],
+    )
+    def test_what_does_not_fit(self, x: Tensor, control: Tensor, options: dict, words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            nonlinear_intensity(x, control, **options)
+
+
+CUTOUTS = [inner_cutout, outer_cutout]
+
+
+class TestCutouts:
+    @pytest.mark.parametrize("cutout", CUTOUTS)
+    @given(
+        st.sampled_from([(3, 2, 20, 41), (2, 1, 14, 14), (2, 2, 16, 20, 35), (1, 1, 14, 15, 64)]), st.integers(0, 2**32)
+    )
+    @settings(deadline=None)
+    def test_what_the_windows_may_touch(self, cutout: Callable[..., Tensor], shape: tuple[int, ...], seed: int) -> None:
+        x = torch.rand(shape, generator=seeded(seed + 1)) + 2
+        before = x.clone()
+        result = cutout(x, seeded(seed))
+        assert torch.equal(x, before)
+        assert torch.equal(result, cutout(x, seeded(seed)))
+        noise = result < 2
+        assert torch.equal(result[~noise], x[~noise])
+        assert (result[noise] >= 0).all()
+        assert (result[noise] < 1).all()
+        # The same places in all channels.
+        assert torch.equal(noise, noise[:, :1].expand_as(noise))
+        inside = noise[:, 0] if cutout is inner_cutout else ~noise[:, 0]
+        for axis in range(1, inside.ndim):
+            along = inside.movedim(axis, 0)
+            assert not along[:3].any()
+            assert not along[-3:].any()
+        if cutout is inner_cutout:
+            first = result[:, :1].expand_as(result)
+            assert torch.equal(result[noise], first[noise])
+        elif shape[1] > 1:
+            assert not torch.isclose(result[:, 0][noise[:, 0]], result[:, 1][noise[:, 0]]).all()
+
+    def test_outer_keeps_a_window_of_the_least_size(self) -> None:
+        for side in (21, 64):
+            x = torch.full((50, 1, side, side), 2.0)
+            kept = outer_cutout(x, seeded())[:, 0] == 2
+            least = side - 4 * side // 7
+            whole = -torch.nn.functional.max_pool2d(-kept.float()[:, None], least, 1)
+            assert (whole.amax((1, 2, 3)) == 1).all()
+
+    @pytest.mark.parametrize(("side", "mean", "deviation"), [(224, 0.548, 0.108), (448, 0.558, 0.104)])
+    def test_moments_of_outer_cutout_in_pictures(self, side: int, mean: float, deviation: float) -> None:
+        x = torch.full((256, 1, side, side), 2.0)
+        agree((outer_cutout(x, seeded()) == 2).double().mean((1, 2, 3)), mean, deviation)
+
+    def test_moments_of_inner_cutout_in_pictures(self) -> None:
+        x = torch.full((400, 1, 224, 224), 2.0)
+        replaced = (inner_cutout(x, seeded()) < 2).double().mean((1, 2, 3))
+        agree(replaced, 0.224, 0.083)
+        # No window at all with probability 0.05.
+        assert stats.binomtest(int((replaced == 0).sum()), 400, 0.05).pvalue > 1e-4
+
+    def test_moments_in_volumes(self) -> None:
+        x = torch.full((100, 1, 64, 64, 64), 2.0)
+        agree((inner_cutout(x, seeded()) < 2).double().mean((1, 2, 3, 4)), 0.0576, 0.022)
+        agree((outer_cutout(x, seeded()) == 2).double().mean((1, 2, 3, 4)), 0.326, 0.067)
+
+    def test_noise_is_uniform(self) -> None:
+        for cutout in CUTOUTS:
+            result = cutout(torch.full((4, 1, 60, 60), 2.0), seeded())
+            assert stats.kstest(result[result < 2].numpy()[:2000], "uniform").pvalue > 1e-4
+
+    @pytest.mark.parametrize(("cutout", "side"), [(inner_cutout, 7), (outer_cutout, 13)])
+    def test_too_small(self, cutout: Callable[..., Tensor], side: int) -> None:
+        cutout(torch.zeros(50, 1, side + 1, side + 1))
+        with pytest.raises(ValueError, match="at least"):
+            cutout(torch.zeros(1, 1, side, 40))
+
+
+@pytest.mark.gpu
+def test_cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    x = torch.rand(4, 1, 64, 64, 64, generator=seeded()).cuda()
+    control = torch.stack([control_points(*torch.rand(4, generator=seeded(i)).tolist()) for i in range(4)])
+    down = torch.tensor([True, False, False, True])
+    found = nonlinear_intensity(x, control, down, 100_000)
+    torch.testing.assert_close(found.cpu(), nonlinear_intensity(x.cpu(), control, down, 100_000), rtol=1e-6, atol=1e-6)
+    for function in (local_pixel_shuffle, *CUTOUTS):
+        # Draws of a CPU generator are the same wherever the batch lies.
+        torch.testing.assert_close(function(x, generator=seeded()).cpu(), function(x.cpu(), generator=seeded()))
+        assert torch.equal(function(x, generator=seeded(0, "cuda")), function(x, generator=seeded(0, "cuda")))
+        assert function(x).is_cuda
+    numbers = numbered(2, 1, 64, 64, 64).cuda()
+    changed = (local_pixel_shuffle(numbers, generator=seeded(0, "cuda")) != numbers).double().mean()
+    assert float(changed) == pytest.approx(0.757, abs=0.01)
