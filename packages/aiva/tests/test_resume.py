@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import random
-import re
-import runpy
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,38 +18,18 @@ from aiva.method import train_aiva
 from aiva.settings import Alignment, Training
 from aiva.slices import Slices
 from aiva.training import Selection
-from dart_core.checkpoint import load_checkpoint, load_weights
 from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 from dart_core.settings import RunSettings
-from dart_core.testing import assert_equal_states
+from dart_core.testing import Trainings, assert_same_run, last_checkpoint
 
-PATIENCE = 120.0
 STEPS = {"aiva": 30, "seg-jdot": 20, "adaptsegnet": 14, "target": 24}
 
 Pair = tuple[Slices, Slices]
 
 
-def last_state(run: Path) -> dict[str, Any]:
-    return load_checkpoint(max((run / "checkpoints").iterdir()))
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without their time; the last may be half-written in a run that was killed."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    assert_equal_states(last_state(one), last_state(other), "checkpoint")
-    assert logged(one) == logged(other)
-    for name in ("metrics.json", "model.safetensors"):
-        assert (one / name).exists() == (other / name).exists()
-    if (one / "metrics.json").exists():
-        assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
-        weights, others = (load_weights(run / "model.safetensors")[0] for run in (one, other))
-        assert_equal_states(weights, others, "weights")
+def assert_same_clusters(one: Path, other: Path) -> None:
+    assert (one / "clusters").exists() == (other / "clusters").exists()
     if (one / "clusters").exists():
         for found, expected in zip(clusterings(one), clusterings(other), strict=True):
             assert found.keys() == expected.keys()
@@ -150,6 +121,7 @@ def test_crash(step: int, moment: str, pair: Pair, undisturbed: Path, tmp_path: 
             train(tmp_path / "run", pair)
     train(tmp_path / "run", pair, resume=True)
     assert_same_run(tmp_path / "run", undisturbed)
+    assert_same_clusters(tmp_path / "run", undisturbed)
 
 
 def test_many_crashes(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
@@ -160,6 +132,7 @@ def test_many_crashes(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
                 train(tmp_path / "run", pair, resume=number > 0)
     train(tmp_path / "run", pair, resume=True)
     assert_same_run(tmp_path / "run", undisturbed)
+    assert_same_clusters(tmp_path / "run", undisturbed)
 
 
 def test_what_a_checkpoint_holds(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
@@ -168,7 +141,7 @@ def test_what_a_checkpoint_holds(pair: Pair, undisturbed: Path, tmp_path: Path) 
         crash_at(16, "before", patch)
         with pytest.raises(Crash):
             train(tmp_path / "run", pair)
-    content = last_state(tmp_path / "run")
+    content = last_checkpoint(tmp_path / "run")
     assert content["step"] == 16
     state = content["state"]
     assert state["clusters"]["step"] == 12
@@ -188,47 +161,11 @@ def test_what_a_checkpoint_holds(pair: Pair, undisturbed: Path, tmp_path: Path) 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
 
-class Started(NamedTuple):
-    """A command in a process of its own."""
-
-    process: ForkServerProcess
-    stderr: Path
-
-    def status(self) -> int | None:
-        self.process.join(PATIENCE)
-        return self.process.exitcode
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert self.process.exitcode is None, self.stderr.read_text()
-            assert time.monotonic() < end, "the training does not get on"
-            time.sleep(0.002)
-
-
-Start = Callable[..., Started]
-
-
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `aiva`; a fork server that has imported PyTorch already saves seconds each time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "aiva.adaptation", "tyro", "sklearn.manifold", "sklearn.cluster"])
-    every: list[Started] = []
-
-    def run(*words: object) -> Started:
-        stderr = tmp_path_factory.mktemp("stderr") / "stderr.txt"
-        names = {"ARGUMENTS": [str(word) for word in words], "STDERR": str(stderr)}
-        program = str(Path(__file__).parent / "programs" / "child.py")
-        process = context.Process(target=runpy.run_path, args=(program, names))
-        process.start()
-        every.append(Started(process, stderr))
-        return every[-1]
-
-    yield run
-    for started in every:
-        started.process.kill()
-        started.process.join()
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    preload = ("aiva.adaptation", "sklearn.manifold", "sklearn.cluster")
+    with Trainings("aiva", tmp_path_factory.mktemp("trainings"), preload) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -246,32 +183,15 @@ def words(datalist: Path, source_model: Path) -> Callable[[str], list[object]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
-def test_killed_at_a_random_step(name: str, start: Start, words: Any, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    uninterrupted, started = start(*words(name), "--out", whole), start(*words(name), "--out", out)
-    place = random.SystemRandom().randint(1, STEPS[name] - 8)
-    started.wait_for(lambda: len(logged(out)) >= place)
-    time.sleep(random.SystemRandom().uniform(0, 0.05))
-    assert started.process.pid is not None
-    os.kill(started.process.pid, signal.SIGKILL)
-    assert started.status() == -signal.SIGKILL
-    resumed = start(*words(name), "--out", out, "--resume")
-    assert resumed.status() == 0, (place, resumed.stderr.read_text())
-    assert uninterrupted.status() == 0, uninterrupted.stderr.read_text()
-    assert_same_run(out, whole)
-    assert not list(out.rglob("*tmp*"))
+def test_killed_at_a_random_step(
+    name: str, trainings: Trainings, words: Callable[[str], list[object]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    trainings.assert_survives_kill(words(name), out)
+    assert_same_clusters(out, trainings.whole(words(name)))
     assert not (out / "features").exists()
 
 
 @pytest.mark.slow
-def test_stopped_by_ctrl_c(start: Start, words: Any, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    started = start(*words("aiva"), "--out", out)
-    started.wait_for(lambda: len(logged(out)) >= 8)
-    assert started.process.pid is not None
-    os.kill(started.process.pid, signal.SIGINT)
-    assert started.status() == 130, started.stderr.read_text()
-    (line,) = started.stderr.read_text().splitlines()
-    # "of 30" is missing if this process was so slow that the last step was over.
-    assert re.fullmatch(r"aiva: stopped by Ctrl-C after step \d+( of 30)?; --resume continues", line)
-    assert start(*words("aiva"), "--out", out, "--resume").status() == 0
+def test_stopped_by_ctrl_c(trainings: Trainings, words: Callable[[str], list[object]], tmp_path: Path) -> None:
+    trainings.assert_survives_interrupt(words("aiva"), tmp_path / "run")

@@ -2,83 +2,36 @@
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import random
-import re
-import runpy
-import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-import torch
 
-from dart_core.checkpoint import load_checkpoint, load_weights
-from dart_core.testing import assert_equal_states
+from dart_core.testing import Trainings, last_checkpoint, logged
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
 EPOCHS, BATCHES = 6, 6
 STEPS = EPOCHS * BATCHES
-PATIENCE = 120.0
 METHODS: dict[str, tuple[object, ...]] = {
     "mmtl": ("--method", "mmtl", "--keep", "best"),
     "octl": ("--method", "octl", "--patients", 2),
     "spottune": ("--method", "spottune"),
 }
 
-
-class Started(NamedTuple):
-    """A command in a process of its own."""
-
-    process: ForkServerProcess
-    stderr: Path
-
-    def status(self) -> int | None:
-        self.process.join(PATIENCE)
-        return self.process.exitcode
-
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not condition():
-            assert self.process.exitcode is None, self.stderr.read_text()
-            assert time.monotonic() < end, "the training does not get on"
-            time.sleep(0.002)
-
-
-Start = Callable[..., Started]
+Words = Callable[[str], list[object]]
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start `mmtl-octl`; a fork server that has imported PyTorch already saves seconds each time."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch._dynamo", "mmtl_octl.segmentation", "tyro"])
-    every: list[Started] = []
-
-    def run(*words: object) -> Started:
-        stderr = tmp_path_factory.mktemp("stderr") / "stderr.txt"
-        names = {"ARGUMENTS": [str(word) for word in words], "STDERR": str(stderr)}
-        program = str(Path(__file__).parent / "programs" / "child.py")
-        process = context.Process(target=runpy.run_path, args=(program, names))
-        process.start()
-        every.append(Started(process, stderr))
-        return every[-1]
-
-    yield run
-    for started in every:
-        started.process.kill()
-        started.process.join()
+def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
+    with Trainings("mmtl-octl", tmp_path_factory.mktemp("trainings"), ("mmtl_octl.segmentation",)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
-def words(heads: Any, source_model: Any) -> Callable[[str], list[object]]:
+def words(heads: Any, source_model: Any) -> Words:
     sizes = ("--epochs", EPOCHS, "--batches", BATCHES, "--batch-size", 2, "--drop-epoch", 2, "--log-every", 1,
              "--checkpoint-every", 4, "--learning-rate", 0.01, "--device", "cpu")  # fmt: skip
 
@@ -92,90 +45,27 @@ def words(heads: Any, source_model: Any) -> Callable[[str], list[object]]:
     return of
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(start: Start, words: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    finished: dict[str, Path] = {}
-
-    def run(method: str) -> Path:
-        if method not in finished:
-            out = tmp_path_factory.mktemp("uninterrupted") / "run"
-            started = start(*words(method), "--out", out)
-            assert started.status() == 0, started.stderr.read_text()
-            finished[method] = out
-        return finished[method]
-
-    return run
-
-
-def logged(run: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without their time; the last may be half-written in a run that was killed."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("model.safetensors", "history.safetensors"):
-        assert (one / name).exists() == (other / name).exists()
-        if (one / name).exists():
-            weights, others = (load_weights(run / name)[0] for run in (one, other))
-            assert weights.keys() == others.keys()
-            assert all(torch.equal(weights[key], others[key]) for key in weights)
-    last, other_last = (load_checkpoint(max((run / "checkpoints").iterdir())) for run in (one, other))
-    assert last["step"] == other_last["step"] == STEPS
-    assert_equal_states(last["state"], other_last["state"])
-    assert logged(one) == logged(other)
-    assert json.loads((one / "metrics.json").read_text()) == json.loads((other / "metrics.json").read_text())
-
-
-def stop(started: Started, out: Path, number: int) -> int:
-    """Send a signal at a random place of the training; give the number of lines logged by then."""
-    place = random.SystemRandom().randint(1, STEPS - 16)
-    started.wait_for(lambda: len(logged(out)) >= place)
-    time.sleep(random.SystemRandom().uniform(0, 0.03))
-    assert started.process.pid is not None
-    os.kill(started.process.pid, number)
-    return place
-
-
 @pytest.mark.parametrize("method", ["mmtl", "octl", "spottune", "pretrain"])
-def test_killed_at_a_random_step(method: str, start: Start, words: Any, uninterrupted: Any, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    started = start(*words(method), "--out", out)
-    place = stop(started, out, signal.SIGKILL)
-    assert started.status() == -signal.SIGKILL
-    resumed = start(*words(method), "--out", out, "--resume")
-    assert resumed.status() == 0, (place, resumed.stderr.read_text())
-    assert_same_run(out, uninterrupted(method))
-    assert not list(out.rglob("*tmp*"))
+def test_killed_at_a_random_step(method: str, trainings: Trainings, words: Words, tmp_path: Path) -> None:
+    trainings.assert_survives_kill(words(method), tmp_path / "run")
+    assert last_checkpoint(tmp_path / "run")["step"] == STEPS
 
 
-def test_states_of_both_spottune_optimisers_are_in_the_checkpoint(uninterrupted: Any) -> None:
-    state = load_checkpoint(max((uninterrupted("spottune") / "checkpoints").iterdir()))["state"]
+def test_states_of_both_spottune_optimisers_are_in_the_checkpoint(trainings: Trainings, words: Words) -> None:
+    state = last_checkpoint(trainings.whole(words("spottune")))["state"]
     assert state.keys() == {"network", "optimizer", "best", "policy_optimizer", "policy_statistics"}
     assert all("exp_avg" in value for value in state["policy_optimizer"]["state"].values())
     assert state["policy_statistics"]["samples"] == 2 * STEPS
 
 
-def test_stopped_by_ctrl_c_in_mid_schedule(start: Start, words: Any, uninterrupted: Any, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    started = start(*words("mmtl"), "--out", out)
-    place = stop(started, out, signal.SIGINT)
-    assert started.status() == 130, (place, started.stderr.read_text())
-    (line,) = started.stderr.read_text().splitlines()
-    # "of 36" is missing if this process was so slow that the last step was over.
-    assert re.fullmatch(rf"mmtl-octl: stopped by Ctrl-C after step \d+( of {STEPS})?; --resume continues", line)
-    done = len([entry for entry in logged(out) if "loss" in entry])
-    assert load_checkpoint(max((out / "checkpoints").iterdir()))["step"] == done
-    resumed = start(*words("mmtl"), "--out", out, "--resume")
-    assert resumed.status() == 0, (place, resumed.stderr.read_text())
-    assert_same_run(out, uninterrupted("mmtl"))
-    shares = [entry["target_samples"] for entry in logged(out) if "loss" in entry]
+def test_stopped_by_ctrl_c_in_mid_schedule(trainings: Trainings, words: Words, tmp_path: Path) -> None:
+    trainings.assert_survives_interrupt(words("mmtl"), tmp_path / "run")
+    shares = [line["target_samples"] for line in logged(tmp_path / "run") if "loss" in line]
     assert shares == [count for count in (0, 0, 1, 1, 1, 2) for _ in range(BATCHES)]
 
 
-def test_other_settings_are_refused(start: Start, words: Any, uninterrupted: Any) -> None:
-    out = uninterrupted("mmtl")
-    resumed = start(*words("mmtl"), "--schedule", "release", "--out", out, "--resume")
+def test_other_settings_are_refused(trainings: Trainings, words: Words) -> None:
+    done = trainings.whole(words("mmtl"))
+    resumed = trainings.start(*words("mmtl"), "--schedule", "release", "--out", done, "--resume")
     assert resumed.status() == 2
     assert "schedule was paper when the run started and is release now" in resumed.stderr.read_text()

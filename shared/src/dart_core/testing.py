@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
 
 import torch
+
+from dart_core.checkpoint import load_checkpoint, load_weights
+from dart_core.run import CHECKPOINTS
+
+PATIENCE = 240.0
+"""Seconds after which a command that does not get on is given up."""
+
+# --- States ----------------------------------------------------------------------------------------------------------
 
 
 def assert_equal_states(one: Any, other: Any, where: str = "state") -> None:
@@ -40,3 +60,163 @@ def _differences(one: Any, other: Any, where: str) -> Iterator[str]:
 
 def _unequal(one: Any, other: Any) -> bool:
     return bool(one != other and (one == one or other == other))  # nan equals nan
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+
+def logged(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl without their time; of a run that was killed without a half-written last line."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
+
+
+def last_checkpoint(run: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run: "step", "state" and what else `dart_core.run.Run` keeps."""
+    return load_checkpoint(max((run / CHECKPOINTS).iterdir()))
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Compare two runs bit for bit, with the runs inside their folders: weights, newest checkpoints, logged lines, results.
+
+    Args:
+        one: folder of a run.
+        other: likewise.
+
+    Raises:
+        AssertionError: they differ, or there is nothing to compare.
+    """
+    found, others = (_outputs(run) for run in (one, other))
+    assert found.keys() == others.keys(), f"files of one run only: {sorted(found.keys() ^ others.keys())}"
+    assert found, f"{one} holds no run"
+    for name in found:
+        assert_equal_states(found[name], others[name], name)
+
+
+def _outputs(run: Path) -> dict[str, Any]:
+    """What a run left, by path."""
+    readers: dict[str, Callable[[Path], Any]] = {
+        "*.safetensors": lambda path: load_weights(path)[0],
+        "metrics.jsonl": lambda path: logged(path.parent),
+        "metrics.json": lambda path: json.loads(path.read_text()),
+        CHECKPOINTS: lambda path: {key: last_checkpoint(path.parent)[key] for key in ("step", "state")},
+    }
+    found = {path: read for pattern, read in readers.items() for path in run.rglob(pattern)}
+    return {str(path.relative_to(run)): read(path) for path, read in found.items()}
+
+
+# --- Commands that are killed and resumed ----------------------------------------------------------------------------
+
+
+class Started(NamedTuple):
+    """A command in a process of its own."""
+
+    process: ForkServerProcess
+    stderr: Path
+
+    def status(self) -> int | None:
+        """Exit status, waited for; negative if a signal ended the command."""
+        self.process.join(PATIENCE)
+        return self.process.exitcode
+
+    def stop(self, out: Path, lines: int, number: int) -> None:
+        """Send a signal some milliseconds after the run in `out` has logged that many lines."""
+        end = time.monotonic() + PATIENCE
+        while sum(len(logged(path.parent)) for path in out.rglob("metrics.jsonl")) < lines:
+            assert self.process.exitcode is None, self.stderr.read_text()
+            assert time.monotonic() < end, "the training does not get on"
+            time.sleep(0.002)
+        time.sleep(random.SystemRandom().uniform(0, 0.03))
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+
+class Trainings:
+    """Training commands of a package as processes that are killed or stopped and resumed, against undisturbed ones.
+
+    Use it as a context; what still runs at its end is killed. A fork server that has imported PyTorch already saves seconds
+    for each process.
+
+    Args:
+        command: such as "fda-mri"; `main` is in the module `cli` of the package of that name.
+        folder: an empty one, for what the commands print and for the undisturbed runs.
+        preload: modules that the commands import.
+    """
+
+    def __init__(self, command: str, folder: Path, preload: Sequence[str] = ()) -> None:
+        self.command = command
+        self.folder = folder
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["torch._dynamo", "tyro", *preload])
+        self._started: list[Started] = []
+        self._whole: dict[tuple[str, ...], Path] = {}
+
+    def __enter__(self) -> Trainings:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for started in self._started:
+            started.process.kill()
+            started.process.join()
+
+    def start(self, *words: object) -> Started:
+        """Start the command with these words."""
+        stderr = self.folder / f"stderr{len(self._started)}.txt"
+        arguments = (self.command, [str(word) for word in words], str(stderr))
+        process = self._context.Process(target=_run_command, args=arguments)
+        process.start()
+        self._started.append(Started(process, stderr))
+        return self._started[-1]
+
+    def finish(self, *words: object) -> None:
+        """Run the command to its end, which must be a good one."""
+        started = self.start(*words)
+        assert started.status() == 0, started.stderr.read_text()
+
+    def whole(self, words: Sequence[object]) -> Path:
+        """The undisturbed run of a command (without --out), made once."""
+        key = tuple(map(str, words))
+        if key not in self._whole:
+            out = self.folder / f"whole{len(self._whole)}"
+            self.finish(*words, "--out", out)
+            self._whole[key] = out
+        return self._whole[key]
+
+    def assert_survives_kill(self, words: Sequence[object], out: Path) -> None:
+        """kill -9 at a random moment of the first half, then --resume: the run is as the undisturbed one."""
+        lines = self._some_lines(words)
+        started = self.start(*words, "--out", out)
+        started.stop(out, lines, signal.SIGKILL)
+        assert started.status() == -signal.SIGKILL, started.stderr.read_text()
+        self.finish(*words, "--out", out, "--resume")
+        assert_same_run(out, self.whole(words))
+        assert not list(out.rglob("*tmp*"))
+
+    def assert_survives_interrupt(self, words: Sequence[object], out: Path) -> None:
+        """Ctrl-C at a random moment of the first half gives one line and status 130; --resume goes on, as above."""
+        lines = self._some_lines(words)
+        started = self.start(*words, "--out", out)
+        started.stop(out, lines, signal.SIGINT)
+        printed = started.stderr
+        assert started.status() == 130, printed.read_text()
+        # "of N" is missing where the process was so slow that the last step was over.
+        expected = rf"{self.command}: stopped by Ctrl-C after step \d+( of \d+)?; --resume continues"
+        assert re.fullmatch(expected, printed.read_text().splitlines()[-1]), printed.read_text()
+        self.finish(*words, "--out", out, "--resume")
+        assert_same_run(out, self.whole(words))
+
+    def _some_lines(self, words: Sequence[object]) -> int:
+        lines = sum(len(logged(path.parent)) for path in self.whole(words).rglob("metrics.jsonl"))
+        assert lines > 3, "log more often: --log-every 1"
+        return random.SystemRandom().randint(1, lines // 2)
+
+
+def _run_command(command: str, words: list[str], stderr: str) -> None:
+    """In a process of the fork server: as if the command had been started by itself."""
+    os.setsid()
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
+    sys.argv = [command, *words]
+    importlib.import_module(f"{command.replace('-', '_')}.cli").main()
