@@ -5,7 +5,8 @@
 camelyon_mini: 32 fields of unknown centres, split by field; patches of 64 pixels, tumour where more than half of the patch is,
 normal where nothing is. It shows what the methods do without a change of laboratory. monuseg_sites: fields of 32 hospitals;
 half of the hospitals with most fields train and validate, the others are never seen; a patch is rich where its share of nuclei
-is in the upper third of all training patches, poor in the lower third, the middle third is left out. Every method and seed is a
+is in the upper third of all training patches, poor in the lower third, the middle third is left out. Training patches overlap by
+half, so that an epoch has enough steps; validation and test patches do not overlap. Every method and seed is a
 run of `stain-aglr train` and `predict`; results are read back, so that the study resumes between any two trainings (and within
 one). Writes a record to benchmarks/results. --smoke times one short training of each method and prints an estimate.
 
@@ -42,7 +43,7 @@ from stain_aglr.prediction import predict
 from stain_aglr.settings import Method, PatchSettings, Predict, Train, Training
 from stain_aglr.tables import mean_and_spread
 
-SIDE = 64
+SIDE, STRIDE = 64, 32
 METHODS: tuple[Method, ...] = ("vanilla", "hed", "hed-reg", "hed-cons", "stain-aglr")
 TRAINING = Training(width=8, batch_size=32, learning_rate=3e-3, patience=5, stop_lr=3e-5, max_epochs=30, log_every=10)
 SETS = ("camelyon_mini", "monuseg_sites")
@@ -51,9 +52,10 @@ TUMOUR = 0.5
 COLUMNS = ("image", "subject", "site", "split", "label")
 
 
-def tiles(image: np.ndarray, mask: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """The patches of a field that do not overlap, with the mask's share in each."""
-    places = [(r, c) for r in range(0, len(image) - SIDE + 1, SIDE) for c in range(0, image.shape[1] - SIDE + 1, SIDE)]
+def tiles(image: np.ndarray, mask: np.ndarray, stride: int) -> list[tuple[np.ndarray, float]]:
+    """The patches of a field, with the mask's share in each."""
+    rows, columns = (range(0, side - SIDE + 1, stride) for side in image.shape[:2])
+    places = [(row, column) for row in rows for column in columns]
     return [(image[r : r + SIDE, c : c + SIDE], float(mask[r : r + SIDE, c : c + SIDE].mean())) for r, c in places]
 
 
@@ -76,7 +78,7 @@ def camelyon(data: Path, folder: Path, seed: int) -> Path:
     rows = []
     for place, field in enumerate(order):
         split = "train" if place < ends[0] else "val" if place < ends[1] else "test"
-        for patch, share in tiles(images[field], masks[field] > 0):
+        for patch, share in tiles(images[field], masks[field] > 0, STRIDE if split == "train" else SIDE):
             if share == 0 or share > TUMOUR:
                 site = UNSEEN if split == "test" else HOME
                 rows.append((patch, f"field{field}", site, split, int(share > TUMOUR)))
@@ -98,7 +100,10 @@ def monuseg(data: Path, folder: Path, seed: int) -> Path:
         image = read_image(root / "images" / row["image"])
         mask = read_image(root / "masks" / row["image"], "L") > 127
         site = HOME if row["tss_code"] in home else row["tss_code"]
-        patches += [(patch, share, row["tcga_slide"], site, split) for patch, share in tiles(image, mask)]
+        patches += [
+            (patch, share, row["tcga_slide"], site, split)
+            for patch, share in tiles(image, mask, STRIDE if split == "train" else SIDE)
+        ]
     low, high = np.quantile([share for _, share, _, _, split in patches if split == "train"], [1 / 3, 2 / 3])
     rows = [
         (patch, slide, site, split, int(share > high))
@@ -142,7 +147,9 @@ def one(work: Path, name: str, datalist: Path, method: Method, seed: int, traini
         "patches": int(unseen.sum()), "best_epoch": metrics["best_epoch"], "steps": metrics["steps"],
         "seconds": round(time.time() - started, 1),
     }  # fmt: skip
-    shutil.rmtree(run / "checkpoints")
+    shutil.rmtree(
+        run / "checkpoints", ignore_errors=True
+    )  # a short training has none: plateaus ended it before the first
     write_atomic(file, json.dumps(result))
     return result
 
@@ -171,7 +178,7 @@ def summarise(found: Mapping[str, Sequence[dict[str, Any]]], minutes: float) -> 
         "date": datetime.date.today().isoformat(),
         "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "scale": {"training": dataclasses.asdict(TRAINING), "pixels": SIDE, "seeds": len(found[SETS[0]]) // len(METHODS)},
+        "scale": {"training": dataclasses.asdict(TRAINING), "pixels": SIDE, "training_stride": STRIDE, "seeds": len(found[SETS[0]]) // len(METHODS)},
         "metric": "auc: ROC-AUC of all patches of fields (camelyon_mini) or hospitals (monuseg_sites) that training did not "
         "see, pooled; mean_over_sites: unweighted mean over hospitals with both classes; mean and sample standard deviation "
         "over seeds, which draw split, first weights and batches",

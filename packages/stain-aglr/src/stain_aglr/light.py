@@ -279,7 +279,7 @@ def quantised(images: Tensor, how: Quantise) -> Tensor:
 
 def as_float(images: Tensor) -> Tensor:
     """uint8 patches as float32 in [0, 1]; float ones as they are."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
 
 
 # --- Matrices --------------------------------------------------------------------------------------------------------
