@@ -1,9 +1,9 @@
 """stain_aglr.hed_jitter against scikit-image: patches of 256 pixels, each with its own change of the three stains.
 
-Both get the pictures as files hold them, 8 bit. scikit-image takes one patch at a time: rgb2hed, s (1 + alpha) + beta, hed2rgb; it
-works in float64 then, and in float32 if the patches are converted first, which is timed too. Ours takes the batch to float32 and
-changes it in scikit-image's space ("skimage", the same values) and in the space of HED-light ("offset2", one affine map of the
-logarithms).
+scikit-image takes one patch at a time: rgb2hed, s (1 + alpha) + beta, hed2rgb, of pictures as files hold them, 8 bit (it works in
+float64 then), and of float32. Ours takes the batch in float32, as a training holds it, in scikit-image's space ("skimage", the same
+values) and in the space of HED-light ("offset2", one affine map of the logarithms). New memory is a good part of the time of ours
+where the operating system is slow to give it.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def main() -> None:
     amounts = rng.gamma(1.5, 0.35, (BATCH, SIDE, SIDE, 2))
     patches = np.round(255 * np.exp(-amounts @ stains)).astype(np.uint8)
     alpha, beta = rng.uniform(-STRENGTH, STRENGTH, (2, BATCH, 3)).astype(np.float32)
-    images = torch.from_numpy(patches).permute(0, 3, 1, 2).contiguous().to(arguments.device)
+    levels = patches.astype(np.float32) / 255
+    images = torch.from_numpy(levels).permute(0, 3, 1, 2).contiguous().to(arguments.device)
     a, b = (torch.from_numpy(value).to(arguments.device) for value in (alpha, beta))
 
     def peer(patches: np.ndarray) -> np.ndarray:
         return np.stack([hed2rgb(rgb2hed(p) * (1 + s) + t) for p, s, t in zip(patches, alpha, beta, strict=True)])
 
     def ours(space: Space) -> torch.Tensor:
-        found = hed_jitter(images.float() / 255, a, b, space)
+        found = hed_jitter(images, a, b, space)
         if found.is_cuda:
             torch.cuda.synchronize()
         return found
@@ -54,7 +55,7 @@ def main() -> None:
         raise SystemExit(f"values differ by {difference:.1e}; not timed")
     functions = {
         "scikit-image": lambda: peer(patches),
-        "scikit-image, float32": lambda: peer(patches.astype(np.float32) / 255),
+        "scikit-image, float32": lambda: peer(levels),
         "ours, space skimage": lambda: ours("skimage"),
         "ours, space offset2": lambda: ours("offset2"),
     }

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -165,38 +164,25 @@ def _whole(images: Tensor, alpha: Tensor, beta: Tensor, space: Space) -> Tensor:
 
 
 def _in_parts(images: Tensor, alpha: Tensor, beta: Tensor, space: Space) -> Tensor:
-    """The same on the CPU: a part of a patch at a time so that it stays in the cache, in the memory of the result.
+    """The same on the CPU: a patch, or a part of one, at a time so that it stays in the cache, in the memory of the result.
 
-    NumPy's logarithm and power of 2 take a fraction of the time of PyTorch's (benchmarks/speed/hed_jitter.py). They leave the
-    interpreter to other threads, so that the patches are shared out among as many threads as PyTorch would use.
+    NumPy's logarithm and power of 2 take a fraction of the time of PyTorch's (benchmarks/speed/hed_jitter.py).
     """
     altered = torch.empty_like(images, memory_format=torch.contiguous_format)
-    maps = [values.numpy() for values in _maps(alpha, beta, space, images.dtype)]
-    patches = list(zip(images.flatten(2).numpy(), altered.flatten(2).numpy(), *maps, strict=True))
-    inverse = _TO_STAINS.astype(maps[0].dtype)
-    shift = maps[0].dtype.type(_SHIFT.get(space, 0.0))
-
-    def change(first: int) -> None:
-        for patch, result, k, offset in patches[first::threads]:
-            for start in range(0, patch.shape[1], _PART):
-                x, out = patch[:, start : start + _PART], result[:, start : start + _PART]
-                if space == "skimage":
-                    logs = np.maximum(x, maps[0].dtype.type(_DARKEST))
-                    np.log2(logs, out=logs)
-                    logs = np.maximum(inverse @ logs, 0, out=logs)
-                else:
-                    logs = x + shift
-                    np.log2(logs, out=logs)
-                np.matmul(k, logs, out=out)
-                out += offset
-                np.exp2(out, out=out)
-                out -= shift
-                np.clip(out, 0, 1, out=out)
-
-    threads = max(1, min(torch.get_num_threads(), len(patches)))
-    if threads == 1:
-        change(0)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(change, range(threads)))
+    k, offset = (values.numpy() for values in _maps(alpha, beta, space, images.dtype))
+    inverse = _TO_STAINS.astype(k.dtype)
+    shift, darkest = k.dtype.type(_SHIFT.get(space, 0.0)), k.dtype.type(_DARKEST)
+    for n, (patch, result) in enumerate(zip(images.flatten(2).numpy(), altered.flatten(2).numpy(), strict=True)):
+        for start in range(0, patch.shape[1], _PART):
+            x, out = patch[:, start : start + _PART], result[:, start : start + _PART]
+            logs = np.maximum(x, darkest) if space == "skimage" else x + shift
+            np.log2(logs, out=logs)
+            if space == "skimage":
+                logs = inverse @ logs
+                np.maximum(logs, 0, out=logs)
+            np.matmul(k[n], logs, out=out)
+            out += offset[n]
+            np.exp2(out, out=out)
+            out -= shift
+            np.clip(out, 0, 1, out=out)
     return altered
