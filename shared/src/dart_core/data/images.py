@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dart_core.errors import InputError, OutputError
 from dart_core.files import atomic_write
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 """Of the files that count as pictures, in small or capital letters, where this machine's Pillow reads them."""
 
 
