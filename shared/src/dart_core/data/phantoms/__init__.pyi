@@ -4,6 +4,7 @@ from .cardiac import write_cardiac_mr as write_cardiac_mr
 from .chest import CHEST_SITES as CHEST_SITES
 from .chest import chest_xray as chest_xray
 from .chest import write_chest_xrays as write_chest_xrays
+from .chest_anatomy import Nodule as Nodule
 from .head import SCANNERS as SCANNERS
 from .head import head_mr as head_mr
 from .head import write_head_mr as write_head_mr
@@ -11,6 +12,11 @@ from .histology import LABORATORIES as LABORATORIES
 from .histology import histology_field as histology_field
 from .histology import histology_patch as histology_patch
 from .histology import write_histology as write_histology
+from .lung import CT_SCANNERS as CT_SCANNERS
+from .lung import LungCT as LungCT
+from .lung import lung_ct as lung_ct
+from .lung import write_luna16 as write_luna16
+from .lung import write_lung_ct as write_lung_ct
 from .prostate import PROSTATE_SCANNERS as PROSTATE_SCANNERS
 from .prostate import prostate_mr as prostate_mr
 from .prostate import write_prostate_mr as write_prostate_mr
