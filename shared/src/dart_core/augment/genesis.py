@@ -1,7 +1,8 @@
 """The distortions of Models Genesis for batches of pictures and volumes, on CPU and GPU.
 
-Every function leaves its argument alone and draws anew for each sample. Draws come from `generator`, on its device; without one
-from the global generator of the batch's device. Which distortions follow each other, and how often, is the methods' affair.
+Every function leaves its argument alone and draws anew for each sample. Draws follow from the state of `generator`, or of the
+global generator of the batch's device. On the CPU the samples are shared among as many threads as PyTorch may use, which does
+not change the result. Which distortions follow each other, and how often, is the methods' affair.
 
 Source: specifications popar 2.9 (pictures) and united-ssl 2.4 (volumes).
 """
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,9 +31,13 @@ STOP_PROBABILITY = 0.05
 """Of stopping before each further window."""
 MARGIN = 3
 """Pixels at each border that no window covers."""
-# Values that are shuffled at once, which bounds the memory, and values that are worth a step of their own.
-_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
-_GROUP = 2**14
+# Values that are worked on at once: on the CPU so many that they stay in the cache.
+_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
+# Values of blocks that are worth a step of their own.
+_GROUP = 2**12
+# Of the non-linear map in single precision: intervals of equal length, and how far a straight line may lie from the curve.
+_BINS = 2**13
+_TOLERANCE = 2e-7
 
 
 def local_pixel_shuffle(
@@ -62,17 +69,25 @@ def local_pixel_shuffle(
         blocks = BLOCKS[len(sides)]
     if blocks < 0 or channels not in ("mixed", "together"):
         raise ValueError(f"blocks is {blocks}, channels {channels!r}; give 0 or more, and 'mixed' or 'together'")
+    if blocks == 0 or x.numel() == 0:
+        return x.clone()
     if channels == "mixed":
         # The channels become an axis that every block spans.
         flat, sides, whole = x.reshape(len(x), 1, -1), [x.shape[1], *sides], 1
     else:
-        flat, whole = x.flatten(2), 0
-    result = torch.empty_like(flat)
-    each = blocks * math.prod(side if axis < whole else side / BLOCK_SHARE / 2 for axis, side in enumerate(sides))
-    step = max(1, int(_AT_ONCE["cuda" if x.is_cuda else "cpu"] / max(each, 1)))
-    for part, out in zip(flat.split(step), result.split(step), strict=True):
-        source = _shuffled(len(part), sides, whole, blocks, generator, x.device)
-        torch.gather(part, 2, source[:, None].expand(part.shape), out=out)
+        flat, whole = x.reshape(*x.shape[:2], -1), 0
+    layout = _layout(tuple(sides), whole)
+    result = torch.empty_like(flat, memory_format=torch.contiguous_format)
+
+    def shuffle(part: Tensor, out: Tensor, draw: _Draw) -> None:
+        source = _sources(len(part), layout, blocks, draw)
+        if part.shape[1] == 1:
+            torch.index_select(part.reshape(-1), 0, source.view(-1), out=out.view(-1))
+        else:
+            source -= torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
+            torch.gather(part, 2, source[:, None].expand(part.shape), out=out)
+
+    _in_parts(shuffle, (flat, result), int(blocks * layout.mean_volume), generator)
     return result.view(x.shape)
 
 
@@ -86,7 +101,7 @@ def nonlinear_intensity(
     values. All channels get the same map.
 
     Args:
-        x: (N, ...) float32 or float64, in [0, 1].
+        x: (N, ...) in [0, 1]. float64 is interpolated exactly, float32 up to 2e-7.
         control_points: (4, 2), or (N, 4, 2) for a map of its own for each sample, from (0, 0) to (1, 1), all within [0, 1].
         decreasing: for all samples, or (N,) bool.
         points: of the table, at least 2.
@@ -99,31 +114,32 @@ def nonlinear_intensity(
     """
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"the batch is of type {x.dtype}; give float32 or float64")
+    n = len(x)
     control = torch.as_tensor(control_points, dtype=torch.float64, device=x.device)
-    if control.shape not in ((4, 2), (len(x), 4, 2)):
-        raise ValueError(f"control points have shape {tuple(control.shape)}; (4, 2) and ({len(x)}, 4, 2) fit")
+    if control.shape not in ((4, 2), (n, 4, 2)):
+        raise ValueError(f"control points have shape {tuple(control.shape)}; (4, 2) and ({n}, 4, 2) fit")
     ends = control[..., [0, 3], :]
-    if not ((ends == ends.new_tensor([[0.0], [1.0]])) & (control >= 0).all() & (control <= 1).all()).all():
+    if not ((ends == ends.new_tensor([[0.0], [1.0]])).all() & (control >= 0).all() & (control <= 1).all()):
         raise ValueError("control points must go from (0, 0) to (1, 1) and lie within [0, 1]")
     if points < 2:
         raise ValueError(f"a table of {points} points has no intervals; give at least 2")
     down = torch.as_tensor(decreasing, device=x.device)
-    if down.shape not in ((), (len(x),)):
-        raise ValueError(
-            f"decreasing has shape {tuple(down.shape)}; give one bool, or one for each of the {len(x)} samples"
-        )
-    u = torch.linspace(0, 1, points, dtype=torch.float64, device=x.device)
-    curves = _bezier(control.expand(len(x), 4, 2), u)
-    across, up = curves[:, 0].contiguous(), curves[:, 1]
-    up = torch.where(down.expand(len(x))[:, None], up.flip(1), up)
-    # Rounding must not turn the order of two neighbours that are nearly equal.
-    across = across.cummax(1).values
-    values = x.reshape(len(x), -1).double()
-    right = torch.searchsorted(across, values, right=True).clamp(1, points - 1)
-    left = right - 1
-    x0, x1, y0, y1 = across.gather(1, left), across.gather(1, right), up.gather(1, left), up.gather(1, right)
-    share = ((values - x0) / (x1 - x0).clamp(min=torch.finfo(torch.float64).tiny)).clamp(0, 1)
-    return torch.lerp(y0, y1, share).to(x.dtype).view(x.shape)
+    if down.shape not in ((), (n,)):
+        raise ValueError(f"decreasing has shape {tuple(down.shape)}; give one bool, or one for each of the {n} samples")
+    flat = x.reshape(n, -1)
+    result = torch.empty_like(flat, memory_format=torch.contiguous_format)
+
+    def change(values: Tensor, curve: Tensor, down: Tensor, out: Tensor, draw: _Draw) -> None:
+        # (2, samples, points) each: table positions and values
+        across, up = (curve.mT @ _bernstein(points, curve.device)).unbind(1)
+        table = across.contiguous(), torch.where(down[:, None], up.flip(1), up)
+        if values.dtype == torch.float64 or values.shape[1] < 4 * _BINS:
+            out.copy_(_interpolate(values.double(), *table))
+        else:
+            _interpolate_coarsely(values, *table, out)
+
+    _in_parts(change, (flat, control.expand(n, 4, 2), down.expand(n), result), flat.shape[1], None)
+    return result.view(x.shape)
 
 
 def inner_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -142,15 +158,14 @@ def inner_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         ValueError: the shape does not fit.
     """
     sides = _spatial(x, 8)
-    inside = _windows(len(x), sides, [(side // 6, side // 3) for side in sides], 0, generator, x.device)
-    noise = _uniform(inside, x.dtype, generator)
-    return torch.where(inside, noise, x)
+    limits = [(side // 6, side // 3) for side in sides]
+    return _cutout(x, sides, limits, 0, generator)
 
 
 def outer_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Put noise everywhere but in 1 to 5 windows (popar 2.9 c, out-painting).
 
-    Sides s are s - floor(4s / 7) to s - floor(3s / 7). The noise is uniform in [0, 1), another in each channel.
+    Sides are from s - floor(4s / 7) to s - floor(3s / 7) of a side s. The noise is uniform in [0, 1), another in each channel.
 
     Args:
         x: (N, C, H, W) or (N, C, D, H, W), every side at least 14.
@@ -164,174 +179,325 @@ def outer_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """
     sides = _spatial(x, 14)
     limits = [(side - 4 * side // 7, side - 3 * side // 7) for side in sides]
-    outside = ~_windows(len(x), sides, limits, 1, generator, x.device)
-    return torch.where(outside, _uniform(outside.expand(x.shape), x.dtype, generator), x)
+    return _cutout(x, sides, limits, 1, generator)
 
 
-def _bezier(control: Tensor, u: Tensor) -> Tensor:
-    """(N, 2, points): the cubic curves of control points (N, 4, 2) at u (points,)."""
-    v = 1 - u
-    basis = torch.stack([v**3, 3 * u * v**2, 3 * u**2 * v, u**3])
-    return control.mT @ basis
+# Local shuffling
 
 
-def _windows(
-    n: int,
-    sides: Sequence[int],
-    limits: Sequence[tuple[int, int]],
-    always: int,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Tensor:
-    """(n, 1, *sides) bool: union of up to 5 windows in each sample.
+class _Layout(NamedTuple):
+    """Shapes that the blocks of a picture can have, in the order of their volumes."""
 
-    Args:
-        n: samples.
-        sides: of a sample.
-        limits: smallest and largest side of a window, per axis.
-        always: windows before the first chance to stop.
-        generator: or None.
-        device: of the result.
-    """
-    where = device if generator is None else generator.device
-    draw = torch.rand((2 * len(sides) + 1, n, WINDOWS), generator=generator, dtype=torch.float64, device=where).to(
-        device
+    sides: tuple[int, ...]
+    whole: int
+    strides: tuple[int, ...]
+    shapes: Tensor
+    """(kinds, axes)."""
+    place: Tensor
+    """(kinds,): where in `shapes` the shape stands whose sides, less 1, are the digits of a number."""
+    mean_volume: float
+
+
+@functools.lru_cache(maxsize=8)
+def _layout(sides: tuple[int, ...], whole: int) -> _Layout:
+    """For samples with these sides, the first `whole` of which every block spans."""
+    limits = [side // BLOCK_SHARE for side in sides[whole:]]
+    grid = torch.stack(torch.meshgrid(*(torch.arange(1, limit + 1) for limit in limits), indexing="ij"), -1)
+    shapes = grid.view(-1, len(limits))
+    shapes = torch.cat([torch.tensor(sides[:whole]).expand(len(shapes), whole), shapes], 1)
+    by_volume = shapes.prod(1).argsort(stable=True)
+    strides = tuple(math.prod(sides[axis + 1 :]) for axis in range(len(sides)))
+    mean = float(shapes.prod(1).double().mean())
+    return _Layout(sides, whole, strides, shapes[by_volume], by_volume.argsort(), mean)
+
+
+def _sources(n: int, layout: _Layout, blocks: int, draw: _Draw) -> Tensor:
+    """(n, size): where in the batch each value of each of n samples comes from."""
+    size, device = math.prod(layout.sides), draw.device
+    # Shape and first value of every block, the blocks in the order of their volumes.
+    bits = draw.bits((len(layout.sides) - layout.whole) * n * blocks).view(-1, n * blocks)
+    limits, sides, strides = (
+        torch.tensor(values[layout.whole :], device=device)[:, None]
+        for values in ([side // BLOCK_SHARE for side in layout.sides], layout.sides, layout.strides)
     )
-    going = draw[-1] >= STOP_PROBABILITY
-    going[:, :always] = True
-    going = going.cumprod(1).bool()
-    axes = []
-    for axis, (side, (low, high)) in enumerate(zip(sides, limits, strict=True)):
-        length = low + (draw[2 * axis] * (high - low + 1)).long()
-        start = MARGIN + (draw[2 * axis + 1] * (side - length - 2 * MARGIN + 1)).long()
-        position = torch.arange(side, device=device)
-        along = (position >= start[..., None]) & (position < (start + length)[..., None])
-        axes.append(along.view(n, WINDOWS, *(side if other == axis else 1 for other in range(len(sides)))))
-    axes[0] = axes[0] & going.view(n, WINDOWS, *[1] * len(sides))
-    result = torch.zeros((n, *sides), dtype=torch.bool, device=device)
-    for window in range(WINDOWS):
-        result |= functools.reduce(torch.logical_and, [along[:, window] for along in axes])
-    return result[:, None]
+    lengths = (bits >> 32 & 0x7FFFFFFF) * limits >> 31
+    first = (((bits & 0xFFFFFFFF) * (sides - lengths) >> 32) * strides).sum(0)
+    digits = torch.tensor([math.prod(limits[axis + 1 :].flatten().tolist()) for axis in range(len(limits))])
+    kind = (lengths * digits.to(device)[:, None]).sum(0)
+    kind, order = _sort(layout.place.to(device).index_select(0, kind), len(layout.place))
+    sample = order // blocks
+    first = (first.index_select(0, order) + sample * size)[:, None]
+
+    # Each place gets the largest of what the blocks write there: the block's number, and in the lower bits the source. Within
+    # a block the sources get random upper bits and are sorted.
+    low = (n * size).bit_length()
+    rank = ((order - sample * blocks + 1) << low)[:, None]
+    best = torch.arange(n * size, device=device)
+    for start, stop, at, beyond in _groups(layout, kind):
+        at += first[start:stop]
+        keys = draw.bits(at.numel() // 2 + 1).view(torch.int32)[: at.numel()].view(at.shape).long()
+        # 31 bits, because on CUDA the upper half of an int64 has no random sign.
+        keys <<= 33
+        keys |= at
+        if beyond is not None:
+            keys.masked_fill_(beyond, torch.iinfo(torch.int64).max)
+        keys = _sort_rows(keys)
+        keys &= (1 << low) - 1
+        keys |= rank[start:stop]
+        if beyond is not None:
+            keys.masked_fill_(beyond, -1)
+        best.scatter_reduce_(0, at.view(-1), keys.view(-1), "amax")
+    best &= (1 << low) - 1
+    return best.view(n, size)
 
 
-def _uniform(where: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
-    """Noise from [0, 1) at the places that are True, 0 elsewhere."""
-    device = where.device if generator is None else generator.device
-    count = int(where.sum())
-    noise = torch.rand(count, generator=generator, dtype=dtype, device=device).to(where.device)
-    return torch.zeros(where.shape, dtype=dtype, device=where.device).masked_scatter_(where, noise)
-
-
-def _shuffled(
-    n: int, sides: Sequence[int], whole: int, blocks: int, generator: torch.Generator | None, device: torch.device
-) -> Tensor:
-    """(n, size): where in its own sample each value comes from.
+def _groups(layout: _Layout, kind: Tensor) -> list[tuple[int, int, Tensor, Tensor | None]]:
+    """Cut blocks, which stand in the order of their volumes, into groups of one volume or of few values.
 
     Args:
-        n: samples.
-        sides: of one sample; size is their product.
-        whole: so many of the first axes are spanned by every block.
-        blocks: per sample.
-        generator: or None.
-        device: of the result.
+        layout: of the samples.
+        kind: (blocks,) positions in layout.shapes, in order.
+
+    Returns:
+        for each group the first block and the one after the last, the offsets (blocks, most values) of the values from a
+        block's first one, and which of them lie beyond the block, None if none do.
     """
-    size = math.prod(sides)
-    limits = [side if axis < whole else side // BLOCK_SHARE for axis, side in enumerate(sides)]
-    strides = [math.prod(sides[axis + 1 :]) for axis in range(len(sides))]
-    # Sides and places of the blocks. `kind` numbers the shapes, so that values of blocks of a kind lie in the same pattern.
-    first = torch.arange(n, device=device).repeat_interleave(blocks) * size
-    kind, radix = torch.zeros_like(first), 1
-    for axis in range(whole, len(sides)):
-        draw = _random_bits((n * blocks,), generator, device)
-        length = ((draw >> 32) * limits[axis] >> 31) + 1
-        first += ((draw & 0xFFFFFFFF) * (sides[axis] - length + 1) >> 32) * strides[axis]
-        kind += (length - 1) * radix
-        radix *= limits[axis]
-    # Blocks in the order of their volumes.
-    shapes = _shapes(tuple(limits), whole)
-    volumes = shapes.prod(1)
-    by_volume = volumes.argsort(stable=True)
-    counts = torch.bincount(kind, minlength=radix).cpu()[by_volume]
-    present = counts.nonzero()[:, 0]
-    place = torch.empty_like(by_volume)
-    place[by_volume] = torch.arange(radix)
-    order = place.to(device, torch.int32)[kind].argsort(stable=True)
-    shapes, counts = shapes[by_volume[present]], counts[present]
-    first = first[order]
-
-    # Each value of the result gets the largest of what blocks write there: the block's rank, and behind it the source.
-    bits = (n * size).bit_length()
-    rank = ((order % blocks + 1) << bits) if blocks else order
-    best = torch.arange(n * size, device=device)
-    start = 0
-    for group, number in _groups(shapes, counts):
-        stop = start + int(number.sum())
-        rows = number.to(device)
-        at = _pattern(group, strides).to(device).repeat_interleave(rows, 0, output_size=stop - start)
-        at += first[start:stop, None]
-        keys = _random_bits((at.shape[0], (at.shape[1] + 1) // 2), generator, device).view(torch.int32)
-        keys = ((keys[:, : at.shape[1]].long() & 0x7FFFFFFF) << bits) | at
-        volume = group.prod(1)
-        if int(volume[0]) < at.shape[1]:
-            beyond = torch.arange(at.shape[1]) >= volume[:, None]
-            beyond = beyond.to(device).repeat_interleave(rows, 0, output_size=stop - start)
-            keys.masked_fill_(beyond, torch.iinfo(torch.int64).max)
-        else:
-            beyond = None
-        value = (_sort_rows(keys) & ((1 << bits) - 1)) | rank[start:stop, None]
-        if beyond is not None:
-            value.masked_fill_(beyond, -1)
-        best.scatter_reduce_(0, at.flatten(), value.flatten(), "amax")
-        start = stop
-    source = (best & ((1 << bits) - 1)).view(n, size)
-    return source - torch.arange(0, n * size, size, device=device)[:, None] if n > 1 else source
+    counts = torch.bincount(kind, minlength=len(layout.shapes)).tolist()
+    volumes = layout.shapes.prod(1).tolist()
+    groups: list[tuple[int, int, Tensor, Tensor | None]] = []
+    start = stop = lowest = 0
+    for index, (count, volume) in enumerate(zip(counts, volumes, strict=True)):
+        stop += count
+        last = index + 1 == len(counts)
+        if stop > start and (last or (volume != volumes[index + 1] and (stop - start) * volume >= _GROUP)):
+            kinds = kind[start:stop]
+            # Of every shape or, where that is less, of every block.
+            if stop - start > index + 1 - lowest:
+                offsets, beyond = _kind_offsets(layout.shapes, layout.strides, lowest, index + 1, kind.device)
+                kinds = kinds - lowest
+                beyond = beyond if beyond is None else beyond.index_select(0, kinds)
+                groups.append((start, stop, offsets.index_select(0, kinds), beyond))
+            else:
+                groups.append((start, stop, *_offsets(layout.shapes.to(kind.device)[kinds], layout.strides)))
+            start, lowest = stop, index + 1
+    return groups
 
 
-def _shapes(limits: tuple[int, ...], whole: int) -> Tensor:
-    """(kinds, axes): all shapes of blocks in the order of their numbers, the first axis fastest."""
-    axes = [torch.arange(1, limit + 1) for limit in limits[whole:]]
-    grid = torch.meshgrid(*axes[::-1], indexing="ij")[::-1]
-    columns = [torch.full((grid[0].numel(),), limit) for limit in limits[:whole]]
-    return torch.stack([*columns, *(part.flatten() for part in grid)], 1)
+def _offsets(shapes: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Offsets (blocks, most values) of blocks' values from the first one, and which lie beyond the block; None if none do."""
+    volume = shapes.prod(1, keepdim=True)
+    # Quotients of whole numbers below 2^24 are rounded down rightly in single precision.
+    rest = torch.arange(int(volume.max()), device=shapes.device, dtype=torch.float32).expand(len(shapes), -1)
+    beyond = rest >= volume
+    offset = torch.zeros_like(rest, dtype=torch.int64)
+    for axis in range(len(strides) - 1, -1, -1):
+        side = shapes[:, axis, None].float()
+        above = (rest / side).floor_()
+        offset += torch.addcmul(rest, above, side, value=-1).long().mul_(strides[axis])
+        rest = above
+    if int(volume.min()) == beyond.shape[1]:
+        return offset, None
+    return offset.masked_fill_(beyond, 0), beyond
 
 
-def _groups(shapes: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shapes in the order of their volumes, in groups of equal volume or of few values."""
-    start, held = 0, 0
-    volumes, numbers = shapes.prod(1).tolist(), counts.tolist()
-    for index, (volume, number) in enumerate(zip(volumes, numbers, strict=True)):
-        if held >= _GROUP and volume != volumes[index - 1]:
-            yield shapes[start:index], counts[start:index]
-            start, held = index, 0
-        held += volume * number
-    if start < len(volumes):
-        yield shapes[start:], counts[start:]
+@functools.lru_cache(maxsize=256)
+def _kind_offsets(
+    shapes: Tensor, strides: tuple[int, ...], start: int, stop: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    return _offsets(shapes[start:stop].to(device), strides)
 
 
-def _pattern(shapes: Tensor, strides: Sequence[int]) -> Tensor:
-    """(shapes, largest volume): offsets of a block's values from its first; behind the last they stay at 0."""
-    rest = torch.arange(int(shapes.prod(1).max())).expand(len(shapes), -1)
-    beyond = rest >= shapes.prod(1)[:, None]
-    offset = torch.zeros_like(rest)
-    for axis in reversed(range(len(strides))):
-        side = shapes[:, axis, None]
-        offset = offset + rest % side * strides[axis]
-        rest = rest // side
-    return offset.masked_fill_(beyond, 0)
+def _sort(values: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Sort numbers below `limit`: the sorted ones and the order. On the CPU NumPy is ten times as fast as PyTorch."""
+    if values.is_cuda:
+        return values.sort(stable=True)
+    order = torch.from_numpy(values.numpy().astype(np.min_scalar_type(limit)).argsort(kind="stable"))
+    return values.index_select(0, order), order
 
 
 def _sort_rows(keys: Tensor) -> Tensor:
-    """Sort the rows, in place on the CPU: there NumPy is ten times as fast as PyTorch on short rows."""
+    """Sort short rows, in place on the CPU, where NumPy is ten times as fast as PyTorch."""
     if keys.is_cuda:
         return keys.sort(1).values
     keys.numpy().sort(axis=1)
     return keys
 
 
-def _random_bits(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """63 random bits in each int64."""
-    where = device if generator is None else generator.device
-    return torch.empty(tuple(shape), dtype=torch.int64, device=where).random_(generator=generator).to(device)
+# Non-linear intensity
+
+
+@functools.lru_cache(maxsize=4)
+def _bernstein(points: int, device: torch.device) -> Tensor:
+    """(4, points): the cubic Bernstein polynomials at equidistant u."""
+    u = torch.linspace(0, 1, points, dtype=torch.float64, device=device)
+    v = 1 - u
+    return torch.stack([v**3, 3 * u * v**2, 3 * u**2 * v, u**3])
+
+
+def _interpolate(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
+    """Linear interpolation at values (N, n) in tables (N, points), float64."""
+    right = torch.searchsorted(across, values, right=True).clamp_(1, across.shape[1] - 1)
+    left = right - 1
+    x0, x1, y0, y1 = across.gather(1, left), across.gather(1, right), up.gather(1, left), up.gather(1, right)
+    share = ((values - x0) / (x1 - x0).clamp_(min=torch.finfo(torch.float64).tiny)).clamp_(0, 1)
+    return torch.lerp(y0, y1, share)
+
+
+def _interpolate_coarsely(values: Tensor, across: Tensor, up: Tensor, out: Tensor) -> None:
+    """The same at many values in float32, by a straight line in each of many intervals where that is near enough."""
+    n = len(values)
+    half_steps = torch.linspace(0, 1, 2 * _BINS + 1, dtype=torch.float64, device=values.device)
+    at = _interpolate_sorted(half_steps, across, up)
+    ends, middle = at[:, ::2], at[:, 1::2]
+    step = ends.diff(dim=1)
+    # Where the curve bends to one side, it is nowhere more than twice as far from the line as in the middle. Where it bends
+    # sharply to both sides, the neighbours show it.
+    off = 2 * (ends[:, :-1] + 0.5 * step - middle).abs() > _TOLERANCE
+    off = off | torch.nn.functional.pad(off[:, 1:], (0, 1)) | torch.nn.functional.pad(off[:, :-1], (1, 0))
+    # Interval b reaches from above b - 1 to b; that of 0 alone is for the background.
+    slope = torch.nn.functional.pad(step.masked_fill(off, torch.nan), (1, 0))
+    lines = torch.complex(ends.float(), slope.float()).view(-1)
+    scaled = values.clamp(0, 1).mul_(_BINS)
+    upper = scaled.ceil()
+    scaled -= upper
+    index = upper.int().clamp_(0, _BINS)
+    if n > 1:
+        index += torch.arange(0, len(lines), _BINS + 1, dtype=torch.int32, device=index.device)[:, None]
+    line = torch.view_as_real(lines.index_select(0, index.view(-1))).view(*values.shape, 2)
+    torch.addcmul(line[..., 0], scaled, line[..., 1], out=out)
+    unknown = out.isnan()
+    if unknown.any():
+        # In turn, because the tables of different samples are searched for different numbers of values.
+        row, column = unknown.nonzero(as_tuple=True)
+        offset = 2.0 * torch.arange(n, device=values.device)[:, None]
+        where = values[row, column].double() + offset[row, 0]
+        exact = _interpolate(where[None], (across + offset).view(1, -1), up.reshape(1, -1))
+        out[row, column] = exact[0].to(out.dtype)
+
+
+def _interpolate_sorted(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
+    """Linear interpolation at sorted values (n,) in tables (N, points); NumPy remembers where it found the value before."""
+    if across.is_cuda:
+        return _interpolate(values.expand(len(across), -1).contiguous(), across, up)
+    offset = 2.0 * torch.arange(len(across))[:, None]
+    where, table = ((part + offset).view(-1).numpy() for part in (values, across))
+    return torch.from_numpy(np.interp(where, table, up.reshape(-1).numpy())).view(len(across), -1)
+
+
+# Cutouts
+
+
+def _cutout(
+    x: Tensor,
+    sides: Sequence[int],
+    limits: Sequence[tuple[int, int]],
+    always: int,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Noise inside of up to 5 windows, or outside of them if there is `always` one.
+
+    Args:
+        x: (N, C, *sides).
+        sides: spatial ones.
+        limits: smallest and largest side of a window, per axis.
+        always: windows before the first chance to stop.
+        generator: or None.
+    """
+    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    def cut(part: Tensor, out: Tensor, draw: _Draw) -> None:
+        windows = _windows(len(part), sides, limits, always, draw)
+        if always:
+            torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape), out=out)
+        else:
+            noise = torch.zeros(windows.shape, dtype=x.dtype, device=x.device)
+            noise.masked_scatter_(windows, draw.uniform(int(windows.sum()), x.dtype))
+            torch.where(windows, noise, part, out=out)
+
+    _in_parts(cut, (x, result), math.prod(x.shape[1:]), generator)
+    return result
+
+
+def _windows(n: int, sides: Sequence[int], limits: Sequence[tuple[int, int]], always: int, draw: _Draw) -> Tensor:
+    """(n, 1, *sides) bool: union of up to 5 windows in each sample."""
+    numbers = draw.uniform((2 * len(sides) + 1) * n * WINDOWS, torch.float64).view(-1, n, WINDOWS)
+    going = numbers[-1] >= STOP_PROBABILITY
+    going[:, :always] = True
+    going = going.cumprod(1).bool()
+    axes = []
+    for axis, (side, (low, high)) in enumerate(zip(sides, limits, strict=True)):
+        length = low + (numbers[2 * axis] * (high - low + 1)).long()
+        start = MARGIN + (numbers[2 * axis + 1] * (side - length - 2 * MARGIN + 1)).long()
+        position = torch.arange(side, device=draw.device)
+        along = (position >= start[..., None]) & (position < (start + length)[..., None])
+        axes.append(along.view(n, WINDOWS, *(side if other == axis else 1 for other in range(len(sides)))))
+    axes[0] = axes[0] & going.view(n, WINDOWS, *[1] * len(sides))
+    result = torch.zeros((n, *sides), dtype=torch.bool, device=draw.device)
+    for window in range(WINDOWS):
+        result |= functools.reduce(torch.logical_and, [along[:, window] for along in axes])
+    return result[:, None]
+
+
+# Draws and parts
+
+
+class _Draw:
+    """Random numbers on a device.
+
+    Of the CPU's generator just the seed of a stream of NumPy's: these are twice as fast, and threads can have one each.
+    """
+
+    def __init__(self, device: torch.device, source: torch.Generator | Sequence[int] | None) -> None:
+        self.device = device
+        self.generator = source if isinstance(source, torch.Generator) else None
+        self.stream = None if source is None or self.generator else np.random.SFC64(source)  # type: ignore[arg-type]
+
+    def bits(self, count: int) -> Tensor:
+        """int64 (count,) of random bits; the sign may be fixed."""
+        if self.stream is not None:
+            return torch.from_numpy(self.stream.random_raw(count).view(np.int64)).to(self.device)
+        return torch.empty(count, dtype=torch.int64, device=self.device).random_(generator=self.generator)
+
+    def uniform(self, count: int, dtype: torch.dtype) -> Tensor:
+        """(count,) from [0, 1), in steps of 2^-24, or 2^-53 in double precision."""
+        if dtype == torch.float64:
+            return (self.bits(count) & (1 << 53) - 1).double().mul_(2.0**-53)
+        return (self.bits(count // 2 + 1).view(torch.int32)[:count] & (1 << 24) - 1).float().mul_(2.0**-24).to(dtype)
+
+
+def _in_parts(
+    function: Callable[..., None], tensors: Sequence[Tensor], values: int, generator: torch.Generator | None
+) -> None:
+    """Call a function with parts of tensors along the samples, and with draws.
+
+    Args:
+        function: (*parts, draw), writes into the last of the parts.
+        tensors: (N, ...) each.
+        values: that a sample costs.
+        generator: or None.
+    """
+    device = tensors[0].device
+    step = max(1, _AT_ONCE[device.type] // max(values, 1))
+    parts = list(zip(*(tensor.split(step) for tensor in tensors), strict=True))
+    if device.type == "cuda" and (generator is None or generator.device.type == "cuda"):
+        for part in parts:
+            function(*part, _Draw(device, generator))
+        return
+    where = "cpu" if generator is None else generator.device
+    seeds = torch.empty((len(parts), 4), dtype=torch.int64, device=where).random_(generator=generator).tolist()
+    threads = min(torch.get_num_threads(), len(parts))
+    if device.type == "cuda" or threads < 2:
+        for part, seed in zip(parts, seeds, strict=True):
+            function(*part, _Draw(device, seed))
+        return
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for done in [
+            pool.submit(function, *part, _Draw(device, seed)) for part, seed in zip(parts, seeds, strict=True)
+        ]:
+            done.result()
+    # Threads that others start get what was set last.
+    torch.set_num_threads(before)
 
 
 def _spatial(x: Tensor, smallest: int) -> list[int]:
