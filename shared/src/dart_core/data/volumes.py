@@ -1,4 +1,8 @@
-"""Volumes as NIfTI files: reading in a common orientation, resampling, scaling, and writing on the grid of the input."""
+"""Volumes as files: reading in a common orientation, resampling, scaling, and writing on the grid of the input.
+
+NIfTI files are read here, MetaImage files (.mhd, .mha) and folders of DICOM slices by `dart_core.data.itk_volumes`; all are
+written as NIfTI.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ import nibabel
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from dart_core.data import itk_volumes
 from dart_core.errors import InputError, OutputError, SettingError
 from dart_core.files import atomic_write
 
@@ -58,18 +63,19 @@ def read_volume(
     minimum_size: int | Sequence[int] | None = None,
     frame: int | None = None,
 ) -> Volume:
-    """Read a 3-D NIfTI file as float32, with its intensity slope and intercept applied.
+    """Read a 3-D volume as float32, with its intensity slope and intercept applied.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: a .nii or .nii.gz file, a MetaImage (.mhd, .mha), or a folder with the slices of one DICOM series.
         orientation: axis codes that the array gets ("RAS": indices grow to the right, front and top). None keeps
             the order of the file.
         minimum_size: voxels that it must have along each axis after reorientation, one number or three.
         frame: the volume (from 0) to take out of a 4-D file, such as one phase of a heart beat. None wants a 3-D file.
 
     Raises:
-        InputError: file missing, truncated or no NIfTI, not 3-D, no such frame, NaN or infinite voxels, all zero,
-            unusable voxel size, scan smaller than `minimum_size`. One line with file and remedy.
+        InputError: file missing, truncated or no volume, not 3-D, no such frame, NaN or infinite voxels, all zero,
+            voxel size missing or unusable, scan smaller than `minimum_size`; of a DICOM folder also several series, or
+            slices that are missing. One line with file and remedy.
     """
     path = Path(path)
     volume = _read(path, orientation, frame)
@@ -87,12 +93,12 @@ def read_volume(
 
 
 def read_grid(path: str | os.PathLike[str], orientation: str | None = "RAS", frame: int | None = None) -> Volume:
-    """Read only the header of a NIfTI file: shape, affine and orientation as `read_volume` gives them, voxels all 0.
+    """Read only the header of a file: shape, affine and orientation as `read_volume` gives them, voxels all 0.
 
     The array takes no memory, and the voxels of the file are not looked at.
 
     Args:
-        path: a .nii or .nii.gz file.
+        path: as for `read_volume`.
         orientation: axis codes that the array gets; None keeps the order of the file.
         frame: as for `read_volume`.
 
@@ -100,10 +106,15 @@ def read_grid(path: str | os.PathLike[str], orientation: str | None = "RAS", fra
         InputError: as `read_volume`, as far as the header tells.
     """
     path = Path(path)
-    with _reading(path), _stream(path) as file:
-        header = _header(path, file.read(_HEADER_BYTES))
-        affine = _affine(path, header.get_best_affine(), header)
-    shape = _shape(path, header.get_data_shape(), frame)
+    if itk_volumes.is_itk(path):
+        shape, affine = itk_volumes.read_header(path)
+        stored: tuple[int, ...] = shape
+    else:
+        with _reading(path), _stream(path) as file:
+            header = _header(path, file.read(_HEADER_BYTES))
+            affine = _affine(path, header.get_best_affine(), header)
+        stored = header.get_data_shape()
+    shape = _shape(path, stored, frame)
     return _oriented(path, np.broadcast_to(np.float32(0), shape), affine, orientation)
 
 
@@ -113,7 +124,7 @@ def read_mask(
     """Read a mask onto the array grid of its scan.
 
     Args:
-        path: a .nii or .nii.gz file; it may be stored in another orientation than the scan.
+        path: as for `read_volume`; it may be stored in another orientation than the scan.
         like: the scan; None reads the mask in RAS without comparing grids.
         frame: the volume (from 0) to take out of a 4-D file; a 3-D file is taken as it is.
         one_label: several labels (such as 1, 2) in the file are an error, instead of being one mask together.
@@ -141,7 +152,7 @@ def read_labels(path: str | os.PathLike[str], like: Volume | None, frame: int | 
     """Read a map of labels onto the array grid of its scan.
 
     Args:
-        path: a .nii or .nii.gz file; it may be stored in another orientation than the scan.
+        path: as for `read_volume`; it may be stored in another orientation than the scan.
         like: the scan; None reads the labels in RAS without comparing grids.
         frame: the volume (from 0) to take out of a 4-D file; a 3-D file is taken as it is.
 
@@ -444,12 +455,18 @@ def _transform(affine: NDArray[np.float64], codes: str) -> NDArray[Any]:
 
 
 def _read(path: Path, orientation: str | None, frame: int | None = None, frame_optional: bool = False) -> Volume:
-    image = _load(path)
-    affine = _affine(path, image.affine, image.header)
-    if frame_optional and len(image.shape) == 3:
+    if itk_volumes.is_itk(path):
+        array, affine = itk_volumes.read(path)
+        stored: tuple[int, ...] = array.shape
+    else:
+        image = _load(path)
+        affine = _affine(path, image.affine, image.header)
+        stored = image.shape
+    if frame_optional and len(stored) == 3:
         frame = None
-    shape = _shape(path, image.shape, frame)
-    array = _voxels(path, image)
+    shape = _shape(path, stored, frame)
+    if not itk_volumes.is_itk(path):
+        array = _voxels(path, image)
     array = array.reshape(shape) if frame is None else array.reshape((*shape, -1))[..., frame]
     finite = np.isfinite(array)
     if not finite.all():
@@ -533,8 +550,6 @@ def _stream(path: Path) -> gzip.GzipFile | io.BufferedReader:
     """Open for reading bytes, after looking at the name and at whether it tells the truth about compression."""
     if not path.exists():
         raise InputError("file not found", where=path, remedy="check the path")
-    if path.is_dir():
-        raise InputError("this is a folder, not a file", where=path, remedy="give a .nii or .nii.gz file")
     if not path.name.lower().endswith(_ENDINGS):
         raise InputError("not a NIfTI file by its name", where=path, remedy="convert it to .nii or .nii.gz")
     with open(path, "rb") as file:
@@ -596,7 +611,7 @@ def _voxels(path: Path, image: Any) -> NDArray[np.float32]:
 
 def _header_of(path: Path | None) -> tuple[Any, Any, float]:
     """Give image class, header and mm per unit of the file to write like; a fresh header in mm where it is gone."""
-    if path is None or not path.exists():
+    if path is None or not path.exists() or itk_volumes.is_itk(path):
         return nibabel.Nifti1Image, None, 1.0
     image = _load(path)
     return type(image), image.header.copy(), _units(image.header)
