@@ -63,6 +63,16 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None, **head
     return path
 
 
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SRA"])
+def test_places_to_voxels(codes):
+    volume = Volume(np.zeros((4, 5, 6)), affine_of(codes, (2.0, 0.5, 3.0), (10, -20, 30)))
+    indices = np.array([[0, 0, 0], [1, 2, 3], [0.5, 0.25, 4]])
+    places = indices @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+    assert_allclose(volume.voxels(places), indices, atol=1e-12)
+    assert_allclose(volume.voxels(places[1]), indices[1], atol=1e-12)
+    assert volume.voxels(np.zeros((0, 3))).shape == (0, 3)
+
+
 def random_array(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).uniform(1, 2, shape).astype(np.float32)
 

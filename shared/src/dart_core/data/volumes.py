@@ -56,6 +56,11 @@ class Volume:
         """Axis codes of `array`, "RAS" unless it was read otherwise."""
         return "".join(_orientations.aff2axcodes(self.affine))
 
+    def voxels(self, places: ArrayLike) -> NDArray[np.float64]:
+        """Voxel indices (..., 3), with fractions, of places (..., 3) in mm to the right, front and top."""
+        inverse = np.linalg.inv(self.affine)
+        return np.asarray(np.asarray(places, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3])
+
 
 def read_volume(
     path: str | os.PathLike[str],
