@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from dart_core.data.catalog import chestxray14, chexpert
 from dart_core.data.datalist import Datalist
 from dart_core.data.images import read_image
 from dart_core.data.phantoms import CHEST_SITES, chest_xray, write_chest_xrays
 from dart_core.errors import SettingError
 
-FINDINGS = sorted({*chexpert.LABELS, *chestxray14.LABELS} - {"No Finding"})
+HEALTHY = {"No Finding", "No finding", "Normal"}
+FINDINGS = sorted({name for site in CHEST_SITES.values() for name in site.labels} - HEALTHY)
 
 
 def difference(finding: str, subject: int, site: str = "chestxray14", shape: tuple[int, int] = (96, 96)) -> np.ndarray:
@@ -61,6 +61,17 @@ class TestPicture:
         collapsed = [difference("Pneumothorax", subject) for subject in range(4)]
         assert all((change < -12).sum() > 40 for change in collapsed)  # black air
 
+    def test_tuberculosis_is_in_the_upper_half(self):
+        rows = np.arange(96)[:, None]
+        for subject in range(4):
+            changed = np.abs(difference("Tuberculosis", subject)) > 12
+            assert (changed * rows).sum() / changed.sum() < 45
+
+    def test_some_labels_stand_for_others(self):
+        assert_array_equal(difference("Normal", 1), 0)
+        kinds = {tuple(np.flatnonzero(np.abs(difference("Other diseases", k)).sum(0) > 50)) for k in range(3)}
+        assert len(kinds) == 3
+
     def test_sites_differ_in_grey_values(self):
         def grey(site: str) -> float:
             return float(np.mean([chest_xray(k, site, shape=(48, 48))[8:-8, 8:-8].std() for k in range(6)]))
@@ -87,19 +98,31 @@ class TestWriting:
         assert datalist.sites == (site,)
         assert datalist.splits == ("train", "val", "test")
         assert max(Counter(row.subject for row in datalist).values()) == 2
-        findings = [name for name in labels if name != "No Finding"]
+        exclusive = CHEST_SITES[site].exclusive
+        findings = [name for name in labels if name not in HEALTHY or exclusive]
         for row in datalist:
             assert set(row.labels) == set(labels)
             shown = [name for name in findings if row.labels[name] == "1"]
             assert len(shown) <= 3
-            assert row.labels.get("No Finding", str(int(not shown))) == str(int(not shown))
+            for name in HEALTHY & set(labels) - set(findings):
+                assert row.labels[name] == str(int(not shown))
+            assert len(shown) == 1 or not exclusive
             subject, visit = (int(part) for part in row.image.stem.split("_"))
             assert row.subject == f"phantom{subject}"
             assert_array_equal(read_image(row.image, "L"), chest_xray(subject, site, shown, (24, 24), 3, visit))
         # No label is rare: in three dozen pictures each is there at least twice.
         counts = Counter(name for row in datalist for name in findings if row.labels[name] == "1")
         assert min(counts[name] for name in findings) >= 2
-        assert max(counts.values()) <= 8
+        assert max(counts.values()) - min(counts[name] for name in findings) <= 3
+
+    def test_classes_are_equally_frequent(self, tmp_path):
+        datalist = Datalist.read(write_chest_xrays(tmp_path, "rsna-pneumonia", 30, shape=(16, 16)))
+        counts = Counter(name for row in datalist for name, cell in row.labels.items() if cell == "1")
+        assert counts == dict.fromkeys(CHEST_SITES["rsna-pneumonia"].labels, 10)
+
+    def test_one_label_is_there_in_half_of_the_pictures(self, tmp_path):
+        datalist = Datalist.read(write_chest_xrays(tmp_path, "shenzhen", 60, shape=(16, 16)))
+        assert 20 <= sum(row.labels["Tuberculosis"] == "1" for row in datalist) <= 40
 
     def test_chosen_labels(self, tmp_path):
         path = write_chest_xrays(tmp_path, "chexpert", 4, ["Effusion", "Nodule"], (16, 16))

@@ -1,8 +1,8 @@
-"""Chest radiographs with findings: made-up frontal pictures of two made-up data sets, for multi-label classification.
+"""Chest radiographs with findings: made-up frontal pictures of five made-up data sets, for classification.
 
 A picture is the sum of what the beam passes: body, lungs, heart and great vessels, bones, vessels, breasts. Findings change
-the shapes (a wide heart, a flat diaphragm) or add to the sum (an opacity, fluid, a tube). The two data sets differ in the
-way they take and store pictures, and in what they label.
+the shapes (a wide heart, a flat diaphragm) or add to the sum (an opacity, fluid, a tube). The data sets differ in the way they
+take and store pictures, and in what they label: many findings, one, or classes of which each picture has one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from dart_core.data.catalog.chestxray14 import LABELS as CHESTXRAY14_LABELS
 from dart_core.data.catalog.chexpert import LABELS as CHEXPERT_LABELS
+from dart_core.data.catalog.rsna_pneumonia import CLASSES as RSNA_CLASSES
+from dart_core.data.catalog.shenzhen import LABEL as SHENZHEN_LABEL
+from dart_core.data.catalog.vindr_cxr import LABELS as VINDR_LABELS
 from dart_core.data.phantoms.findings import add, change
 from dart_core.data.phantoms.scanner import split_of
 from dart_core.data.phantoms.shapes import Field
@@ -47,15 +50,27 @@ class ChestSite:
     """Share of pictures taken in bed, from the front: wider heart, higher diaphragm, tilted body."""
     marker: bool
     """Whether a letter L marks the left side, and the collimator leaves a black border."""
+    exclusive: bool = False
+    """Whether the labels are classes of which each picture has one."""
 
 
 CHEST_SITES: dict[str, ChestSite] = {
     "chexpert": ChestSite(CHEXPERT_LABELS, 0.72, 0.72, 1.25, 0.020, 0.9, 0.98, 0.6, False),
     "chestxray14": ChestSite(CHESTXRAY14_LABELS, 0.84, 1.15, 0.85, 0.030, 1.6, 1.06, 0.25, True),
+    "shenzhen": ChestSite((SHENZHEN_LABEL,), 0.78, 0.90, 1.05, 0.015, 0.8, 1.02, 0.0, True),
+    "vindr-cxr": ChestSite(VINDR_LABELS, 0.80, 1.00, 0.95, 0.022, 1.1, 1.0, 0.1, False),
+    "rsna-pneumonia": ChestSite(RSNA_CLASSES, 0.86, 1.10, 0.85, 0.032, 1.6, 1.05, 0.4, True, exclusive=True),
 }
-"""The two made-up data sets, named as CheXpert and ChestX-ray14, with their labels."""
+"""The made-up data sets, named as CheXpert, ChestX-ray14, Shenzhen, VinDr-CXR and RSNA Pneumonia, with their labels."""
 
-_HEALTHY = "No Finding"
+_HEALTHY = ("No Finding", "No finding", "Normal")
+_SEEN_AS = {
+    "Pleural effusion": ("Pleural Effusion",),
+    "Lung tumor": ("Mass",),
+    "Other diseases": ("Fibrosis", "Emphysema", "Enlarged Cardiomediastinum"),
+    "No Lung Opacity / Not Normal": ("Cardiomegaly", "Mass", "Fibrosis", "Emphysema"),
+}
+"""Labels that stand for other findings; where there are several, the source of the finding chooses one."""
 _KNOWN = list(dict.fromkeys(name for site in CHEST_SITES.values() for name in site.labels))
 
 
@@ -72,7 +87,7 @@ def chest_xray(
     Args:
         subject: number of the subject; the healthy anatomy depends on this and `seed` alone.
         site: one of CHEST_SITES.
-        findings: what is to be seen; names from the labels of either site. None of them or "No Finding": healthy.
+        findings: what is to be seen; names from the labels of any site. None of them or "No Finding": healthy.
         shape: pixels (H, W).
         seed: changes all subjects.
         visit: pictures of one subject differ in position, and in place and size of the findings.
@@ -94,12 +109,18 @@ def chest_xray(
     chest = Thorax.draw(np.random.default_rng([seed, subject]), rng, shape, model.zoom, bedside)
     # A source of its own for each finding: with or without one, everything else in the picture stays the same.
     sources = {name: np.random.default_rng([*key, 1 + _KNOWN.index(name)]) for name in findings}
+    shown = {name: _shown(name, source) for name, source in sources.items()}
     for name, source in sources.items():
-        change(chest, name, source)
+        change(chest, shown[name], source)
     attenuation = chest.healthy(np.random.default_rng([seed, subject, 1]), model.bone)
     for name, source in sources.items():
-        add(chest, name, attenuation, source, model.bone)
+        add(chest, shown[name], attenuation, source, model.bone)
     return _expose(model, chest, attenuation, rng)
+
+
+def _shown(name: str, source: np.random.Generator) -> str:
+    choices = _SEEN_AS.get(name, (name,))
+    return choices[0] if len(choices) == 1 else choices[int(source.integers(len(choices)))]
 
 
 def write_chest_xrays(
@@ -112,15 +133,17 @@ def write_chest_xrays(
 ) -> Path:
     """Write radiographs of one data set as PNG files, with a datalist.
 
-    Every third subject has two pictures. About a quarter of the pictures are healthy; the others show one to three
-    findings, and each label is about as frequent as the others, also in a small set. Of the subjects one fifth (at least
+    Every third subject has two pictures. About a quarter of the pictures are healthy (half of them where there is one label);
+    the others show one to three findings, and each label is about as frequent as the others, also in a small set. Where
+    labels are classes, each picture shows one, all equally often. Of the subjects one fifth (at least
     one, when there are three or more) each is validation and test.
 
     Args:
         folder: where images/ and datalist.csv go.
         site: one of CHEST_SITES.
         count: number of pictures.
-        labels: the label columns; None: those of the site. "No Finding" is 1 where all others are 0.
+        labels: the label columns; None: those of the site. "No Finding" is 1 where all others are 0, and so is whatever else
+            the site calls healthy.
         shape: pixels (H, W).
         seed: changes all pictures.
 
@@ -138,7 +161,8 @@ def write_chest_xrays(
         raise SettingError(f"no data set {site!r}", remedy=f"choose from {', '.join(CHEST_SITES)}")
     columns = tuple(dict.fromkeys(CHEST_SITES[site].labels if labels is None else labels))
     _check_findings(columns)
-    drawn = [name for name in columns if name != _HEALTHY]
+    exclusive = CHEST_SITES[site].exclusive and labels is None
+    drawn = [name for name in columns if name not in _HEALTHY or exclusive]
     if count < 1 or not drawn:
         raise SettingError("no picture or no label to write", remedy="give at least one of each")
     folder = Path(folder)
@@ -148,7 +172,8 @@ def write_chest_xrays(
     first = 1000 * (1 + list(CHEST_SITES).index(site))
     rows = []
     for place, number in enumerate(subjects):
-        wanted = 0 if rng.random() < 0.25 else int(rng.integers(1, 4))
+        wanted = 0 if rng.random() < (0.5 if len(drawn) == 1 else 0.25) else int(rng.integers(1, 4))
+        wanted = 1 if exclusive else wanted
         while len(deck) < wanted:  # labels are dealt from shuffled decks, so that none is rare
             deck += [drawn[i] for i in rng.permutation(len(drawn))]
         findings = set(deck[:wanted])
@@ -162,7 +187,7 @@ def write_chest_xrays(
                 subject=f"phantom{first + number}",
                 site=site,
                 split=split_of(number, subjects[-1] + 1),
-                labels={name: str(int(name in findings or (name == _HEALTHY and not findings))) for name in columns},
+                labels={name: str(int(name in findings or (name in _HEALTHY and not findings))) for name in columns},
             )
         )
     return Datalist(tuple(rows)).write(folder / "datalist.csv")

@@ -70,6 +70,8 @@ def add(chest: Thorax, name: str, total: Field, rng: np.random.Generator, bone: 
         case "Fibrosis":
             net = inside(0.3 - np.abs(chest.texture(rng, 17)), 0.3)
             total += 0.26 * net * chest.visible() * inside(chest.v - 5 + 0.15 * np.abs(chest.u), 60)
+        case "Tuberculosis":
+            _tuberculosis(chest, total, rng, side)
         case "Hernia":
             shape = chest.ellipse((10, chest.dome[1] - 22), (30, 27))
             total += 0.22 * inside(shape, 4)
@@ -95,6 +97,18 @@ def _patch(
     blob = blob + 0.16 * radius * chest.texture(rng, 60)
     texture = 1 - rough * 0.5 * (1 - np.clip(chest.texture(rng, 30), -1, 1))
     return np.asarray(inside(blob + 0.08 * radius, 0.55 * radius) * texture * chest.visible(side))
+
+
+def _tuberculosis(chest: Thorax, total: Field, rng: np.random.Generator, side: int) -> None:
+    """Patches in the upper half of one lung or both, one of them with a cavity."""
+    sides = (side,) if rng.random() < 0.5 else (side, -side)
+    for each in sides:
+        streaks = inside(np.abs(chest.texture(rng, 16)) - 0.35, 0.6)
+        total += 0.34 * _patch(chest, rng, each, (-85, -35), (26, 38), 0.5) * (0.45 + 0.55 * streaks)
+    radius = rng.uniform(9, 15)
+    hole = chest.ellipse((side * rng.uniform(58, 76), rng.uniform(-85, -45)), (radius, radius * rng.uniform(0.8, 1.1)))
+    hole = hole + 0.1 * radius * chest.texture(rng, 30)
+    total += (0.22 * inside(hole + 5, 3) - 0.36 * inside(hole, 3)) * inside(chest.lung(side), 4)
 
 
 def _plates(chest: Thorax, total: Field, rng: np.random.Generator) -> None:
