@@ -63,6 +63,10 @@ class FineTuning:
     """Steps between lines of metrics.jsonl."""
 
 
+class Diverged(SettingError):
+    """A loss or measure of a training that is no number."""
+
+
 class BestEpoch:
     """The network of the best epoch so far, and how long ago that was; part of the checkpoints.
 
@@ -150,7 +154,8 @@ def fine_tune(
         The best epoch.
 
     Raises:
-        SettingError: no epochs, a loss or measure that is no number, or a measure that `validate` does not give.
+        SettingError: no epochs, or a measure that `validate` does not give.
+        Diverged: a loss or measure that is no number.
     """
     if recipe.epochs < 1:
         raise SettingError(f"there are {recipe.epochs} epochs", remedy="give at least 1")
@@ -203,7 +208,7 @@ def _validated(run: Run, network: nn.Module, validate: Validate) -> dict[str, fl
 
 def _finite(value: float, what: str) -> None:
     if not math.isfinite(value):
-        raise SettingError(f"{what} is no number", remedy="lower the learning rate, or check the data")
+        raise Diverged(f"{what} is no number", remedy="lower the learning rate, or check the data")
 
 
 def step_generator(run: Run, step: int) -> torch.Generator:
