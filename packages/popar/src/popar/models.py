@@ -1,0 +1,176 @@
+"""Network files: what they hold, and what they say of themselves so that no later command has to be told again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.errors import CheckpointError
+from popar.networks import POPAR, Classifier, parse_options
+from popar.settings import Head, Normalisation, Subtask
+
+WEIGHTS = "model.safetensors"
+PACKAGE = "popar"
+_PRETRAINED, _TUNED = "popar-pretrained", "popar-classifier"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What a pretrained network is."""
+
+    backbone: str
+    image_size: int
+    network: dict[str, Any]
+    """Keywords of the architecture, see `POPAR`."""
+    normalisation: Normalisation
+    subtasks: tuple[Subtask, ...]
+    order_loss_on_appearance: bool
+    epochs: int
+    seed: int
+    pictures: int
+    """Number of pictures that it was trained on."""
+
+    @property
+    def name(self) -> str:
+        """What tables call weights of this kind: POPAR, or the sub-tasks of the ablation."""
+        if len(self.subtasks) == 3:
+            return "POPAR" if self.order_loss_on_appearance else "POPAR, order loss on permuted only"
+        return "+".join(f"T_{subtask}" for subtask in self.subtasks)
+
+
+_VERSIONS = {
+    ("swin_b", 448, 448): "POPAR", ("swin_b", 448, 224): "POPAR-1", ("swin_b", 224, 224): "POPAR-2",
+    ("vit_b", 224, 224): "POPAR-3",
+}  # fmt: skip
+"""Backbone, side in pretraining and in fine-tuning -> version of Table 1."""
+
+
+def version_of(origin: Pretrained, image_size: int) -> str:
+    """What tables call a pretraining that is fine-tuned at a size: POPAR and its downgraded versions, or the sub-tasks."""
+    if origin.name != "POPAR":
+        return origin.name
+    return _VERSIONS.get((origin.backbone, origin.image_size, image_size), origin.name)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuned network is."""
+
+    backbone: str
+    image_size: int
+    network: dict[str, Any]
+    head: Head
+    labels: tuple[str, ...]
+    multi_label: bool
+    """Each label on its own (sigmoid); otherwise classes (softmax)."""
+    normalisation: Normalisation
+    colour: bool
+    target: str
+    site: str
+    """The data set."""
+    init: str
+    """What tables call the initial weights: "random", "POPAR", ..."""
+    seed: int
+    split_seed: int
+    test: str = "valid"
+    frontal: bool = False
+    epoch: int = 0
+    """Of the weights: the one with the lowest validation loss."""
+    reported: tuple[str, ...] = field(default=())
+    """Labels whose mean AUC is reported; empty: all."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.init}, {self.backbone} at {self.image_size}"
+
+
+def save_pretrained(folder: Path, network: POPAR, about: Pretrained) -> None:
+    """Write model.safetensors into a run folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, network, {_PRETRAINED: json.dumps(asdict(about))})
+
+
+def save_tuned(folder: Path, network: Classifier, about: Tuned) -> None:
+    """Write model.safetensors into a run folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, network, {_TUNED: json.dumps(asdict(about))})
+
+
+def describe(path: Path) -> Pretrained | Tuned | None:
+    """What a run folder or weight file says of itself; None: it was not written by this package.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or a run folder without weights.
+    """
+    file = weights_file(path)
+    if file.suffix != ".safetensors":
+        return None
+    metadata = read_metadata(file)
+    try:
+        if _PRETRAINED in metadata:
+            fields = json.loads(metadata[_PRETRAINED])
+            return Pretrained(
+                **{**fields, "network": parse_options(fields["network"]), "subtasks": tuple(fields["subtasks"])}
+            )
+        if _TUNED in metadata:
+            fields = json.loads(metadata[_TUNED])
+            tuples = {name: tuple(fields[name]) for name in ("labels", "reported")}
+            return Tuned(**{**fields, **tuples, "network": parse_options(fields["network"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"its description cannot be read ({error})", where=file, remedy="train again with this version"
+        ) from error
+    return None
+
+
+def load_pretrained(path: Path, device: torch.device | str = "cpu") -> tuple[POPAR, Pretrained]:
+    """The network of a run of `pretrain` in evaluation mode, and what its file says of it.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or weights of something else.
+    """
+    about = describe(path)
+    if not isinstance(about, Pretrained):
+        raise CheckpointError(
+            "is no pretrained network of popar", where=path, remedy="give a run folder of `popar pretrain`"
+        )
+    network = POPAR(about.backbone, about.image_size, **about.network)
+    load_weights(weights_file(path), network)
+    return network.to(device).eval(), about
+
+
+def load_tuned(path: Path, device: torch.device | str = "cpu") -> tuple[Classifier, Tuned]:
+    """The network of a run of `fine-tune` in evaluation mode, and what its file says of it.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or weights of something else.
+    """
+    about = describe(path)
+    if not isinstance(about, Tuned):
+        raise CheckpointError("is no classifier of popar", where=path, remedy="give a run folder of `popar fine-tune`")
+    network = Classifier(about.backbone, len(about.labels), about.image_size, about.head, **about.network)
+    load_weights(weights_file(path), network)
+    return network.to(device).eval(), about
+
+
+def weights_file(path: Path) -> Path:
+    """The weight file that a run folder or path means.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
+    return path / WEIGHTS if path.is_dir() else path

@@ -1,0 +1,178 @@
+"""Radiographs: from a datalist to what a training draws (specification 2.1, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dart_core.batches import Batches
+from dart_core.data.catalog import radiographs, rsna_pneumonia
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.images import read_image
+from dart_core.data.picture_views import CHESTXRAY14, IMAGENET
+from dart_core.errors import InputError
+from popar.settings import DataSettings, LabelSettings, Normalisation
+
+Statistics = tuple[tuple[float, float, float], tuple[float, float, float]] | None
+STATISTICS: dict[Normalisation, Statistics] = {"chestxray14": CHESTXRAY14, "imagenet": IMAGENET, "none": None}
+"""Mean and standard deviation of each channel, of values in [0, 1]."""
+
+
+# --- Datalists -------------------------------------------------------------------------------------------------------
+
+
+def open_datalist(data: DataSettings, label: LabelSettings) -> Datalist:
+    """A CSV, or the folder of a published data set.
+
+    Raises:
+        InputError: neither, or no row of the site asked for.
+    """
+    found = radiographs.open_radiographs(data.datalist, "keep", label.test, label.frontal, data.lists, label.split_seed)
+    return found.select(site=label.site) if label.site else found
+
+
+def excluded(path: Path | None) -> frozenset[str]:
+    """Names, without ending, of pictures that a pretraining leaves out: a list of names, or the RSNA's JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or names nothing.
+    """
+    if path is None:
+        return frozenset()
+    if path.suffix.lower() == ".json":
+        return frozenset(Path(name).stem for name in rsna_pneumonia.read_mapping(path).values())
+    try:
+        names = frozenset(
+            Path(line.split()[0]).stem for line in path.read_text("utf-8-sig").splitlines() if line.split()
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=path, remedy="give a text file") from error
+    if not names:
+        raise InputError("names no picture", where=path, remedy="write the name of a picture in each line")
+    return names
+
+
+def pretraining_rows(
+    datalist: Datalist, splits: Sequence[str], left_out: frozenset[str], held_out: int, seed: int
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Rows to train on, and rows that fixed distortions are measured on.
+
+    Measured are rows of the other splits. Where there are none, a tenth of the rows at most is taken out, all pictures of a
+    subject together.
+
+    Args:
+        datalist: all rows.
+        splits: to train on; rows without a split count as train.
+        left_out: names without ending that are in neither.
+        held_out: most rows to measure.
+        seed: of the draws.
+
+    Raises:
+        InputError: nothing to train on.
+    """
+    rows = [row for row in datalist if row.image.stem not in left_out]
+    training = [row for row in rows if (row.split or "train") in splits]
+    if not training:
+        raise InputError(
+            f"no picture has a split of {', '.join(splits)}", where=datalist.source, remedy="give other --splits"
+        )
+    others = [row for row in rows if (row.split or "train") not in splits]
+    rng = np.random.default_rng([seed, 1])
+    if others:
+        measured = [others[i] for i in sorted(rng.permutation(len(others))[:held_out])]
+        return tuple(training), tuple(measured)
+    units = [row.subject or str(place) for place, row in enumerate(training)]
+    wanted, taken = min(held_out, len(training) // 10), set[str]()
+    counts = {unit: units.count(unit) for unit in dict.fromkeys(units)} if wanted else {}
+    for unit in (list(counts)[i] for i in rng.permutation(len(counts))):
+        if wanted >= counts[unit]:
+            taken.add(unit)
+            wanted -= counts[unit]
+    pairs = list(zip(units, training, strict=True))
+    return tuple(row for unit, row in pairs if unit not in taken), tuple(row for unit, row in pairs if unit in taken)
+
+
+# --- Pictures --------------------------------------------------------------------------------------------------------
+
+
+class Radiographs:
+    """The pictures of some rows as 8-bit tensors, whatever their files' kind and size.
+
+    Args:
+        rows: of a datalist.
+        size: side that pictures are resized to by area, without keeping the aspect ratio; None leaves them as they are.
+        colour: three channels; otherwise one, the luma, which stands for three equal ones.
+        memory: keep what is read.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], size: int | None = None, colour: bool = False, memory: bool = False
+    ) -> None:
+        self.rows, self.size, self.colour = tuple(rows), size, colour
+        self._kept: dict[int, Tensor] | None = {} if memory else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """uint8 (1, H, W) or (3, H, W).
+
+        Raises:
+            InputError: the file cannot be read; names it.
+        """
+        found = None if self._kept is None else self._kept.get(index)
+        if found is None:
+            found = read_radiograph(self.rows[index].image, self.size, self.colour)
+            if self._kept is not None:
+                self._kept[index] = found
+        return found
+
+    def stack(self, places: Iterable[int]) -> Tensor:
+        """Several pictures of one size: (N, C, H, W)."""
+        return torch.stack([self[place] for place in places])
+
+    def read_all(self, threads: int = 4) -> None:
+        """Read everything that is kept in memory now, before loading processes are started, which then share it."""
+        if self._kept is not None:
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in pool.map(self.__getitem__, range(len(self))):
+                    pass
+
+
+def read_radiograph(path: Path, size: int | None = None, colour: bool = False) -> Tensor:
+    """One picture, see `Radiographs`."""
+    array: NDArray[np.uint8] = read_image(path, "RGB" if colour else "L")
+    if size is not None and array.shape[:2] != (size, size):
+        # Not PyTorch's "area", which gives every pixel that a window touches the same weight: up to 3 grey levels off.
+        array = np.asarray(cv2.resize(array, (size, size), interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.permute(2, 0, 1).contiguous() if colour else tensor[None]
+
+
+def three_channels(images: Tensor) -> Tensor:
+    """(N, 3, H, W) of grey or colour pictures; grey ones are not copied."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+def picture_batches(pictures: Radiographs, batch_size: int, seed: int) -> Batches:
+    """Batches of "image" uint8 (B, C, H, H): nothing is drawn for them (no flip, no crop; specification 2.1)."""
+
+    def load(index: int, generator: np.random.Generator) -> Mapping[str, Any]:
+        return {"image": pictures[index]}
+
+    return Batches(load, len(pictures), batch_size, seed)
+
+
+def kinds_of(shapes: Mapping[tuple[int, ...], int]) -> str:
+    """Sizes of pictures with their counts, the commonest first."""
+    listed = sorted(shapes.items(), key=lambda item: (-item[1], item[0]))
+    texts = [f"{height} x {width} ({count})" for (height, width), count in listed[:5]]
+    return ", ".join(texts) + (f", and {len(listed) - 5} other sizes" if len(listed) > 5 else "")
