@@ -125,7 +125,7 @@ class TestMeta:
                 "CC0120,images/CC0120_siemens_15_58_F.nii.gz,masks/CC0120_siemens_15_58_F_ss.nii.gz,1,s,1,1,1,1",
                 ("sm15", "sm3", "column MRI"),
             ),
-            ("CC0120,images/CC0120_siemens_15_58_F.nii.gz", ("empty",)),
+            ("CC0120,images/CC0120_siemens_15_58_F.nii.gz", ("2 cells where the header has 9 columns",)),
         ],
     )
     def test_rows_that_do_not_fit(self, tmp_path, row, parts):

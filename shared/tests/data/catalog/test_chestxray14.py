@@ -95,6 +95,8 @@ class TestIndex:
 class TestMistakes:
     def test_folders(self, tmp_path):
         fails(tmp_path / "no", "missing", "Wang")
+        (tmp_path / "file").touch()
+        fails(tmp_path / "file", "this is a file, not the folder of ChestX-ray14")
         fails(tmp_path, "not a ChestX-ray14 folder", "Data_Entry_2017_v2020.csv")
 
     def test_no_picture(self, tmp_path):

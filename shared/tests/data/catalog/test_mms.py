@@ -159,6 +159,8 @@ class TestMistakes:
     def test_no_hearts(self, tmp_path):
         (tmp_path / "Testing").mkdir()
         (tmp_path / NEWEST).write_text("External code,VendorName,Vendor,Centre,ED,ES\n")
+        fails(tmp_path, "the table has no rows")
+        (tmp_path / NEWEST).write_text("External code,VendorName,Vendor,Centre,ED,ES\nA1A2A3,Siemens,A,6,0,9\n")
         fails(tmp_path, "no heart with labels")
 
 

@@ -28,7 +28,8 @@ def check_root(root: Path, name: str, origin: str) -> None:
         InputError: there is no such folder.
     """
     if not root.is_dir():
-        raise InputError(f"the folder of {name} is missing", where=root, remedy=f"check the path; {origin}")
+        problem = f"this is a file, not the folder of {name}" if root.exists() else f"the folder of {name} is missing"
+        raise InputError(problem, where=root, remedy=f"check the path; {origin}")
 
 
 def find_first(root: Path, names: Iterable[str]) -> Path | None:

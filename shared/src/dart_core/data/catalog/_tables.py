@@ -27,20 +27,51 @@ def read_rows(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, s
 
 def each_row(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """What `read_rows` returns, row by row, for tables that are too long to be kept whole."""
+    empty = True
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for column in columns:
-                if column not in (reader.fieldnames or ()):
-                    raise InputError(
-                        f"no column {column!r}", where=path, remedy=f"the columns are {', '.join(columns)}"
-                    )
+            reader = csv.DictReader(_text(path, file))
+            _check_header(path, reader.fieldnames or (), columns)
             for row in reader:
-                yield reader.line_num, {key: (value or "").strip() for key, value in row.items() if key is not None}
+                empty = False
+                # Cells too many, or a comma at the end of the header (ChestX-ray14's first table), do no harm.
+                if any(value is None and key for key, value in row.items()):
+                    there = sum(value is not None for value in row.values())
+                    raise InputError(
+                        f"{there} cells where the header has {len(row)} columns",
+                        where=f"{path}, row {reader.line_num}",
+                        remedy="the file seems to be truncated: copy it again",
+                    )
+                yield reader.line_num, {key: value.strip() for key, value in row.items() if key}
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path, remedy="check the file") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read ({error})", where=path, remedy="save it as plain UTF-8 CSV") from error
+    if empty:
+        raise InputError("the table has no rows", where=path, remedy="copy the owners' table again")
+
+
+def _text(path: Path, lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
+        if "\0" in line:
+            raise InputError(
+                "holds a zero byte, so this is no text file",
+                where=f"{path}, row {number}",
+                remedy="copy the owners' table again",
+            )
+        yield line
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    if not header:
+        raise InputError("the table is empty", where=path, remedy="copy the owners' table again")
+    for column in columns:
+        if column in header:
+            continue
+        for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+            if any(separator in cell for cell in header):
+                raise InputError(f"its columns are separated by {name}", where=path, remedy="save it with commas")
+        raise InputError(f"no column {column!r}", where=path, remedy=f"the columns are {', '.join(columns)}")
 
 
 def published_table(name: str) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dart_core.data.catalog._pictures import check_root
 from dart_core.data.catalog._splits import Lists, read_lists
 from dart_core.data.catalog._tables import read_rows
 from dart_core.data.datalist import Datalist, Row
@@ -118,8 +119,7 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
 
 
 def _table(root: Path) -> Path:
-    if not root.is_dir():
-        raise InputError("the folder of ChestX-ray14 is missing", where=root, remedy=f"check the path; {ORIGIN}")
+    check_root(root, "ChestX-ray14", ORIGIN)
     for name in _TABLES:
         if (root / name).is_file():
             return root / name

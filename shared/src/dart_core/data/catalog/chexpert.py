@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from dart_core.data.catalog._pictures import check_root
 from dart_core.data.catalog._splits import draw_splits
 from dart_core.data.catalog._tables import read_rows
 from dart_core.data.datalist import Datalist, Row
@@ -137,8 +138,7 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
 
 
 def _folder(root: Path) -> Path:
-    if not root.is_dir():
-        raise InputError("the folder of CheXpert is missing", where=root, remedy=f"check the path; {ORIGIN}")
+    check_root(root, "CheXpert", ORIGIN)
     for name in FOLDERS:
         if any((root / name / table).is_file() for table in _TABLES):
             return root / name
