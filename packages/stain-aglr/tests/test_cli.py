@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dart_core.data.images import read_image
 from dart_core.metrics import roc_auc
 from stain_aglr.models import load_generator, load_model
 
@@ -64,6 +65,21 @@ def test_train_and_predict(method, datalist, recipe, command, tmp_path):
     other = [row for row in scores if row["site"] == "CWZ"]
     label, score = (np.array([[float(row[key])] for row in other]) for key in ("label", "score"))
     assert auc["CWZ"] == pytest.approx(float(roc_auc(label, score)[0]))
+    if method not in ("vanilla", "hed", "hed-cons"):
+        assert (
+            command(
+                "normalise", datalist, "--model", tmp_path / "run", "--device", "cpu", "--out", tmp_path / "made"
+            ).status
+            == 0
+        )
+        made = rows_of(tmp_path / "made" / "stains.csv")
+        assert len(made) == len(rows_of(datalist))
+        assert {(row["method"], row["status"]) for row in made} == {(method, "ok")}
+        given, found = (
+            read_image(path) for path in (datalist.parent / made[0]["image"], tmp_path / "made" / made[0]["output"])
+        )
+        assert given.shape == found.shape
+        assert (given != found).any()
 
 
 def test_training_starts_from_the_same_weights_with_every_method(datalist, recipe, command, tmp_path, monkeypatch):
