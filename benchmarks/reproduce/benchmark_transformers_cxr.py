@@ -48,11 +48,11 @@ NETWORKS: dict[of.BackboneName, of.Network] = {
 NAMES = {"swin_b": "Swin", "vit_b": "ViT"}
 SCRATCH = {"swin_b": "scratch-swin-b", "vit_b": "scratch-vit-b"}
 PRETRAINING = of.PretrainRecipe(
-    epochs=40, batch_size=32, base_lr=8e-3, min_lr=1e-4, warmup_lr=1e-5, warmup=4, cell=16, show_every=10
+    epochs=32, batch_size=32, base_lr=8e-3, min_lr=1e-4, warmup_lr=1e-5, warmup=3, cell=16, show_every=8
 )
 """base_lr is for a batch of 512; 8e-3 makes 5e-4 of a batch of 32."""
 FINE_TUNING = of.FineTuneRecipe(
-    image_size=SIZE, epochs=8, batch_size=32, learning_rate=(1e-2, 1e-1), patience=8, drop_path=0.0
+    image_size=SIZE, epochs=7, batch_size=32, learning_rate=(1e-2, 1e-1), patience=7, drop_path=0.0
 )
 FRACTION = {"nih": 100.0, "pneumonia": 8.0}
 CROPS: dict[str, Any] = {"nih": 10, "pneumonia": 1}

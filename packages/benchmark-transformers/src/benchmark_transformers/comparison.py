@@ -30,6 +30,8 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 
 FIGURE = "figure1.png"
+SIZE = 224
+"""Of the paper's pictures."""
 TITLES = {
     "table1": "Table 1: ways to pre-train",
     "table2": "Table 2: domains of the pre-training",
@@ -79,20 +81,27 @@ def initialisation_of(one: Scored) -> Initialisation | None:
     return next((row for row in INITIALISATIONS if row.key == one.model["initialisation"]), None)
 
 
+def paper_row(one: Scored, table: str) -> str | None:
+    """The row of a printed table that a fine-tuning repeats: network, size of the pictures and all annotations as there."""
+    row = initialisation_of(one)
+    if row is None or one.model["options"] or one.model["image_size"] != SIZE or float(one.model["fraction"]) != 100:
+        return None
+    found = row.table1 if table == "table1" else row.table2
+    return found if found is None or isinstance(found, str) else " ".join(found)
+
+
 def members_of(table: str, scored: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Row -> its fine-tunings, of a table; weights of one's own belong to Table 2, which is about domains."""
+    """Row -> its fine-tunings, of a table; weights of one's own go into Table 2 too, which is about domains."""
     rows: dict[str, list[Scored]] = {}
     for one in scored:
-        row = initialisation_of(one)
         name: str | None = f"{one.name} ({one.model['backbone']})"
-        if table != "all" and row is not None and float(one.model["fraction"]) == 100:
-            found = row.table1 if table == "table1" else row.table2
-            name = None if found is None else (found if isinstance(found, str) else " ".join(found))
-        elif table == "table1" or (table == "table2" and row is not None):
-            name = None
+        if table != "all":
+            own = table == "table2" and initialisation_of(one) is None
+            name = name if own else paper_row(one, table)
         if name is not None:
             rows.setdefault(name, []).append(one)
-    return rows if table == "all" or any(initialisation_of(one) for ones in rows.values() for one in ones) else {}
+    repeats = any(paper_row(one, table) for ones in rows.values() for one in ones)
+    return rows if table == "all" or repeats else {}
 
 
 def _measured(report: Report, table: str, members: Mapping[str, list[Scored]], out: Any) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 
 LABELS = ("Cardiomegaly", "Effusion", "Pneumothorax")
-PICTURES, SIZE, TRIALS = 120, 32, 2
-NETWORK = of.Network(2, 24, (2, 2), (2, 4), 4)
+PICTURES, SIZE, TRIALS = 140, 48, 2
+NETWORK = of.Network(4, 32, (2, 2), (2, 4), 3)
 PRETRAINING = of.PretrainRecipe(
-    epochs=10, batch_size=24, base_lr=2e-2, min_lr=1e-4, warmup_lr=1e-4, warmup=1, cell=8, log_every=1, show_every=5
+    epochs=40, batch_size=20, base_lr=3e-2, min_lr=1e-3, warmup_lr=1e-3, warmup=2, cell=8, log_every=4, show_every=10
 )
 FINE_TUNING = of.FineTuneRecipe(
     image_size=SIZE, epochs=12, batch_size=24, learning_rate=(3e-2,), patience=12, drop_path=0.0, log_every=1
@@ -39,7 +39,7 @@ def demo(command: of.Demo) -> None:
     out, seed = command.out, command.seed
     claim_folder(out, flat_settings(command), overwrite=command.overwrite)
     lists = {
-        site: write_chest_xrays(out / "phantoms" / site, site, PICTURES, labels, (48, 48), seed)
+        site: write_chest_xrays(out / "phantoms" / site, site, PICTURES, labels, (64, 64), seed)
         for site, labels in (("chexpert", None), ("chestxray14", LABELS))
     }
     data = of.DataSettings(lists["chestxray14"])

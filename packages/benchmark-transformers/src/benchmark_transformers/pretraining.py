@@ -38,6 +38,8 @@ VIEWS = ViewRanges(area=(0.67, 1.0), degrees=0.0)
 """Specification 2.2.5."""
 SHOWN = 6
 """Pictures of which restorations are shown."""
+PIXELS = 128
+"""Side at which they are shown, at least about."""
 RESTORED = "restored"
 """Folder of those pictures."""
 
@@ -254,7 +256,7 @@ class Examples:
 
     @torch.no_grad()
     def restore(self, network: SimMIM) -> NDArray[np.uint8]:
-        """Pictures, what the network sees of them, and what it paints into the holes, as three rows: (3 S, n S, 3)."""
+        """Pictures, what the network sees of them, and what it paints into the holes, as three rows: (3 K, n K, 3)."""
         network = network if isinstance(network, SimMIM) else unwrap(network)
         device = next(network.parameters()).device
         training = network.training
@@ -269,8 +271,9 @@ class Examples:
         mean, std = self.statistics or ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
         shift, scale = (images.new_tensor(v)[:, None, None] for v in (mean, std))
         painted = [torch.cat(list((row * scale + shift).clamp(0, 1)), -1) for row in rows]
-        picture = (torch.cat(painted, -2) * 255).round().byte()
-        return np.asarray(picture.permute(1, 2, 0).cpu().numpy())
+        picture = (torch.cat(painted, -2) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        larger = max(1, round(PIXELS / network.image_size))  # small views would be postage stamps
+        return np.asarray(picture.repeat(larger, 0).repeat(larger, 1))
 
     def write(self, out: Path, network: SimMIM, epoch: int) -> Path:
         """Write the picture of an epoch into a run folder."""

@@ -88,6 +88,11 @@ class Start:
     name: str
     statistics: Statistics | None
 
+    @property
+    def backbone(self) -> str:
+        """ViT-B, Swin-B, ...; of another size than the paper's without the letter."""
+        return self.row.backbone.split("-")[0] if self.architecture.options else self.row.backbone
+
     def network(self, classes: int, image_size: int) -> tuple[nn.Module, str]:
         """A network with a new head for each call (drawn from PyTorch's generator), and what was loaded, in words."""
         if self.download:
@@ -227,7 +232,7 @@ def _trial(
         network, loaded = start.network(len(train.labels), recipe.image_size)
         best = train_network(run, network, cases, files, validation, recipe, rate, start.statistics)
         model = Model(
-            start.row.key, start.name, start.row.backbone, start.architecture.name, dict(start.architecture.options),
+            start.row.key, start.name, start.backbone, start.architecture.name, dict(start.architecture.options),
             recipe.image_size, recipe.resized, recipe.keep_aspect, start.statistics, train.labels, train.exclusive,
             train.pictures.name, seed, rate, recipe.schedule, recipe.fraction, len(train), best.epoch, best.value,
         )  # fmt: skip
