@@ -32,12 +32,13 @@ STOP_PROBABILITY = 0.05
 MARGIN = 3
 """Pixels at each border that no window covers."""
 # Values that are worked on at once: on the CPU so many that they stay in the cache.
-_AT_ONCE = {"cpu": 2**19, "cuda": 2**26}
+_AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
 # Values of blocks that are worth a step of their own.
 _GROUP = 2**12
 # Of the non-linear map in single precision: intervals of equal length, and how far a straight line may lie from the curve.
 _BINS = 2**13
-_TOLERANCE = 2e-7
+_TOLERANCE = 5e-7
+_PIECE = 2**16
 
 
 def local_pixel_shuffle(
@@ -84,7 +85,7 @@ def local_pixel_shuffle(
         if part.shape[1] == 1:
             torch.index_select(part.reshape(-1), 0, source.view(-1), out=out.view(-1))
         else:
-            source -= torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
+            source = source - torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
             torch.gather(part, 2, source[:, None].expand(part.shape), out=out)
 
     _in_parts(shuffle, (flat, result), int(blocks * layout.mean_volume), generator)
@@ -101,7 +102,7 @@ def nonlinear_intensity(
     values. All channels get the same map.
 
     Args:
-        x: (N, ...) in [0, 1]. float64 is interpolated exactly, float32 up to 2e-7.
+        x: (N, ...) in [0, 1]. float64 is interpolated exactly, float32 up to 5e-7.
         control_points: (4, 2), or (N, 4, 2) for a map of its own for each sample, from (0, 0) to (1, 1), all within [0, 1].
         decreasing: for all samples, or (N,) bool.
         points: of the table, at least 2.
@@ -129,16 +130,19 @@ def nonlinear_intensity(
     flat = x.reshape(n, -1)
     result = torch.empty_like(flat, memory_format=torch.contiguous_format)
 
-    def change(values: Tensor, curve: Tensor, down: Tensor, out: Tensor, draw: _Draw) -> None:
-        # (2, samples, points) each: table positions and values
-        across, up = (curve.mT @ _bernstein(points, curve.device)).unbind(1)
-        table = across.contiguous(), torch.where(down[:, None], up.flip(1), up)
-        if values.dtype == torch.float64 or values.shape[1] < 4 * _BINS:
-            out.copy_(_interpolate(values.double(), *table))
-        else:
-            _interpolate_coarsely(values, *table, out)
+    # Y(1 - u) is the curve of the same values in the reverse order.
+    heights = torch.where(down.view(-1, 1), control[..., 1].flip(-1), control[..., 1]).expand(n, 4)
+    control = torch.stack([control[..., 0].expand(n, 4), heights], 1)
 
-    _in_parts(change, (flat, control.expand(n, 4, 2), down.expand(n), result), flat.shape[1], None)
+    def change(values: Tensor, curves: Tensor, out: Tensor, draw: _Draw) -> None:
+        tables = (curves.reshape(-1, 4) @ _bernstein(points, curves.device)).view(len(curves), 2, points)
+        across, up = tables[:, 0].contiguous(), tables[:, 1].contiguous()
+        if values.dtype == torch.float64 or values.shape[1] < 4 * _BINS:
+            out.copy_(_interpolate(values.double(), across, up))
+        else:
+            _interpolate_coarsely(values, across, up, out)
+
+    _in_parts(change, (flat, control, result), flat.shape[1], None)
     return result.view(x.shape)
 
 
@@ -195,6 +199,8 @@ class _Layout(NamedTuple):
     """(kinds, axes)."""
     place: Tensor
     """(kinds,): where in `shapes` the shape stands whose sides, less 1, are the digits of a number."""
+    free: Tensor
+    """(4, free axes): longest blocks, sides, strides, and what each digit of the shapes' numbers counts."""
     mean_volume: float
 
 
@@ -204,83 +210,100 @@ def _layout(sides: tuple[int, ...], whole: int) -> _Layout:
     limits = [side // BLOCK_SHARE for side in sides[whole:]]
     grid = torch.stack(torch.meshgrid(*(torch.arange(1, limit + 1) for limit in limits), indexing="ij"), -1)
     shapes = grid.view(-1, len(limits))
-    shapes = torch.cat([torch.tensor(sides[:whole]).expand(len(shapes), whole), shapes], 1)
+    shapes = torch.cat([torch.tensor(sides[:whole], dtype=torch.int64).expand(len(shapes), whole), shapes], 1)
     by_volume = shapes.prod(1).argsort(stable=True)
     strides = tuple(math.prod(sides[axis + 1 :]) for axis in range(len(sides)))
+    digits = [math.prod(limits[axis + 1 :]) for axis in range(len(limits))]
+    free = torch.tensor([limits, sides[whole:], strides[whole:], digits])
     mean = float(shapes.prod(1).double().mean())
-    return _Layout(sides, whole, strides, shapes[by_volume], by_volume.argsort(), mean)
+    return _Layout(sides, whole, strides, shapes[by_volume], by_volume.argsort(), free, mean)
 
 
 def _sources(n: int, layout: _Layout, blocks: int, draw: _Draw) -> Tensor:
     """(n, size): where in the batch each value of each of n samples comes from."""
     size, device = math.prod(layout.sides), draw.device
     # Shape and first value of every block, the blocks in the order of their volumes.
-    bits = draw.bits((len(layout.sides) - layout.whole) * n * blocks).view(-1, n * blocks)
-    limits, sides, strides = (
-        torch.tensor(values[layout.whole :], device=device)[:, None]
-        for values in ([side // BLOCK_SHARE for side in layout.sides], layout.sides, layout.strides)
-    )
+    free = layout.free.to(device)
+    limits, sides, strides, digits = free[:, :, None]
+    bits = draw.bits(free.shape[1] * n * blocks).view(-1, n * blocks)
     lengths = (bits >> 32 & 0x7FFFFFFF) * limits >> 31
     first = (((bits & 0xFFFFFFFF) * (sides - lengths) >> 32) * strides).sum(0)
-    digits = torch.tensor([math.prod(limits[axis + 1 :].flatten().tolist()) for axis in range(len(limits))])
-    kind = (lengths * digits.to(device)[:, None]).sum(0)
+    kind = (lengths * digits).sum(0)
     kind, order = _sort(layout.place.to(device).index_select(0, kind), len(layout.place))
     sample = order // blocks
     first = (first.index_select(0, order) + sample * size)[:, None]
 
     # Each place gets the largest of what the blocks write there: the block's number, and in the lower bits the source. Within
-    # a block the sources get random upper bits and are sorted.
-    low = (n * size).bit_length()
-    rank = ((order - sample * blocks + 1) << low)[:, None]
-    best = torch.arange(n * size, device=device)
-    for start, stop, at, beyond in _groups(layout, kind):
-        at += first[start:stop]
-        keys = draw.bits(at.numel() // 2 + 1).view(torch.int32)[: at.numel()].view(at.shape).long()
+    # a block the sources get random upper bits and are sorted. Half as long numbers, where they do, stay in the cache.
+    low = (n * size - 1).bit_length()
+    mask = (1 << low) - 1
+    small = (blocks + 1) << low <= 1 << 32
+    least = -(1 << 31) if small else 0
+    number = torch.int32 if small else torch.int64
+    rank = ((order - sample * blocks + 1) << low)[:, None] + least
+    best = torch.arange(least, least + n * size, dtype=number, device=device)
+    groups = _groups(layout, kind)
+    bits = draw.bits(sum((group.stop - group.start) * group.values for group in groups) // 2 + 1).view(torch.int32)
+    for group in groups:
+        at, beyond = _group_offsets(layout, kind, group)
+        at += first[group.start : group.stop]
+        keys, bits = bits[: at.numel()].view(at.shape).long(), bits[at.numel() :]
         # 31 bits, because on CUDA the upper half of an int64 has no random sign.
         keys <<= 33
         keys |= at
         if beyond is not None:
             keys.masked_fill_(beyond, torch.iinfo(torch.int64).max)
         keys = _sort_rows(keys)
-        keys &= (1 << low) - 1
-        keys |= rank[start:stop]
+        keys &= mask
+        keys += rank[group.start : group.stop]
         if beyond is not None:
-            keys.masked_fill_(beyond, -1)
-        best.scatter_reduce_(0, at.view(-1), keys.view(-1), "amax")
-    best &= (1 << low) - 1
+            keys.masked_fill_(beyond, least)
+        best.scatter_reduce_(0, at.view(-1), keys.view(-1).to(number), "amax")
+    best &= mask
     return best.view(n, size)
 
 
-def _groups(layout: _Layout, kind: Tensor) -> list[tuple[int, int, Tensor, Tensor | None]]:
+class _Group(NamedTuple):
+    """Blocks from `start` to before `stop`, of the shapes from `lowest` to before `highest`, of at most `values` values."""
+
+    start: int
+    stop: int
+    lowest: int
+    highest: int
+    values: int
+
+
+def _groups(layout: _Layout, kind: Tensor) -> list[_Group]:
     """Cut blocks, which stand in the order of their volumes, into groups of one volume or of few values.
 
     Args:
         layout: of the samples.
         kind: (blocks,) positions in layout.shapes, in order.
-
-    Returns:
-        for each group the first block and the one after the last, the offsets (blocks, most values) of the values from a
-        block's first one, and which of them lie beyond the block, None if none do.
     """
     counts = torch.bincount(kind, minlength=len(layout.shapes)).tolist()
     volumes = layout.shapes.prod(1).tolist()
-    groups: list[tuple[int, int, Tensor, Tensor | None]] = []
-    start = stop = lowest = 0
+    groups: list[_Group] = []
+    start = stop = lowest = largest = 0
     for index, (count, volume) in enumerate(zip(counts, volumes, strict=True)):
         stop += count
+        largest = volume if count else largest
         last = index + 1 == len(counts)
         if stop > start and (last or (volume != volumes[index + 1] and (stop - start) * volume >= _GROUP)):
-            kinds = kind[start:stop]
-            # Of every shape or, where that is less, of every block.
-            if stop - start > index + 1 - lowest:
-                offsets, beyond = _kind_offsets(layout.shapes, layout.strides, lowest, index + 1, kind.device)
-                kinds = kinds - lowest
-                beyond = beyond if beyond is None else beyond.index_select(0, kinds)
-                groups.append((start, stop, offsets.index_select(0, kinds), beyond))
-            else:
-                groups.append((start, stop, *_offsets(layout.shapes.to(kind.device)[kinds], layout.strides)))
+            groups.append(_Group(start, stop, lowest, index + 1, largest))
             start, lowest = stop, index + 1
     return groups
+
+
+def _group_offsets(layout: _Layout, kind: Tensor, group: _Group) -> tuple[Tensor, Tensor | None]:
+    """Offsets (blocks, most values) of blocks' values from the first one, and which lie beyond the block; None if none do."""
+    kinds = kind[group.start : group.stop]
+    if len(kinds) <= group.highest - group.lowest:
+        return _offsets(layout.shapes.to(kind.device)[kinds], layout.strides)
+    # Of every shape, and from there of every block. Where the largest shape is absent, there are more values than needed.
+    offsets, beyond = _shape_offsets(layout, group.lowest, group.highest, kind.device)
+    kinds = kinds - group.lowest
+    offsets = offsets[:, : group.values].index_select(0, kinds)
+    return offsets, None if beyond is None else beyond[:, : group.values].index_select(0, kinds)
 
 
 def _offsets(shapes: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor | None]:
@@ -301,10 +324,8 @@ def _offsets(shapes: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor | N
 
 
 @functools.lru_cache(maxsize=256)
-def _kind_offsets(
-    shapes: Tensor, strides: tuple[int, ...], start: int, stop: int, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    return _offsets(shapes[start:stop].to(device), strides)
+def _shape_offsets(layout: _Layout, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return _offsets(layout.shapes[start:stop].to(device), layout.strides)
 
 
 def _sort(values: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -345,7 +366,6 @@ def _interpolate(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
 
 def _interpolate_coarsely(values: Tensor, across: Tensor, up: Tensor, out: Tensor) -> None:
     """The same at many values in float32, by a straight line in each of many intervals where that is near enough."""
-    n = len(values)
     half_steps = torch.linspace(0, 1, 2 * _BINS + 1, dtype=torch.float64, device=values.device)
     at = _interpolate_sorted(half_steps, across, up)
     ends, middle = at[:, ::2], at[:, 1::2]
@@ -357,31 +377,35 @@ def _interpolate_coarsely(values: Tensor, across: Tensor, up: Tensor, out: Tenso
     # Interval b reaches from above b - 1 to b; that of 0 alone is for the background.
     slope = torch.nn.functional.pad(step.masked_fill(off, torch.nan), (1, 0))
     lines = torch.complex(ends.float(), slope.float()).view(-1)
-    scaled = values.clamp(0, 1).mul_(_BINS)
-    upper = scaled.ceil()
-    scaled -= upper
-    index = upper.int().clamp_(0, _BINS)
-    if n > 1:
-        index += torch.arange(0, len(lines), _BINS + 1, dtype=torch.int32, device=index.device)[:, None]
-    line = torch.view_as_real(lines.index_select(0, index.view(-1))).view(*values.shape, 2)
-    torch.addcmul(line[..., 0], scaled, line[..., 1], out=out)
-    unknown = out.isnan()
-    if unknown.any():
-        # In turn, because the tables of different samples are searched for different numbers of values.
-        row, column = unknown.nonzero(as_tuple=True)
-        offset = 2.0 * torch.arange(n, device=values.device)[:, None]
-        where = values[row, column].double() + offset[row, 0]
-        exact = _interpolate(where[None], (across + offset).view(1, -1), up.reshape(1, -1))
-        out[row, column] = exact[0].to(out.dtype)
+    first = torch.arange(0, len(lines), _BINS + 1, dtype=torch.int32, device=values.device)[:, None]
+    for part, result in zip(values.split(_PIECE, 1), out.split(_PIECE, 1), strict=True):
+        scaled = part.clamp(0, 1).mul_(_BINS)
+        upper = scaled.ceil()
+        scaled -= upper
+        index = upper.int().clamp_(0, _BINS).add_(first)
+        line = torch.view_as_real(lines.index_select(0, index.view(-1))).view(*part.shape, 2)
+        torch.addcmul(line[..., 0], scaled, line[..., 1], out=result)
+    # One unknown value makes the sum unknown.
+    if out.sum().isnan():
+        row, column = out.isnan().nonzero(as_tuple=True)
+        where, (across, up) = values[row, column].double() + 2 * row, _in_a_row(across, up)
+        out[row, column] = _interpolate(where[None], across, up)[0].to(out.dtype)
+
+
+def _in_a_row(across: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Tables (1, N points) that hold those of all samples (N, points), each sample's moved up by 2."""
+    if len(across) == 1:
+        return across, up
+    return (across + 2.0 * torch.arange(len(across), device=across.device)[:, None]).view(1, -1), up.view(1, -1)
 
 
 def _interpolate_sorted(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
     """Linear interpolation at sorted values (n,) in tables (N, points); NumPy remembers where it found the value before."""
     if across.is_cuda:
         return _interpolate(values.expand(len(across), -1).contiguous(), across, up)
-    offset = 2.0 * torch.arange(len(across))[:, None]
-    where, table = ((part + offset).view(-1).numpy() for part in (values, across))
-    return torch.from_numpy(np.interp(where, table, up.reshape(-1).numpy())).view(len(across), -1)
+    where, _ = _in_a_row(values.expand(len(across), -1), up)
+    table, heights = _in_a_row(across, up)
+    return torch.from_numpy(np.interp(where[0].numpy(), table[0].numpy(), heights[0].numpy())).view(len(across), -1)
 
 
 # Cutouts
@@ -410,9 +434,7 @@ def _cutout(
         if always:
             torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape), out=out)
         else:
-            noise = torch.zeros(windows.shape, dtype=x.dtype, device=x.device)
-            noise.masked_scatter_(windows, draw.uniform(int(windows.sum()), x.dtype))
-            torch.where(windows, noise, part, out=out)
+            torch.where(windows, draw.uniform(windows.numel(), x.dtype).view(windows.shape), part, out=out)
 
     _in_parts(cut, (x, result), math.prod(x.shape[1:]), generator)
     return result
@@ -424,18 +446,17 @@ def _windows(n: int, sides: Sequence[int], limits: Sequence[tuple[int, int]], al
     going = numbers[-1] >= STOP_PROBABILITY
     going[:, :always] = True
     going = going.cumprod(1).bool()
-    axes = []
+    # A bit for each window says whether a place lies within it.
+    bit = (going * 2 ** torch.arange(WINDOWS, device=draw.device)).to(torch.uint8)[..., None]
+    inside = torch.full((n, *[1] * len(sides)), 255, dtype=torch.uint8, device=draw.device)
     for axis, (side, (low, high)) in enumerate(zip(sides, limits, strict=True)):
         length = low + (numbers[2 * axis] * (high - low + 1)).long()
         start = MARGIN + (numbers[2 * axis + 1] * (side - length - 2 * MARGIN + 1)).long()
         position = torch.arange(side, device=draw.device)
         along = (position >= start[..., None]) & (position < (start + length)[..., None])
-        axes.append(along.view(n, WINDOWS, *(side if other == axis else 1 for other in range(len(sides)))))
-    axes[0] = axes[0] & going.view(n, WINDOWS, *[1] * len(sides))
-    result = torch.zeros((n, *sides), dtype=torch.bool, device=draw.device)
-    for window in range(WINDOWS):
-        result |= functools.reduce(torch.logical_and, [along[:, window] for along in axes])
-    return result[:, None]
+        within = (along * bit).sum(1, dtype=torch.uint8)
+        inside = inside & within.view(n, *(side if other == axis else 1 for other in range(len(sides))))
+    return inside.bool()[:, None]
 
 
 # Draws and parts
