@@ -97,6 +97,26 @@ def test_bad_pictures_have_a_line_and_the_rest_goes_on(
     assert not list(out.rglob(".tmp-*"))
 
 
+def test_stains_that_may_be_swapped_are_pointed_out(
+    normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two stains with reds 0.02 apart are told apart, with reds 0.01 apart not for sure."""
+    rng = np.random.default_rng(0)
+    amounts = rng.gamma(1.0, 0.5, (64, 64, 2))
+    (tmp_path / "in").mkdir()
+    for name, red in (("far", 0.45), ("near", 0.285)):
+        stains = np.array([[red, 0.75, 0.58], [0.28, 0.92, 0.27]])
+        stains /= np.linalg.norm(stains, axis=1, keepdims=True)
+        picture = (255 * np.exp(-amounts @ stains)).round().astype(np.uint8)
+        Image.fromarray(picture).save(tmp_path / "in" / f"{name}.png")
+    assert normalise(tmp_path / "in", "--method", "macenko", "--out", tmp_path / "out") == 0
+    lines = {Path(line["image"]).stem: line for line in table(tmp_path / "out")}
+    assert float(lines["near"]["h_red"]) - float(lines["near"]["e_red"]) < 0.02
+    assert "may be swapped" in lines["near"]["reason"]
+    assert (lines["far"]["status"], lines["far"]["reason"]) == ("ok", "")
+    assert "macenko: in 1 pictures the two stains are about equally red" in " ".join("".join(capsys.readouterr()).split())
+
+
 def test_refusals(patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     white = tmp_path / "white" / "white.png"
