@@ -23,6 +23,7 @@ from united_ssl.cubes import Cubes, read_cubes
 from united_ssl.figures import SHOWN, restored_figure
 from united_ssl.method import carry_over, fixed_views, train_step
 from united_ssl.models import CRITIC, PACKAGE, WEIGHTS, Pretrained, read_model, save_model, weights_file
+from united_ssl.networks import set_momentum
 from united_ssl.tasks import AnyUNet, Task
 
 PICTURE = "restored.png"
@@ -79,6 +80,7 @@ def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], w
     shape = cubes["train"].shape
     task = Task(command.pretext, words, command.run.seed)
     network = task.network(command.network, shape)
+    set_momentum(network, command.network.norm_momentum)
     carried: tuple[str, ...] = ()
     if before is not None:
         earlier = read_model(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 from dart_core.cli import say
 from dart_core.data.phantoms import write_luna16, write_lung_ct
@@ -21,7 +20,7 @@ from united_ssl.tuning import fine_tune_command
 
 SHAPE, SIZE, MARGIN = (80, 80, 56), (16, 16, 16), (10, 10, 6)
 SCANS, CROPS = 7, 16
-NETWORK = of.Network(width=4)
+NETWORK = of.Network(width=4, norm_momentum=0.1)
 TRAINING = of.Training(
     batch_size=8, max_epochs=8, learning_rate=2e-3, halve_every=0, patience=0, log_every=5, show_every=4
 )  # fmt: skip
@@ -59,7 +58,7 @@ def demo(command: of.Demo) -> None:
         folder = f"liver-{name}"
         fine_tune_command(
             of.FineTune(
-                run(folder), out / "cubes-liver", init, width=NETWORK.width, max_epochs=EPOCHS, learning_rate=RATE,
+                run(folder), out / "cubes-liver", init, width=NETWORK.width, norm_momentum=0.1, max_epochs=EPOCHS, learning_rate=RATE,
                 batch_size=8,
             )
         )  # fmt: skip
@@ -86,11 +85,11 @@ def demo(command: of.Demo) -> None:
         "pretraining is: that takes thousands of cubes and epochs."
     )
     report.section("Pretraining")
-    for name, step in (("DR", "(D)+R"), ("DRA", "((D)+R)+A")):
-        folder: Path | None = networks[name]
-        assert folder is not None
+    for where, step in (("pretrain/step-DR", "(D)+R"), ("pretrain", "((D)+R)+A")):
         report.picture(
-            folder / PICTURE, f"After {step}: what is to be restored, what the network sees, what it restores", "slices"
+            out / where / PICTURE,
+            f"After {step}: what is to be restored, what the network sees, what it restores",
+            "slices",
         )
     sections(report, evaluation, results, results, distances, restorations, printed=False)
     report.section("Settings")

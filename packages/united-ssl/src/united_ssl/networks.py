@@ -326,6 +326,13 @@ class TargetSegmenter(nn.Module):
         return logits
 
 
+def set_momentum(network: nn.Module, momentum: float) -> None:
+    """Set the momentum of all batch normalisations."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm3d):
+            module.momentum = momentum
+
+
 def check_sides(shape: Sequence[int], multiple: int = REDUCTION) -> None:
     """Raise an InputError (a ValueError) unless all sides are multiples of 8."""
     if any(side % multiple or not side for side in shape):

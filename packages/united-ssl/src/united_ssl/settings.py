@@ -81,9 +81,14 @@ class Network:
     plain: mean, 2048, classes; linear: mean, classes."""
     up: Literal["nearest", "transposed"] = "nearest"
     """Upsampling of the decoder; transposed in Models Genesis and TransVW."""
+    norm_momentum: float = 0.01
+    """Share of a batch in the running statistics of batch normalisation (the authors' 0.99 in Keras's words). Trainings of a
+    few hundred steps need a larger one, such as 0.1."""
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width)
+        if not 0 < self.norm_momentum <= 1:
+            raise SettingError(f"--norm-momentum is {self.norm_momentum:g}", remedy="give more than 0, at most 1")
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,8 @@ class FineTune:
     """Epochs without a lower validation loss that end it (NCC 10, NCS 50, ECC 38, LCS 20, BMS 30)."""
     plateau: int = 6
     """Epochs without one after which the learning rate is halved (down to 1e-6)."""
+    norm_momentum: float = 0.01
+    """As for `pretrain`."""
     flips: bool = False
     """Mirror training cubes at random (not in the paper)."""
     log_every: int = 10
@@ -325,6 +332,8 @@ class FineTune:
         at_least(1, batch_size=self.batch_size, max_epochs=self.max_epochs, log_every=self.log_every)
         at_least(1, width=1 if self.width is None else self.width)
         at_least(0, learning_rate=self.learning_rate, patience=self.patience, plateau=self.plateau)
+        if not 0 < self.norm_momentum <= 1:
+            raise SettingError(f"--norm-momentum is {self.norm_momentum:g}", remedy="give more than 0, at most 1")
         if not 0 < self.fraction <= 1:
             raise SettingError(f"--fraction is {self.fraction:g}", remedy="give a share above 0, at most 1")
 

@@ -25,6 +25,7 @@ from united_ssl.figures import SHOWN, masks_figure
 from united_ssl.measures import case_iou, pooled_iou
 from united_ssl.method import carry_over
 from united_ssl.models import PACKAGE, Pretrained, Target, build, load_pretrained, save_model, weights_file
+from united_ssl.networks import set_momentum
 from united_ssl.schedules import Plateau
 
 THRESHOLD = 0.5
@@ -67,6 +68,7 @@ def fine_tune_command(command: of.FineTune) -> None:
     model = _target(command, pretrained, task, classes, cubes.shape)
     with Run(command.run, command) as run:
         network = build(model)
+        set_momentum(network, command.norm_momentum)
         if pretrained is not None:
             assert command.init is not None
             state = load_weights(weights_file(command.init))[0]
