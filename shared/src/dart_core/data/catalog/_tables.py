@@ -30,19 +30,23 @@ def each_row(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str
     empty = True
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(_text(path, file))
-            _check_header(path, reader.fieldnames or (), columns)
+            reader = csv.reader(_text(path, file))
+            header = next(reader, [])
+            _check_header(path, header, columns)
+            # Cells too many, or a comma at the end of the header (ChestX-ray14's first table), do no harm.
+            while header and not header[-1]:
+                del header[-1]
             for row in reader:
+                if not row:
+                    continue
                 empty = False
-                # Cells too many, or a comma at the end of the header (ChestX-ray14's first table), do no harm.
-                if any(value is None and key for key, value in row.items()):
-                    there = sum(value is not None for value in row.values())
+                if len(row) < len(header):
                     raise InputError(
-                        f"{there} cells where the header has {len(row)} columns",
+                        f"{len(row)} cells where the header has {len(header)} columns",
                         where=f"{path}, row {reader.line_num}",
                         remedy="the file seems to be truncated: copy it again",
                     )
-                yield reader.line_num, {key: value.strip() for key, value in row.items() if key}
+                yield reader.line_num, dict(zip(header, map(str.strip, row), strict=False))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path, remedy="check the file") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -85,9 +85,8 @@ def report_missing(root: str | os.PathLike[str]) -> list[str]:
     absent, slices, incomplete = 0, 0, 0
     found = _read(table)
     for study, series in found.items():
-        missing = sum(
-            name not in _names(table.parent / "train" / study / uid) for uid, part in series.items() for name in part
-        )
+        folders = {uid: _names(table.parent / "train" / study / uid) for uid in series}
+        missing = sum(len(part.keys() - folders[uid]) for uid, part in series.items())
         whole = missing == sum(map(len, series.values()))
         absent += whole
         incomplete += bool(missing) and not whole
