@@ -242,17 +242,40 @@ def test_an_empty_split_is_an_error(write: Write) -> None:
 
 
 def test_pictures_are_found_by_their_ending_in_all_folders(tmp_path: Path) -> None:
-    for name in ("b.png", "a/z.JPG", "a/b/c.TiFf", "é ü/x.webp", "a.bmp", "k.jpeg", "m.tif", "g.gif"):
+    for name in (
+        "b.png",
+        "a/z.JPG",
+        "a/b/c.TiFf",
+        "é ü/x.webp",
+        "a.bmp",
+        "k.jpeg",
+        "m.tif",
+        "g.gif",
+        "d.DICOM",
+        "x.dcm",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("notes.txt", "a/x.svg", "a/png", "._b.png", ".hidden/y.png", "x.dcm", "n.png.part"):
+    for name in ("notes.txt", "a/x.svg", "a/png", "._b.png", ".hidden/y.png", "dcm", "n.png.part"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "link.png").symlink_to(tmp_path / "b.png")
     found = find_pictures(tmp_path)
-    names = ["a/b/c.TiFf", "a/z.JPG", "a.bmp", "b.png", "g.gif", "k.jpeg", "link.png", "m.tif", "é ü/x.webp"]
+    names = [
+        "a/b/c.TiFf",
+        "a/z.JPG",
+        "a.bmp",
+        "b.png",
+        "d.DICOM",
+        "g.gif",
+        "k.jpeg",
+        "link.png",
+        "m.tif",
+        "x.dcm",
+        "é ü/x.webp",
+    ]
     assert [path.relative_to(tmp_path).as_posix() for path in found] == names
     assert found == sorted(found)
     assert {path.suffix.lower() for path in found} == set(ENDINGS)

@@ -1,6 +1,7 @@
 from . import cache as cache
 from . import catalog as catalog
 from . import datalist as datalist
+from . import dicom as dicom
 from . import images as images
 from . import phantoms as phantoms
 from . import picture_views as picture_views

@@ -1,4 +1,7 @@
-"""Pictures as files: reading to 8-bit arrays and writing PNG."""
+"""Pictures as files: reading to 8-bit arrays and writing PNG.
+
+DICOM files are known by their content and read by `dart_core.data.dicom`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dart_core.data import dicom
 from dart_core.errors import InputError, OutputError
 from dart_core.files import atomic_write
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", *dicom.ENDINGS)
 """Of the files that count as pictures, in small or capital letters, where this machine's Pillow reads them."""
 
 
 def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") -> NDArray[np.uint8]:
-    """Read a picture (PNG, JPEG, TIFF, BMP, ...) and turn it as its EXIF orientation says.
+    """Read a picture (PNG, JPEG, TIFF, BMP, ..., DICOM) and turn it as its EXIF orientation says.
 
     16-bit grey is divided by 257, so that the whole 16-bit range becomes the whole 8-bit range. Transparency is dropped, and
-    so are the further pictures in the JPEG file of a camera (MPO).
+    so are the further pictures in the JPEG file of a camera (MPO). The content counts, not the name's ending. A DICOM
+    file passes through its own window (`dart_core.data.dicom.read_dicom`).
 
     Args:
         path: the file.
@@ -34,7 +39,7 @@ def read_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
 
     Raises:
         InputError: file missing, truncated, no picture, several pictures in one file, more pixels than Pillow takes for
-            safe, or grey values beyond 16 bits.
+            safe, grey values beyond 16 bits, or a DICOM file without pydicom or without a decoder of its compression.
     """
     return np.array(open_image(path, mode), dtype=np.uint8)
 
@@ -46,6 +51,9 @@ def open_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
         raise InputError("file not found", where=path, remedy="check the path")
     if path.is_dir():
         raise InputError("this is a folder, not a file", where=path, remedy="give a picture file")
+    if dicom.is_dicom(path):
+        image = Image.fromarray(dicom.read_dicom(path))
+        return image if image.mode == mode else image.convert(mode)
     try:
         with Image.open(path) as image:
             # Behind its picture, the JPEG of many a camera (MPO) holds a preview or a depth map.
@@ -59,7 +67,7 @@ def open_image(path: str | os.PathLike[str], mode: Literal["RGB", "L"] = "RGB") 
             ImageOps.exif_transpose(image, in_place=True)
             return _to_eight_bits(path, image, mode)
     except UnidentifiedImageError as error:
-        raise InputError("not a picture", where=path, remedy="give a PNG, JPEG or TIFF file") from error
+        raise InputError("not a picture", where=path, remedy="give a PNG, JPEG, TIFF or DICOM file") from error
     except Image.DecompressionBombError as error:
         raise InputError(
             "the picture is too large to be read safely", where=path, remedy="cut it into smaller pictures"
@@ -79,7 +87,7 @@ def find_pictures(folder: Path) -> list[Path]:
     if not folder.is_dir():
         problem = "this is a file, not a folder" if folder.exists() else "folder not found"
         raise InputError(problem, where=folder, remedy="give a folder of pictures")
-    readable = set(ENDINGS) & Image.registered_extensions().keys()
+    readable = set(ENDINGS) & (Image.registered_extensions().keys() | set(dicom.ENDINGS))
     found = []
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
