@@ -20,9 +20,10 @@ from benchmark_transformers.settings import Policy
 from dart_core.batches import Batches
 from dart_core.data.catalog import chestxray14, chexpert, radiographs, rsna_pe, rsna_pneumonia, shenzhen, vindr_cxr
 from dart_core.data.datalist import Datalist, Row, check
+from dart_core.data.dicom import apply_window, read_hounsfield
 from dart_core.data.images import read_image
 from dart_core.data.picture_views import ViewRanges, crop_view, draw_view
-from dart_core.data.pictures import PictureFiles, Pictures, filled, label_columns, site_rows, sites_of, split_pictures
+from dart_core.data.pictures import Pictures, filled, label_columns, site_rows, sites_of, split_pictures
 from dart_core.errors import DartError, InputError, SettingError
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
@@ -177,10 +178,11 @@ def _cases(datalist: Datalist, site: str, data: of.DataSettings, labels: Sequenc
     columns = wanted or label_columns(rows, _UNCERTAIN)
     names = _class_names(rows, wanted)
     exclusive = data.task == "exclusive" or (data.task == "auto" and (site == "rsna-pneumonia" or bool(names)))
-    if exclusive and names and not set(wanted) <= set(there):
+    in_columns = bool(columns) and set(columns) <= set(there)
+    if exclusive and names and not (wanted and in_columns):
         columns = tuple(labels) or names
         truth = _one_hot(rows, columns, labelled)
-    elif set(columns) <= set(there) and columns:
+    elif in_columns:
         truth = np.array([[_cell(row, name, policy) for name in columns] for row in rows], dtype=np.float32)
     elif labelled or not labels:
         raise InputError(
@@ -253,8 +255,9 @@ class CaseFiles:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = tuple(rows)
-        first = PictureFiles(rows[:1])[0]["image"]
-        self._files = PictureFiles(rows, memory=len(rows) * first.numel() <= _MEMORY)
+        self._kept: dict[int, Tensor] | None = None
+        first = self[0]
+        self._kept = {} if len(rows) * first.numel() <= _MEMORY else None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -265,7 +268,11 @@ class CaseFiles:
         Raises:
             InputError: a file that cannot be read.
         """
-        image: Tensor = self._files[index]["image"]
+        image = None if self._kept is None else self._kept.get(index)
+        if image is None:
+            image = read_row(self.rows[index])
+            if self._kept is not None:
+                self._kept[index] = image
         return image
 
     def in_batches(
@@ -277,6 +284,24 @@ class CaseFiles:
             for start in range(0, len(places), size):
                 part = places[start : start + size]
                 yield torch.stack(list(pool.map(lambda place: change(self[place]), part)))
+
+
+def read_row(row: Row) -> Tensor:
+    """uint8 (3, H, W): the picture in colour, or of RSNA PE the slice between its neighbours in the window of its catalogue.
+
+    Raises:
+        InputError: a file that cannot be read, or neighbours of other sizes.
+    """
+    if not {"below", "above"} <= row.labels.keys():
+        return torch.from_numpy(read_image(row.image)).permute(2, 0, 1).contiguous()
+    files = [row.image.with_name(row.labels["below"]), row.image, row.image.with_name(row.labels["above"])]
+    slices = [apply_window(read_hounsfield(file), *rsna_pe.WINDOW) for file in files]
+    if len({part.shape for part in slices}) > 1:
+        sizes = ", ".join(f"{part.shape[0]} x {part.shape[1]}" for part in slices)
+        raise InputError(
+            f"the slice and its neighbours have {sizes} pixels", where=row.where("image"), remedy="leave it out"
+        )
+    return torch.from_numpy(np.stack(slices))
 
 
 class StoredViews:
@@ -355,6 +380,6 @@ def check_data(command: of.CheckData) -> int:
 
 def _open(row: Row) -> Iterator[tuple[str, DartError]]:
     try:
-        read_image(row.image)
+        read_row(row)
     except DartError as error:
         yield "image", error

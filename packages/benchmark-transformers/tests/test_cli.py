@@ -1,0 +1,467 @@
+"""Every verb on phantoms, and every mistake a person can make: one line, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmark_transformers import SimMIM
+from benchmark_transformers.networks import read_pretrained
+from benchmark_transformers.training import load_model, trial_folders
+from dart_core.checkpoint import load_weights
+from dart_core.data.images import read_image
+from dart_core.metrics import mean_auc
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def changed(datalist: Path, folder: Path, change) -> Path:
+    """The datalist with absolute paths and changed rows."""
+    rows = rows_of(datalist)
+    for row in rows:
+        row["image"] = str((datalist.parent / row["image"]).resolve())
+    rows = change(rows) or rows
+    path = folder / "list.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from benchmark_transformers.cli import main; sys.argv = ['benchmark-transformers', 'fine-tune', '--help']\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# check-data
+
+
+def test_check_data(datalist, command):
+    finished = command("check-data", "--datalist", datalist)
+    assert finished.status == 0
+    assert finished.out.splitlines()[1:] == ["site chestxray14: 24 train, 8 val, 8 test", "40 pictures: no problems"]
+    assert "40 pictures with any of the labels" in finished.out
+
+
+def test_check_data_lists_every_problem(datalist, command, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+
+    def spoil(rows):
+        rows[0]["image"] = str(tmp_path / "text.png")
+        rows[1]["image"] = str(tmp_path / "gone.png")
+        rows[2]["Effusion"] = "-1"
+
+    finished = command("check-data", "--datalist", changed(datalist, tmp_path, spoil))
+    assert finished.status == 2
+    for words in (
+        "text.png: not a picture",
+        "gone.png",
+        "row 4, column Effusion: -1 marks an uncertain label",
+        "3 problems",
+    ):
+        assert words in finished.out
+
+
+# pretrain
+
+
+def test_pretrain(pretrained):
+    about = read_pretrained(pretrained)
+    assert (about.backbone, about.image_size, about.epochs, about.images) == (
+        "swin_b",
+        16,
+        2,
+        24,
+    )  # training pictures only
+    network = SimMIM("swin_b", about.image_size, **about.network)
+    load_weights(pretrained / "model.safetensors", network)
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    assert metrics["steps"] == 6
+    assert metrics["loss"] > 0
+    assert metrics["images_per_second"] > 0
+    lines = [json.loads(line) for line in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    assert all({"loss", "learning_rate", "images_per_second"} <= line.keys() for line in lines)
+    shown = sorted(path.name for path in (pretrained / "restored").iterdir())
+    assert shown == ["epoch-0001.png", "epoch-0002.png"]
+    assert read_image(pretrained / "restored" / shown[0]).shape == (3 * 128, 6 * 128, 3)
+    page = (pretrained / "report.html").read_text()
+    assert "Restored examples" in page
+    assert "Throughput" in page
+
+
+def test_pretrain_a_vit_on_a_folder_of_pictures_of_any_kind(command, tmp_path, small):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, mode in enumerate(("L", "RGB", "RGBA", "P", "I;16", "1")):
+        size = (20 + i, 30 - i)
+        array = np.full(size, 1000 * i, np.uint16) if mode == "I;16" else np.full(size, 40 * i, np.uint8)
+        image = Image.fromarray(array) if mode == "I;16" else Image.fromarray(array).convert(mode)
+        image.save(folder / f"{i}.png")
+    words = (
+        "--backbone",
+        "vit_b",
+        "--patch-size",
+        4,
+        "--embed-dim",
+        8,
+        "--depths",
+        1,
+        "--num-heads",
+        2,
+        "--size",
+        16,
+        "--cell",
+        8,
+    )
+    recipe = ("--epochs", 1, "--batch-size", 3, "--warmup", 0, "--log-every", 1, "--device", "cpu", "--drop-path", 0)
+    assert command("pretrain", "--pictures", folder, *words, *recipe, "--out", tmp_path / "run").status == 0
+    assert read_pretrained(tmp_path / "run").images == 6
+
+
+def test_continued_pretraining_starts_anew_from_the_weights(datalist, pretrained, small, command, tmp_path):
+    finished = command(
+        "pretrain", "--pictures", datalist, *small["pretrain"], "--init-from", pretrained, "--out", tmp_path / "run"
+    )
+    assert finished.status == 0
+    assert "0 missing, 0 unexpected" in finished.err
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(6))  # all epochs again, from step 0
+    before, after = (load_weights(path / "model.safetensors")[0] for path in (pretrained, tmp_path / "run"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert read_pretrained(tmp_path / "run").init_from == "simmim"
+    # With a learning rate of 0 the weights are exactly those it started from.
+    still = ("--base-lr", 0, "--min-lr", 0, "--warmup-lr", 0)
+    words = ("--pictures", datalist, *small["pretrain"], *still, "--init-from", pretrained, "--out", tmp_path / "still")
+    assert command("pretrain", *words).status == 0
+    kept = load_weights(tmp_path / "still" / "model.safetensors")[0]
+    assert all(torch.equal(before[name], kept[name]) for name in before)
+
+
+def test_pictures_of_a_later_test_can_be_left_out(datalist, small, command, tmp_path):
+    names = [Path(row["image"]).name for row in rows_of(datalist) if row["split"] == "train"][:10]
+    (tmp_path / "exclude.txt").write_text("\n".join(names))
+    words = (
+        "--pictures",
+        datalist,
+        *small["pretrain"],
+        "--exclude",
+        tmp_path / "exclude.txt",
+        "--out",
+        tmp_path / "run",
+    )
+    finished = command("pretrain", *words)
+    assert "10 pictures left out" in finished.err
+    assert read_pretrained(tmp_path / "run").images == 14
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("--size", 18), "pictures of side 18"),
+        (("--cell", 5), "--cell is 5"),
+        (("--depths", 1, 1, 1), "--depths has 3 stages, --num-heads 2"),
+        (("--mask-ratio", 0), "--mask-ratio is 0"),
+        (("--backbone", "resnet"), "resnet"),
+        (("--init-from", "gone.pth"), "gone.pth: no such file"),
+        (("--embed-dim", 9), "cannot be built"),
+    ],
+)
+def test_pretrainings_that_cannot_be(words, match, datalist, small, command, tmp_path):
+    finished = command("pretrain", "--pictures", datalist, *small["pretrain"], *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert match in finished.line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_init_from_another_network_is_refused_with_the_counts(datalist, pretrained, small, command, tmp_path):
+    words = (
+        "--pictures",
+        datalist,
+        *small["pretrain"],
+        "--embed-dim",
+        16,
+        "--init-from",
+        pretrained,
+        "--out",
+        tmp_path / "run",
+    )
+    finished = command("pretrain", *words)
+    assert finished.status == 2
+    assert "of another shape" in finished.line
+    assert "loaded" in finished.line
+
+
+# fine-tune
+
+
+def test_fine_tune(tuned):
+    folders = trial_folders(tuned)
+    assert [path.name for path in folders] == ["trial-0-lr-0.05", "trial-1-lr-0.05"]
+    network, model = load_model(folders[1])
+    assert (model.name, model.initialisation, model.backbone, model.seed) == ("simmim", "", "Swin", 1)
+    assert model.labels == ("Cardiomegaly", "Effusion")
+    assert network(torch.zeros(1, 3, 16, 16)).shape == (1, 2)
+    summary = json.loads((tuned / "metrics.json").read_text())
+    assert "0 missing, 0 unexpected" in summary["loaded"]
+    assert summary["validation_loss"][1] == pytest.approx(model.validation_loss)
+    for path in (tuned, *folders):
+        assert (path / "report.html").is_file()
+        assert (path / "config.yaml").is_file()
+
+
+def test_several_learning_rates(datalist, small, command, tmp_path):
+    words = ("--initialisation", "scratch-swin-b", *small["network"], "--datalist", datalist, *small["fine-tune"])
+    rates = ("--learning-rate", 0.0, 0.03, 1e30)
+    finished = command("fine-tune", *words, *rates, "--trials", 2, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    assert "learning rate 1e+30: " in finished.err
+    summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    losses = summary["validation_loss_of_rates"]
+    assert losses.pop("1e+30") is None
+    assert summary["learning_rate"] == float(min(losses, key=losses.get))
+    assert len(summary["trials"]) == 2
+
+
+def test_fractions_as_coded_schedule_and_other_optimisers(datalist, pretrained, small, command, tmp_path):
+    options = {
+        "half": ("--fraction", 50), "coded": ("--schedule", "as_coded", "--warmup", 1), "plain": ("--optimizer", "momentum"),
+        "adamw": ("--optimizer", "adamw", "--layer-decay", 0.8, "--weight-decay", 0.05, "--normalization", "chestxray14"),
+        "aspect": ("--keep-aspect", "--resize", 20, "--normalization", "weights", "--accumulate", 2),
+    }  # fmt: skip
+    for name, words in options.items():
+        out = tmp_path / name
+        common = ("--datalist", datalist, "--weights", pretrained, *small["fine-tune"], *words, "--out", out)
+        assert command("fine-tune", *common).status == 0, name
+        _, model = load_model(trial_folders(out)[0])
+        assert model.training_pictures == (12 if name == "half" else 24)
+    lines = [
+        json.loads(line) for line in (trial_folders(tmp_path / "coded")[0] / "metrics.jsonl").read_text().splitlines()
+    ]
+    rates = [line["learning_rate"] for line in lines if "loss" in line]
+    loss = next(line["validation_loss"] for line in lines if "epoch" in line)
+    assert rates[0] == pytest.approx(1e-6)
+    assert rates[-1] == pytest.approx(1e-6 + loss * (0.05 - 1e-6) / 1)
+
+
+def test_exclusive_classes(datalist, pretrained, small, command, tmp_path):
+    def rename(rows):
+        for i, row in enumerate(rows):
+            row.pop("Cardiomegaly")
+            row.pop("Effusion")
+            row["label"] = ("normal", "ill", "very ill")[i % 3]
+
+    path = changed(datalist, tmp_path, rename)
+    words = ("--datalist", path, "--weights", pretrained, *small["fine-tune"], "--out", tmp_path / "run")
+    assert command("fine-tune", *words).status == 0
+    _, model = load_model(trial_folders(tmp_path / "run")[0])
+    assert (model.exclusive, model.labels) == (True, ("ill", "normal", "very ill"))
+    words = ("--datalist", path, "--model", tmp_path / "run", "--device", "cpu", "--out", tmp_path / "scores")
+    assert command("predict", *words).status == 0
+    scores = rows_of(tmp_path / "scores" / "trial-0" / "predictions.csv")
+    assert sum(float(row["score"]) for row in scores[:3]) == pytest.approx(1)
+    found = json.loads((tmp_path / "scores" / "metrics.json").read_text())["results"][0]
+    right = [
+        max(scores[i : i + 3], key=lambda row: float(row["score"]))["label"] == "1" for i in range(0, len(scores), 3)
+    ]
+    assert found["measure"] == "accuracy"
+    assert found["value"] == pytest.approx(np.mean(right))
+    finished = command("evaluate", "--predictions", tmp_path / "scores", "--out", tmp_path / "evaluation")
+    assert finished.status == 0
+    assert "accuracy" in finished.out
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (
+            ("--initialisation", "swin-b-simmim"),
+            "swin-b-simmim needs weights (SimMIM, ImageNet-1K); give --weights FILE (the owners' file)",
+        ),
+        (("--initialisation", "vit-b-in21k"), "or --download (vit_base_patch16_224.augreg_in21k)"),
+        (("--initialisation", "resnet"), "no initialisation 'resnet'"),
+        (("--initialisation", "swin-b-simmim", "--download"), "timm's registry has no weights for swin-b-simmim"),
+        ((), "no initialisation; give --initialisation"),
+        (("--initialisation", "scratch-vit-b", "--image-size", 20, "--resize", 30), "no multiple of the 16 pixels"),
+        (("--initialisation", "scratch-vit-b", "--resize", 8), "--resize is 8"),
+        (("--initialisation", "scratch-vit-b", "--labels", "Age"), "no column 'Age'"),
+        (("--initialisation", "scratch-vit-b", "--normalization", "weights"), "not known what these weights"),
+        (("--initialisation", "scratch-vit-b", "--weights", "x.pth"), "starts from random weights"),
+        (("--initialisation", "vit-b-dino", "--weights", "x.pth"), "x.pth: no such file"),
+        (("--initialisation", "scratch-vit-b", "--layer-decay", 0.5), "--layer-decay is for --optimizer adamw"),
+        (("--initialisation", "scratch-vit-b", "--fraction", 1), "1 % of 24 pictures is none"),
+    ],
+)
+def test_fine_tunings_that_cannot_be(words, match, datalist, small, command, tmp_path):
+    finished = command("fine-tune", "--datalist", datalist, *small["fine-tune"], *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert match in finished.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_another_network_are_refused_before_anything_is_written(
+    datalist, pretrained, small, command, tmp_path
+):
+    torch.save({"model": load_weights(pretrained / "model.safetensors")[0]}, tmp_path / "other.pth")
+    words = ("--initialisation", "swin-t-moby", "--weights", tmp_path / "other.pth", "--image-size", 32)
+    finished = command("fine-tune", "--datalist", datalist, *words, "--device", "cpu", "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert "loaded" in finished.line
+    assert "missing" in finished.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_local_file_in_timms_names(datalist, small, command, tmp_path):
+    import timm
+
+    torch.manual_seed(3)
+    options = {"patch_size": 2, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window_size": 2}
+    network = timm.create_model("swin_base_patch4_window7_224", img_size=16, num_classes=5, **options)
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    words = (
+        "--initialisation",
+        "swin-b-in1k",
+        *small["network"],
+        "--weights",
+        tmp_path / "weights.pth",
+        *small["fine-tune"],
+    )
+    finished = command("fine-tune", "--datalist", datalist, *words, "--learning-rate", 0.0, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    tuned, model = load_model(trial_folders(tmp_path / "run")[0])
+    assert model.initialisation == "swin-b-in1k"
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("head"):
+            assert torch.equal(tuned.state_dict()[name], tensor), name
+
+
+# predict, evaluate, compare, export
+
+
+def test_predict(datalist, predicted):
+    tests = [row for row in rows_of(datalist) if row["split"] == "test"]
+    found = json.loads((predicted / "metrics.json").read_text())
+    for number in (0, 1):
+        scores = rows_of(predicted / f"trial-{number}" / "predictions.csv")
+        assert [row["finding"] for row in scores] == ["Cardiomegaly", "Effusion"] * len(tests)
+        assert [row["label"] for row in scores] == [row[name] for row in tests for name in ("Cardiomegaly", "Effusion")]
+        label, score = (np.array([float(row[key]) for row in scores]).reshape(-1, 2) for key in ("label", "score"))
+        assert found["results"][number]["value"] == pytest.approx(mean_auc(label, score))
+
+
+def test_predictions_are_the_mean_of_ten_probabilities(datalist, tuned, predicted):
+    from torchvision.transforms.v2 import functional as transforms
+
+    network, _ = load_model(trial_folders(tuned)[0])
+    row = next(row for row in rows_of(datalist) if row["split"] == "test")
+    image = torch.from_numpy(read_image(datalist.parent / row["image"])).permute(2, 0, 1)
+    image = transforms.resize(image, [18, 18]).float() / 255
+    image = transforms.normalize(image, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    crops = torch.stack(transforms.ten_crop(image, [16, 16]))
+    expected = network(crops).sigmoid().mean(0)
+    scores = rows_of(predicted / "trial-0" / "predictions.csv")[:2]
+    assert [float(score["score"]) for score in scores] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_predict_without_labels_and_on_other_splits(datalist, tuned, command, tmp_path):
+    def strip(rows):
+        for row in rows:
+            row.pop("Cardiomegaly")
+            row.pop("Effusion")
+
+    words = ("--model", trial_folders(tuned)[0], "--device", "cpu", "--crops", 1, "--split", "all")
+    path = changed(datalist, tmp_path, strip)
+    assert command("predict", *words, "--datalist", path, "--out", tmp_path / "scores").status == 0
+    scores = rows_of(tmp_path / "scores" / "trial-0" / "predictions.csv")
+    assert len(scores) == 80
+    assert {row["label"] for row in scores} == {""}
+    finished = command("evaluate", "--predictions", tmp_path / "scores", "--out", tmp_path / "evaluation")
+    assert finished.status == 0
+    assert "–" in finished.out
+
+
+def test_evaluate(predicted, command, tmp_path):
+    finished = command("evaluate", "--predictions", predicted, "--out", tmp_path / "evaluation")
+    assert finished.status == 0
+    (summary,) = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["results"]
+    values = [row["value"] for row in json.loads((predicted / "metrics.json").read_text())["results"]]
+    assert summary["mean"] == pytest.approx(np.mean(values))
+    assert summary["std_population"] == pytest.approx(np.std(values))
+    assert summary["std_sample"] == pytest.approx(np.std(values, ddof=1))
+    only = command("evaluate", "--predictions", predicted, "--test-labels", "Effusion", "--out", tmp_path / "one")
+    assert only.status == 0
+    row = rows_of(tmp_path / "one" / "scores.csv")[0]
+    auc = json.loads((predicted / "metrics.json").read_text())["results"][0]["auc"]
+    assert float(row["value"]) == pytest.approx(auc["Effusion"])
+    twice = command("evaluate", "--predictions", predicted, predicted, "--out", tmp_path / "twice")
+    assert twice.status == 2
+    assert "is in" in twice.line
+
+
+def test_compare_without_runs_shows_the_printed_tables(command, tmp_path):
+    finished = command("compare", "--out", tmp_path / "comparison", "--spread", "population")
+    assert finished.status == 0
+    page = (tmp_path / "comparison" / "report.html").read_text()
+    assert "83.04 ± 0.15 (best)" in page
+    assert "87.80 ± 0.42 [=]" in page  # with population deviations
+
+
+def test_export_of_an_encoder(pretrained, command, tmp_path):
+    import timm
+
+    finished = command("export", "--model", pretrained, "--out", tmp_path / "encoder.safetensors")
+    assert finished.status == 0
+    tensors, about = load_weights(tmp_path / "encoder.safetensors")
+    network = timm.create_model(about["architecture"], num_classes=0, **json.loads(about["keywords"]))
+    network.load_state_dict(tensors)
+    source = SimMIM("swin_b", 16, **read_pretrained(pretrained).network)
+    load_weights(pretrained / "model.safetensors", source)
+    image = torch.randn(1, 3, 16, 16)
+    expected = source.eval().encode(image, torch.zeros(1, 8, 8)).mean((2, 3))
+    assert torch.allclose(network.eval()(image), expected, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_export_of_a_classifier(tuned, command, tmp_path):
+    finished = command("export", "--model", trial_folders(tuned)[0], "--out", tmp_path / "classifier.onnx")
+    assert finished.status == 0
+    assert "2 labels (Cardiomegaly, Effusion)" in finished.line
+    several = command("export", "--model", tuned, "--out", tmp_path / "other.onnx")
+    assert "holds 2 trials" in several.line
+    wrong = command("export", "--model", trial_folders(tuned)[0], "--out", tmp_path / "classifier.pt")
+    assert "must end in .onnx" in wrong.line
+    there = command("export", "--model", trial_folders(tuned)[0], "--out", tmp_path / "classifier.onnx")
+    assert "is there already" in there.line
+
+
+def test_folders_that_are_no_runs(datalist, predicted, command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    words = ("--datalist", datalist, "--device", "cpu", "--out", tmp_path / "out")
+    assert "holds no finished fine-tuning" in command("predict", *words, "--model", tmp_path / "empty").line
+    assert (
+        "cannot be read as scores"
+        in command("evaluate", "--predictions", tmp_path / "empty", "--out", tmp_path / "out").line
+    )
+    assert "cannot be read as scores" in command("compare", tmp_path / "empty", "--out", tmp_path / "out").line
+    assert not (tmp_path / "out").exists()
+    assert command("compare", predicted, "--out", tmp_path / "out").status == 0
+
+
+def test_an_old_run_is_not_overwritten(datalist, tuned, pretrained, small, command):
+    before = {path: path.read_bytes() for path in tuned.rglob("*") if path.is_file()}
+    finished = command(
+        "fine-tune", "--datalist", datalist, "--weights", pretrained, *small["fine-tune"], "--out", tuned
+    )
+    assert finished.status == 2
+    assert "--resume continues it, --overwrite replaces it" in finished.line
+    assert before == {path: path.read_bytes() for path in tuned.rglob("*") if path.is_file()}

@@ -1,0 +1,67 @@
+"""The settings files of the paper's tables are understood by the command that their first lines name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmark_transformers.cli import COMMANDS
+from benchmark_transformers.initialisations import INITIALISATIONS, find_initialisation
+from benchmark_transformers.settings import FineTuneRecipe, PretrainRecipe
+from dart_core.cli import main
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CHOSEN = {"schedule", "learning_rate", "warmup", "trials", "seed", "resize", "drop_path"}
+"""What a file may set otherwise than the default."""
+
+
+def example(path: Path) -> list[str]:
+    """The words of the command in the first lines, continued lines joined."""
+    lines = iter(path.read_text().splitlines())
+    for line in lines:
+        if line.startswith("#   benchmark-transformers "):
+            text = line[4:]
+            while text.endswith("\\"):
+                text = text[:-1] + next(lines).lstrip("# ")
+            return shlex.split(text)[1:]
+    raise AssertionError(f"{path.name} shows no command")
+
+
+def test_every_row_of_the_tables_and_every_model_of_the_figure_has_a_file():
+    names = {path.stem for path in CONFIGS}
+    for row in INITIALISATIONS:
+        assert row.table1 is None or f"table1_{row.key}" in names
+        assert row.table2 is None or f"table2_{row.key}" in names
+        if row.in_paper:
+            assert {f"{place}_{row.key}" for place in ("table1", "figure1")} & names, row.key
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_accepted(path, monkeypatch):
+    verb, *words = example(path)
+    assert f"configs/{path.name}" in words
+    words[words.index("--config") + 1] = str(path)
+    settings, _ = COMMANDS[verb]
+    seen = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("benchmark-transformers", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    assert type(seen[0]) is settings
+    if verb == "fine-tune":
+        row = find_initialisation(seen[0].initialisation)
+        assert path.stem.partition("_")[2].endswith(row.key)
+        assert ("--weights" in words) == (row.source is not None)
+        assert ("--download" in words) == (row.tag is not None)
+        assert seen[0].trials == 10
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if not p.stem.endswith("_800")], ids=lambda path: path.stem)
+def test_what_is_written_out_is_the_default(path):
+    """Leaving a line out must not change the run."""
+    defaults = {**FineTuneRecipe().__dict__} if "initialisation" in path.read_text() else {**PretrainRecipe().__dict__}
+    for name, value in yaml.safe_load(path.read_text()).items():
+        if name in defaults and name not in CHOSEN:
+            assert value == defaults[name], name
