@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dart_core.data.dicom import is_dicom
 from dart_core.errors import InputError
 
 ENDINGS = (".mhd", ".mha")
@@ -96,7 +97,7 @@ def _reading(path: Path) -> Generator[Any]:
         raise InputError(
             "MetaImage files and DICOM folders are read with SimpleITK, which is not installed",
             where=path,
-            remedy="python3 -m pip install SimpleITK",
+            remedy="pip install 'dart-core[ct]'",
         ) from error
     itk: Any = SimpleITK
     warned = itk.ProcessObject.GetGlobalWarningDisplay()
@@ -238,7 +239,7 @@ def _series(itk: Any, folder: Path) -> list[str]:
         )
     names = list(itk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), found[0]))
     for file in sorted(folder.iterdir()):
-        if str(file) not in names and _is_dicom(file):  # it is left out in silence
+        if str(file) not in names and is_dicom(file):  # it is left out in silence
             raise InputError("the slice is truncated or damaged", where=file, remedy="copy or export it again")
     if len(names) == 1:
         raise InputError(
@@ -247,13 +248,6 @@ def _series(itk: Any, folder: Path) -> list[str]:
             remedy="copy the whole series",
         )
     return names
-
-
-def _is_dicom(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with open(file, "rb") as content:
-        return content.read(132)[128:] == b"DICM"
 
 
 def _folder_header(itk: Any, folder: Path) -> tuple[list[str], tuple[int, ...], NDArray[np.float64]]:

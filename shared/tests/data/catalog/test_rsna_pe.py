@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +112,10 @@ class TestMistakes:
         ):
             table.write_text(text.replace(old, new))
             fails(tmp_path, *parts)
+
+    def test_without_pydicom(self, tree, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pydicom", None)
+        fails(tree, "pydicom is not installed", "dart-core[dicom]", studies=["s03"])
 
     def test_slices(self, tmp_path):
         build(tmp_path, 1)

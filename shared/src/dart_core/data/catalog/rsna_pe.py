@@ -168,8 +168,12 @@ def _names(folder: Path) -> set[str]:
 
 def _height(path: Path) -> float:
     """Position of a slice along the body in mm."""
-    import pydicom
-
+    try:
+        import pydicom
+    except ImportError as error:
+        raise InputError(
+            "slices are DICOM files, and pydicom is not installed", where=path, remedy="pip install 'dart-core[dicom]'"
+        ) from error
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ImagePositionPatient"])
     except (OSError, pydicom.errors.InvalidDicomError, ValueError) as error:
