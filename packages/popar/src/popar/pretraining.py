@@ -110,7 +110,8 @@ class _Progress:
             if self.fixed is not None:
                 rows = self.fixed.examples(self.network, self.run.device, recipe.examples)
                 write_image(self.run.out / EXAMPLES / f"epoch-{epoch:04d}.png", examples_sheet(rows))
-            self.report(epoch, found)
+            if epoch < self.about.epochs:
+                self.report(epoch, found)
         self.since, self.step = time.monotonic(), step + 1
         return found
 

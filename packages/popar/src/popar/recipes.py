@@ -141,10 +141,9 @@ def read_labels(
 
 
 def _certain(row: Row, labels: Sequence[str]) -> Row:
-    """The row without its uncertain cells, which are kept apart."""
-    return replace(
-        row, labels={name: cell for name, cell in row.labels.items() if name not in labels or cell not in UNCERTAIN}
-    )
+    """The row with its uncertain cells empty; they are kept apart."""
+    emptied = {name: "" for name in labels if row.labels.get(name, "") in UNCERTAIN}
+    return replace(row, labels={**row.labels, **emptied})
 
 
 def _check_labelled(pictures: Pictures, uncertain: NDArray[np.bool_], recipe: Recipe) -> None:
