@@ -57,7 +57,7 @@ ORDERS = 100
 """Orders of the blocks in jigsaw."""
 TUNING: dict[str, dict[str, Any]] = {
     "adrenal": {"max_epochs": 10, "patience": 0, "plateau": 4, "learning_rate": 1e-3, "batch_size": 16},
-    "tissue": {"max_epochs": 12, "patience": 0, "plateau": 4, "learning_rate": 2e-3, "batch_size": 8},
+    "tissue": {"max_epochs": 10, "patience": 0, "plateau": 4, "learning_rate": 2e-3, "batch_size": 8},
 }
 ADRENAL_LABELS, ADRENAL_UNLABELLED = 160, 160
 BRAINS = {"pretrain": 16, "tune": 4, "val": 3}

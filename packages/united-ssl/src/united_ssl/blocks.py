@@ -160,15 +160,18 @@ def _permutation(permutation: Any, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _permutations(n: int, min_distance: int) -> tuple[tuple[int, ...], ...]:
-    every = np.array(list(permutations(range(BLOCKS))), dtype=np.int8)
+    every = np.array(list(permutations(range(BLOCKS))), dtype=np.int64)
+    codes = every @ BLOCKS ** np.arange(BLOCKS - 1, -1, -1)  # rise in lexicographic order
+    # p differs from p o s where s moves something, so that the neighbours of all permutations are known from those of one.
+    near = every[(every != np.arange(BLOCKS)).sum(1) < min_distance]
     alive = np.ones(len(every), dtype=bool)
     kept: list[tuple[int, ...]] = []
-    # A permutation is dropped as soon as one too near to it is kept, so that the first one left is always the next to keep.
-    while len(kept) < n and alive.any():
-        place = int(alive.argmax())
-        kept.append(tuple(int(k) for k in every[place]))
-        alive &= (every != every[place]).sum(1) >= min_distance
-        alive[place] = False
+    for place, permutation in enumerate(every):
+        if alive[place]:
+            kept.append(tuple(int(k) for k in permutation))
+            alive[np.searchsorted(codes, permutation[near] @ BLOCKS ** np.arange(BLOCKS - 1, -1, -1))] = False
+        if len(kept) == n:
+            break
     return tuple(kept)
 
 

@@ -11,7 +11,7 @@ from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 from united_ssl import settings as of
 from united_ssl.commands import PICTURE, pretrain
-from united_ssl.evaluation import evaluate, read_scored, restoration_row, sections, target_rows
+from united_ssl.evaluation import evaluate, read_scored, restoration_rows, sections, target_rows
 from united_ssl.export import export
 from united_ssl.models import PACKAGE
 from united_ssl.prediction import predict
@@ -73,7 +73,7 @@ def demo(command: of.Demo) -> None:
     scored = [read_scored(folder) for folder in predictions]
     restorations = [one for one in scored if one.kind == "restoration"]
     results = [row for one in scored if one.kind != "restoration" for row in target_rows(one)]
-    distances = [restoration_row(one, None, torch.device("cpu")) for one in restorations]
+    distances = restoration_rows(restorations, None, torch.device("cpu"))
     report = Report(
         "united-ssl demo", "Phantom CTs: pretraining step by step, then transfer to segmentation", package=PACKAGE
     )

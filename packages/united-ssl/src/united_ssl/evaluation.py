@@ -56,7 +56,7 @@ def evaluate(command: of.Evaluate) -> None:
     device = find_device(command.device)
     restorations = [one for one in scored if one.kind == "restoration"]
     extract = extractor(command.extractor, device) if command.extractor and restorations else None
-    distances = [restoration_row(one, extract, device) for one in restorations]
+    distances = restoration_rows(restorations, extract, device)
     full = [
         row for row in results if row["fraction"] == max(r["fraction"] for r in results if r["task"] == row["task"])
     ]
@@ -246,8 +246,21 @@ def _onnx_extractor(path: Path) -> Extract:
     return extract
 
 
-def restoration_row(one: Scored, extract: Extract | None, device: torch.device) -> dict[str, Any]:
+def restoration_rows(
+    restorations: Sequence[Scored], extract: Extract | None, device: torch.device
+) -> list[dict[str, Any]]:
+    """Frechet distances; without extractor, the features of all are those of the first network's encoder."""
+    return [restoration_row(one, extract, device, restorations[0]) for one in restorations]
+
+
+def restoration_row(one: Scored, extract: Extract | None, device: torch.device, encoder: Scored) -> dict[str, Any]:
     """Frechet distance between originals and restorations, and their mean squared error.
+
+    Args:
+        one: a folder of restorations.
+        extract: features of slices; None: pooled features of whole cubes.
+        device: for these.
+        encoder: whose network gives them.
 
     Raises:
         InputError: files that are missing, or fewer than two cubes.
@@ -263,13 +276,13 @@ def restoration_row(one: Scored, extract: Extract | None, device: torch.device) 
     else:
         if len(cubes[0]) < 2:
             raise InputError("a distance needs two cubes at least", where=one.folder, remedy="predict more cubes")
-        network, _ = load_model(Path(one.content["network"]), device)
+        network, _ = load_model(Path(encoder.content["network"]), device)
         features = []
         for name in (ORIGINAL, RESTORED):
             rows = tuple(CubeRow(one.folder / name, i) for i in range(len(cubes[0])))
             found = pooled_features(network, Cubes(rows, model.shape, one.folder), 16, device)
             features.append(found.double().numpy())
-        what = "cubes, the network's own encoder"
+        what = f"cubes, encoder of {encoder.model.name}"
     return {
         "method": model.name, "seed": model.seed, "fid": frechet_distance(*features), "features": what,
         "mse": float(np.mean((cubes[0].astype(np.float64) - cubes[1].astype(np.float64)) ** 2)),

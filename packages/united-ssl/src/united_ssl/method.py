@@ -251,7 +251,7 @@ class _Losses:
     def _loss(self, part: dict[str, Tensor]) -> Tensor:
         t = self.training
         if not self.restoring:
-            logits, _ = self.network(part["seen"])
+            logits, _ = self.network(part["seen"], False)
             loss = discriminative_loss(logits, _labels(part, logits))
             self.terms = {"loss_d": loss.detach()}
             return t.lambda_d * loss

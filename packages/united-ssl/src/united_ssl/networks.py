@@ -207,14 +207,14 @@ class UnitedUNet3d(nn.Module):
         self.decoder = Decoder(width, up)
         self.head = ClassificationHead(classes, head, width, size)
 
-    def forward(self, x: Tensor) -> tuple[Logits, Tensor]:
-        """Logits (N, classes) and the restored cube (N, 1, H, W, D) in [0, 1].
+    def forward(self, x: Tensor, restore: bool = True) -> tuple[Logits, Tensor | None]:
+        """Logits (N, classes) and the restored cube (N, 1, H, W, D) in [0, 1]; without `restore` None in its place.
 
         Raises:
             ValueError: a side that is no multiple of 8.
         """
         levels = self.encoder(x)
-        return self.head(levels[-1]), self.decoder(levels)
+        return self.head(levels[-1]), self.decoder(levels) if restore else None
 
     def classify(self, x: Tensor) -> Logits:
         """The logits alone."""
@@ -237,9 +237,11 @@ class SiameseUNet3d(nn.Module):
         self.decoder = Decoder(width, up)
         self.head = ClassificationHead(classes, "linear", width, copies=8)
 
-    def forward(self, x: Tensor) -> tuple[Logits, Tensor]:
+    def forward(self, x: Tensor, restore: bool = True) -> tuple[Logits, Tensor | None]:
         """Logits, and the restored blocks assembled to cubes, from cubes (N, 1, H, W, D) with sides divisible by 16."""
         levels = self._levels(x)
+        if not restore:
+            return self.head(self._beside(levels[-1])), None
         restored = self.decoder(levels).unflatten(0, (len(x), 8))
         return self.head(self._beside(levels[-1])), join_blocks(restored.transpose(1, 2))
 

@@ -373,7 +373,7 @@ class Evaluate:
     """Initialisation that the others are compared with."""
     extractor: Path | None = None
     """Features for the Frechet distance of axial slices: an ONNX file that takes (N, 3, H, W) in [0, 1] and gives (N, d), or
-    weights of Inception v3 (safetensors or PyTorch). Default: the pooled features of the network's own encoder, cube by
+    weights of Inception v3 (safetensors or PyTorch). Default: the pooled features of the first network's encoder, cube by
     cube, which cannot be compared with the paper."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto (for the features)."""

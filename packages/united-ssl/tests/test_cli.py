@@ -1,0 +1,552 @@
+"""Every verb on phantoms, and every mistake a person can make: one line, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from dart_core.checkpoint import load_weights
+from dart_core.data.phantoms import write_lung_ct
+from dart_core.metrics import roc_auc
+from united_ssl.commands import throughput
+from united_ssl.cubes import CubeRow, read_cubes, write_cubes, write_index
+from united_ssl.models import load_model, load_pretrained
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from united_ssl.cli import main; sys.argv = ['united-ssl', 'pretrain', '--help']\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- pretrain --------------------------------------------------------------------------------------------------------
+
+
+def test_a_strategy_trains_its_steps_one_after_the_other(pretrained):
+    for folder, step, carried in (
+        ("step-D", "D", []), ("step-DR", "DR", ["encoder", "head"]), (".", "DRA", ["encoder", "decoder", "head"]),
+    ):  # fmt: skip
+        metrics = json.loads((pretrained / folder / "metrics.json").read_text())
+        assert (metrics["step"], metrics["carried_over"]) == (step, carried)
+        for name in ("model.safetensors", "restored.png", "report.html", "metrics.jsonl", "config.yaml"):
+            assert (pretrained / folder / name).is_file()
+        assert (pretrained / folder / "critic.safetensors").is_file() == (step == "DRA")
+    network, model = load_pretrained(pretrained)
+    assert (model.name, model.shape, network.training) == ("jigsaw ((D)+R)+A", (16, 16, 16), False)
+
+
+def test_steps_start_bitwise_where_the_one_before_ended(cubes, tiny, command, tmp_path, monkeypatch):
+    import united_ssl.commands
+
+    seen = {}
+    train = united_ssl.commands.train_step
+
+    def spy(run, step, task, network, *rest):
+        seen[step] = {key: value.clone() for key, value in network.state_dict().items()}
+        return train(run, step, task, network, *rest)
+
+    monkeypatch.setattr(united_ssl.commands, "train_step", spy)
+    words = ("--pretext", "rotation", "--max-epochs", 1)
+    assert command("pretrain", "--cubes", cubes, *tiny, *words, "--steps", "DR", "--out", tmp_path / "DR").status == 0
+    init = ("--steps", "DRA", "--init-from", tmp_path / "DR", "--out", tmp_path / "DRA")
+    assert command("pretrain", "--cubes", cubes, *tiny, *words, *init).status == 0
+    assert list(seen) == ["D", "DR", "DRA"]
+    first, second = (load_weights(tmp_path / p / "model.safetensors")[0] for p in ("DR/step-D", "DR"))
+    for key, value in seen["DR"].items():
+        if key.startswith(("encoder", "head")):
+            assert torch.equal(value, first[key])
+        else:
+            assert torch.equal(value, seen["D"][key])  # the same seed
+    assert all(torch.equal(value, second[key]) for key, value in seen["DRA"].items())
+
+
+@pytest.mark.parametrize(
+    ("folder", "words"),
+    [
+        ("cubes", ("--pretext", "transvw", "--steps", "DR")),
+        ("cubes", ("--pretext", "deep-clustering", "--clusters", 4, "--components", 4, "--steps", "joint")),
+        ("cubes", ("--pretext", "rubik", "--permutations", 10, "--steps", "joint", "--adversarial", "log")),
+        ("cubes", ("--pretext", "rotation", "--rotations", 24, "--steps", "joint-DR", "--genesis", "--norm", "l1")),
+        (
+            "large",
+            ("--pretext", "rubik", "--form", "as-coded", "--permutations", 10, "--steps", "joint", "--max-epochs", 1,
+             "--adversarial", "wgan-gp-as-coded", "--critic-norm", "batch", "--critic-steps", 1, "--fake-in-evaluation"),
+        ),
+    ],
+)  # fmt: skip
+def test_pretexts_and_strategies(folder, words, tiny, command, tmp_path, request):
+    data = request.getfixturevalue(folder)
+    assert command("pretrain", "--cubes", data, *tiny, *words, "--out", tmp_path / "run").status == 0
+    network, model = load_pretrained(tmp_path / "run")
+    assert model.pretext["pretext"] == words[1]
+    x = read_cubes(data).stack([0])
+    with torch.no_grad():
+        assert network(x)[1].shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cubes", "nowhere"), "there is no such folder"),
+        (("--pretext", "rotation", "--masking"), "--masking is an option of --pretext rubik"),
+        (("--pretext", "transvw", "--form", "as-coded"), "no as-coded form of --pretext transvw"),
+        (("--pretext", "rubik", "--form", "as-coded"), "sides from 32 on that are multiples of 16"),
+        (("--rotations", 24, "--form", "as-coded"), "--rotations 24 is for"),
+        (("--minimax",), "--minimax is a form of --adversarial log"),
+        (("--halve-every", 3, "--halve-on-plateau", 2), "contradict each other"),
+        (("--steps", "joint", "--init-from", "x"), "starts from scratch"),
+        (("--init-from", "nowhere"), "no such file"),
+        (("--critic-steps", 0), "--critic-steps is 0"),
+        (("--permutations", 3000, "--pretext", "jigsaw"), "only 2144 permutations"),
+        (("--norm-momentum", 0), "--norm-momentum is 0"),
+        (("--width", 0), "--width is 0"),
+    ],
+)
+def test_pretrain_refuses(words, message, cubes, tiny, command, tmp_path):
+    finished = command("pretrain", "--cubes", cubes, *tiny, *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert message in finished.line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_words_are_needed_for_transvw(cubes, tiny, command, tmp_path):
+    shutil.copytree(cubes, tmp_path / "cubes")
+    index = tmp_path / "cubes" / "index.csv"
+    rows = rows_of(index)
+    index.write_text("file,place,split\n" + "".join(f"{r['file']},{r['place']},{r['split']}\n" for r in rows))
+    finished = command(
+        "pretrain", "--cubes", tmp_path / "cubes", *tiny, "--pretext", "transvw", "--out", tmp_path / "run"
+    )
+    assert finished.status == 2
+    assert "--words 44" in finished.line
+
+
+def test_init_from_a_later_step_is_refused(pretrained, cubes, tiny, command, tmp_path):
+    finished = command(
+        "pretrain", "--cubes", cubes, *tiny, "--steps", "DR", "--init-from", pretrained, "--out", tmp_path / "run"
+    )
+    assert finished.status == 2
+    assert "is DRA, no earlier step of DR" in finished.line
+
+
+def test_throughput_is_taken_between_steps_without_validation():
+    lines = [
+        {"step": 0, "time": 0.0, "loss": 1}, {"step": 2, "time": 4.0, "loss": 1}, {"step": 2, "time": 9.0, "epoch": 1},
+        {"step": 4, "time": 10.0, "loss": 1}, {"step": 8, "time": 11.0, "loss": 1},
+    ]  # fmt: skip
+    assert throughput(lines, 10) == ([2, 8], [5.0, 40.0])
+
+
+# --- fine-tune, predict, evaluate, export ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(cubes, masked, pretrained, tmp_path_factory) -> dict[str, Path]:
+    """Predictions of fine-tuned networks, by name."""
+    from conftest import TINY, united_ssl
+
+    root = tmp_path_factory.mktemp("tuned")
+    found = {}
+    for name, folder, words in (
+        ("c-random", cubes, ()), ("c-jigsaw", cubes, ("--init", pretrained)),
+        ("c-half", cubes, ("--init", pretrained, "--fraction", 0.5)), ("c-random-half", cubes, ("--fraction", 0.5)),
+        ("s-random", masked, ("--flips",)),
+        ("s-both", masked, ("--init", pretrained)),
+        ("s-encoder", masked, ("--init", pretrained / "step-D", "--transfer", "encoder")),
+    ):  # fmt: skip
+        assert united_ssl("fine-tune", "--cubes", folder, *TINY, *words, "--out", root / name) == 0
+        found[name] = root / f"{name}-test"
+        words = ("--cubes", folder, "--model", root / name, "--device", "cpu", "--out", found[name])
+        assert united_ssl("predict", *words) == 0
+    for step in (".", "step-DR"):
+        name = f"restored-{step.strip('.')}"
+        words = ("--cubes", cubes, "--model", pretrained / step, "--device", "cpu", "--out", root / name)
+        assert united_ssl("predict", *words) == 0
+        found[name] = root / name
+    return found
+
+
+def test_transfer(tuned, pretrained):
+    source, _ = load_weights(pretrained / "model.safetensors")
+    for name, task, moved in (("c-jigsaw", "classification", "encoder"), ("s-both", "segmentation", "encoder-decoder")):
+        network, model = load_model(tuned[name].with_name(name))
+        assert (model.task, model.transfer, model.width) == (task, moved, 1)
+        own = network.state_dict()
+        shared = [k for k in own if k.startswith(("encoder", "decoder.steps"))]
+        assert shared
+        assert all(own[k].shape == source[k].shape for k in shared)
+    assert load_model(tuned["s-both"].with_name("s-both"))[1].name == "jigsaw ((D)+R)+A, encoder and decoder"
+    assert load_model(tuned["s-encoder"].with_name("s-encoder"))[1].name == "jigsaw D, encoder only"
+    assert load_model(tuned["c-random"].with_name("c-random"))[1].name == "random"
+
+
+def test_scores(tuned, masked):
+    rows = rows_of(tuned["c-random"] / "predictions.csv")
+    assert len(rows) == 8
+    labels, scores = (np.array([[float(row[key])] for row in rows]) for key in ("label", "logit"))
+    auc = json.loads((tuned["c-random"] / "metrics.json").read_text())["auc"]["test"]
+    assert auc == pytest.approx(float(roc_auc(labels, scores)[0]))
+    lines = rows_of(tuned["s-random"] / "overlaps.csv")
+    assert {line["class"] for line in lines} == {"1", "2"}
+    iou = json.loads((tuned["s-random"] / "metrics.json").read_text())["iou"]
+    for k, row in enumerate(iou[:2], 1):
+        pairs = [(int(r["intersection"]), int(r["union"])) for r in lines if r["class"] == str(k)]
+        assert row["pooled"] == pytest.approx(sum(a for a, _ in pairs) / sum(b for _, b in pairs))
+        assert row["per_case"] == pytest.approx(np.mean([a / b if b else 1 for a, b in pairs]))
+
+
+def test_evaluate(tuned, command, tmp_path):
+    folders = [tuned[name] for name in tuned]
+    finished = command("evaluate", "--predictions", *folders, "--device", "cpu", "--out", tmp_path / "evaluation")
+    assert finished.status == 0, finished.err
+    found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    methods = {row["method"] for row in found["over_seeds"]["auc"]}
+    assert methods == {"random", "jigsaw ((D)+R)+A"}
+    assert {row["baseline"] for row in found["label_savings"]} == {"random"}
+    assert all(row["fid"] >= 0 for row in found["restorations"])
+    assert len(rows_of(tmp_path / "evaluation" / "scores.csv")) == 7
+    page = (tmp_path / "evaluation" / "report.html").read_text()
+    for words in ("share of the labels", "Frechet distance", "427.6", "Table 3: with and without the decoder"):
+        assert words in page
+
+
+def test_evaluate_with_an_extractor(tuned, command, tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], 1)
+
+    program = torch.onnx.export(
+        Mean().eval(), (torch.zeros(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
+    )  # fmt: skip
+    program.save(tmp_path / "mean.onnx")
+    words = ("--predictions", tuned["restored-"], "--extractor", tmp_path / "mean.onnx", "--device", "cpu")
+    assert command("evaluate", *words, "--out", tmp_path / "out").status == 0
+    row = json.loads((tmp_path / "out" / "metrics.json").read_text())["restorations"][0]
+    sets = [np.load(tuned["restored-"] / f"{name}.npy").astype(float) for name in ("original", "restored")]
+    features = [
+        np.concatenate(
+            [np.repeat(s.mean((1, 2)).reshape(-1, 1), 3, 1), np.repeat((s**2).mean((1, 2)).reshape(-1, 1), 3, 1)], 1
+        )
+        for s in sets
+    ]
+    from united_ssl import frechet_distance
+
+    assert row["fid"] == pytest.approx(frechet_distance(*features), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["c-jigsaw", "s-both"])
+def test_export_a_fine_tuned_network(name, tuned, command, tmp_path):
+    import onnxruntime
+
+    finished = command("export", "--model", tuned[name].with_name(name), "--out", tmp_path / "net.onnx")
+    assert finished.status == 0, finished.err
+    network, _ = load_model(tuned[name].with_name(name))
+    x = torch.rand(5, 1, 16, 16, 16)
+    (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"cube": x.numpy()})
+    with torch.no_grad():
+        assert np.allclose(found, network(x).numpy(), atol=1e-4)
+    assert (
+        "is there already"
+        in command("export", "--model", tuned[name].with_name(name), "--out", tmp_path / "net.onnx").line
+    )
+
+
+def test_export_a_pretrained_network(pretrained, command, tmp_path):
+    import onnxruntime
+
+    assert command("export", "--model", pretrained, "--out", tmp_path / "net.onnx").status == 0
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    features, restored = session.run(None, {"cube": np.zeros((2, 1, 16, 16, 16), np.float32)})
+    assert features.shape == (2, 16)
+    assert restored.shape == (2, 1, 16, 16, 16)
+
+
+def test_fractions_are_nested():
+    from united_ssl.tuning import fraction_of
+
+    small, large = (set(fraction_of(40, f, 3).tolist()) for f in (0.1, 0.4))
+    assert len(small) == 4
+    assert len(large) == 16
+    assert small < large
+    assert fraction_of(40, 1.0, 3).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "message"),
+    [
+        ("fine-tune", ("--task", "segmentation"), "some cubes have no masks"),
+        ("fine-tune", ("--fraction", 0), "--fraction is 0"),
+        ("fine-tune", ("--init", "PRETRAINED", "--width", 2), "--width is 2, that of the pretrained network 1"),
+        ("fine-tune", ("--init", "TUNED"), "is a fine-tuned network"),
+        ("predict", ("--model", "PRETRAINED/step-D"), "pretrained without restoration"),
+        ("predict", ("--model", "nowhere"), "no such file"),
+        ("predict", ("--model", "PRETRAINED", "--cubes", "LARGE"), "the cubes have 32 x 32 x 32 voxels, those of the training"),
+        ("evaluate", ("--predictions", "PRETRAINED"), "cannot be read as predictions"),
+        ("export", ("--model", "PRETRAINED/critic.safetensors"), "is no network of united-ssl"),
+    ],
+)  # fmt: skip
+def test_refusals(verb, words, message, cubes, large, pretrained, tuned, tiny, command, tmp_path):
+    places = {"PRETRAINED": pretrained, "TUNED": tuned["c-random"].with_name("c-random"), "LARGE": large}
+    given = []
+    for word in words:
+        name, _, rest = str(word).partition("/")
+        given.append(places[name] / rest if name in places else word)
+    flags = {
+        "fine-tune": ("--cubes", cubes, *tiny), "predict": () if "--cubes" in given else ("--cubes", cubes),
+        "evaluate": (), "export": (),
+    }[verb]  # fmt: skip
+    if verb == "fine-tune" and "--init" in given:
+        flags = tuple(w for i, w in enumerate(flags) if w != "--width" and flags[i - 1] != "--width")
+    out = tmp_path / ("net.onnx" if verb == "export" else "out")
+    finished = command(verb, *flags, *given, "--out", out)
+    assert finished.status == 2
+    assert message in finished.line
+    assert not out.exists()
+
+
+def test_decoder_of_step_d_is_not_transferred(masked, pretrained, command, tmp_path):
+    words = ("--init", pretrained / "step-D", "--device", "cpu", "--out", tmp_path / "run")
+    finished = command("fine-tune", "--cubes", masked, *words)
+    assert finished.status == 2
+    assert "the decoder of a run of step D is untrained; give --transfer encoder" in finished.line
+
+
+def test_labels_that_do_not_fit(tiny, command, tmp_path):
+    values = np.random.default_rng(0).random((4, 16, 16, 16))
+    write_cubes(tmp_path / "c" / "a.npy", values)
+    for label, message in (("2", "has the label 2"), ("", "has no label"), ("x", "'x' is no label")):
+        rows = [
+            CubeRow(tmp_path / "c" / "a.npy", i, s, label=label) for i, s in enumerate(("train", "train", "val", "val"))
+        ]
+        write_index(tmp_path / "c", rows)
+        finished = command("fine-tune", "--cubes", tmp_path / "c", *tiny, "--out", tmp_path / "run")
+        assert finished.status == 2
+        assert message in finished.line
+
+
+# --- prepare, check-data ---------------------------------------------------------------------------------------------
+
+SMALL = ("--size", 16, 16, 16, "--margin", 8, 8, 4, "--crops", 3)
+
+
+def test_prepare_luna16(luna16, command, tmp_path):
+    finished = command("prepare", "--data", luna16, *SMALL, "--seed", 1, "--out", tmp_path / "cubes")
+    assert finished.status == 0, finished.err
+    cubes = read_cubes(tmp_path / "cubes")
+    assert cubes.shape == (16, 16, 16)
+    splits = [row.split for row in cubes.rows]
+    assert (splits.count("train"), splits.count("val"), splits.count("test")) == (15, 6, 0)
+    from dart_core.data.volumes import read_volume
+    from united_ssl.cubes import crop_accepted, scale_hu
+
+    for i, row in enumerate(cubes.rows[:6]):
+        scan = read_volume(row.scan, "LPS").array
+        x, y, z = map(int, row.corner)
+        assert 8 <= x <= 64 - 16 - 1 - 8
+        assert 4 <= z <= 48 - 16 - 4 - 4
+        assert np.allclose(cubes.cube(i)[0], scale_hu(scan[x : x + 16, y : y + 16, z : z + 16]), atol=3e-4)
+        assert crop_accepted(scan[x : x + 16, y : y + 16, z : z + 19], 16)[0]
+    before = {row.file: row.file.stat().st_mtime_ns for row in cubes.rows}
+    assert (
+        command("prepare", "--data", luna16, *SMALL, "--seed", 1, "--out", tmp_path / "cubes", "--resume").status == 0
+    )
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+    words = ("--train-on-test", "--seed", 1, "--out", tmp_path / "as-coded")
+    assert command("prepare", "--data", luna16, *SMALL, *words).status == 0
+    assert sum(row.split == "train" for row in read_cubes(tmp_path / "as-coded").rows) == 18
+
+
+def test_ct_with_too_few_slices(luna16, command, tmp_path):
+    finished = command(
+        "prepare", "--data", luna16, "--size", 16, 16, 40, "--margin", 8, 8, 4, "--out", tmp_path / "cubes"
+    )
+    assert finished.status == 2
+    assert "no scan gave a cube" in finished.line
+    assert finished.err.count("has 48 slices, cubes of 40 with a margin of 4 need 52") == 7
+    checked = command("check-data", "--data", luna16, "--size", 16, 16, 40, "--margin", 8, 8, 4)
+    assert checked.status == 2
+    assert checked.out.count("has 48 slices") == 8
+    assert "8 problems" in checked.out
+
+
+def test_spacing_missing(luna16, command, tmp_path):
+    shutil.copytree(luna16, tmp_path / "luna16")
+    header = next((tmp_path / "luna16" / "subset0").glob("*.mhd"))
+    lines = [line for line in header.read_text().splitlines() if not line.startswith("ElementSpacing")]
+    header.write_text("\n".join(lines) + "\n")
+    finished = command("prepare", "--data", tmp_path / "luna16", *SMALL, "--out", tmp_path / "cubes")
+    assert finished.status == 2
+    assert header.name in finished.line
+    assert "spacing" in finished.line.lower()
+    assert not (tmp_path / "cubes" / "index.csv").exists()
+
+
+def test_prepare_candidates(luna16, command, tmp_path):
+    words = ("--target", "NCC", "--size", 16, 16, 8, "--crops", 2, "--out", tmp_path / "ncc")
+    assert command("prepare", "--data", luna16, *words).status == 0
+    cubes = read_cubes(tmp_path / "ncc")
+    assert set(cubes.labels().tolist()) == {0, 1}
+    assert {row.split for row in cubes.rows} == {"train", "val", "test"}
+    assert sum(row.label == "0" for row in cubes.rows) <= 2 * 8
+
+
+@pytest.fixture(scope="module")
+def livers(tmp_path_factory) -> Path:
+    return write_lung_ct(tmp_path_factory.mktemp("liver") / "ct", ("GE",), 5, (48, 48, 32), 0, "liver")
+
+
+def test_prepare_segmentation(livers, command, tmp_path):
+    words = ("--target", "segment", "--size", 16, 16, 16, "--crops", 4, "--out", tmp_path / "cubes")
+    assert command("prepare", "--data", livers, *words).status == 0
+    cubes = read_cubes(tmp_path / "cubes")
+    assert cubes.has_masks
+    assert len(cubes) == 20
+    assert all(cubes.mask(i).any() for i in range(0, 20, 2))  # every second one is around the liver
+    checked = command("check-data", "--data", tmp_path / "cubes")
+    assert checked.status == 0
+    assert "no problems" in checked.out
+
+
+def test_prepare_lits_and_brats(livers, command, tmp_path):
+    rows = rows_of(livers)
+    lits, brats = tmp_path / "lits", tmp_path / "brats"
+    lits.mkdir()
+    for number, row in zip((0, 1, 100, 115, 116), rows, strict=True):
+        for kind, name in (("image", "volume"), ("mask", "segmentation")):
+            shutil.copy(livers.parent / row[kind], lits / f"{name}-{number}.nii.gz")
+    for number, row in enumerate(rows * 3):
+        case = brats / "HGG" / f"Brats18_X_{number}"
+        case.mkdir(parents=True)
+        for kind, name in (("image", "flair"), ("mask", "seg")):
+            shutil.copy(livers.parent / row[kind], case / f"{case.name}_{name}.nii.gz")
+    words = ("--size", 16, 16, 8, "--crops", 2)
+    assert command("prepare", "--data", lits, "--target", "LCS", *words, "--out", tmp_path / "LCS").status == 0
+    splits = [row.split for row in read_cubes(tmp_path / "LCS").rows]
+    assert [splits.count(name) for name in ("train", "val", "test")] == [4, 2, 4]
+    assert command("prepare", "--data", brats, "--target", "BMS", *words, "--out", tmp_path / "BMS").status == 0
+    cubes = read_cubes(tmp_path / "BMS")
+    assert len(cubes) == 30
+    assert cubes.shape == (16, 16, 8)
+
+
+def test_prepare_a_folder_of_other_images(command, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        image = nibabel.Nifti1Image(rng.integers(0, 100, (20, 18, 17)).astype(np.int16), np.eye(4))
+        (tmp_path / "mr").mkdir(exist_ok=True)
+        nibabel.save(image, tmp_path / "mr" / f"s{i}.nii.gz")
+    assert (
+        command(
+            "prepare", "--data", tmp_path / "mr", "--size", 16, 16, 16, "--crops", 2, "--out", tmp_path / "c"
+        ).status
+        == 0
+    )
+    splits = [row.split for row in read_cubes(tmp_path / "c").rows]
+    assert (splits.count("train"), splits.count("val")) == (10, 2)
+    finished = command(
+        "prepare", "--data", tmp_path / "mr", "--size", 16, 16, 16, "--acceptance", "genesis", "--out", tmp_path / "d"
+    )
+    assert finished.status == 2
+    assert "no Hounsfield units" in finished.line
+
+
+def test_prepare_medmnist(command, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 4), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28, 28)).astype(np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (n, 1)).astype(np.uint8)
+    np.savez(tmp_path / "m.npz", **arrays)
+    assert command("prepare", "--data", tmp_path / "m.npz", "--size", 16, 16, 16, "--out", tmp_path / "c").status == 0
+    cubes = read_cubes(tmp_path / "c")
+    assert len(cubes) == 9
+    assert (
+        cubes.labels().tolist()
+        == np.concatenate([arrays[f"{s}_labels"].ravel() for s in ("train", "val", "test")]).tolist()
+    )
+    (tmp_path / "x.npz").write_bytes(b"PK")
+    assert "is no MedMNIST file" in command("prepare", "--data", tmp_path / "x.npz", "--out", tmp_path / "d").line
+
+
+def test_visual_words(luna16, command, tmp_path):
+    words = (
+        "--words",
+        3,
+        "--instances",
+        4,
+        2,
+        "--scan-size",
+        16,
+        16,
+        16,
+        "--width",
+        1,
+        "--max-epochs",
+        2,
+        "--batch-size",
+        4,
+    )
+    finished = command("prepare", "--data", luna16, *SMALL, *words, "--device", "cpu", "--out", tmp_path / "words")
+    assert finished.status == 0, finished.err
+    cubes = read_cubes(tmp_path / "words")
+    splits = [row.split for row in cubes.rows]
+    assert splits.count("train") == 3 * 4 * 3
+    assert splits.count("val") == 3 * 2
+    assert sorted(set(cubes.labels().tolist())) == [0, 1, 2]
+    places = {row.label: tuple(map(int, row.corner)) for row in cubes.rows}
+    found = list(places.values())
+    assert all(max(abs(a - b) for a, b in zip(p, q, strict=True)) >= 5 for i, p in enumerate(found) for q in found[:i])
+    run = ("--cubes", tmp_path / "words", "--pretext", "transvw", "--steps", "D", "--width", 1, "--max-epochs", 1)
+    assert command("pretrain", *run, "--device", "cpu", "--out", tmp_path / "run").status == 0
+    assert load_pretrained(tmp_path / "run")[1].words == 3
+
+
+def test_the_nearest_scans():
+    from united_ssl.words import nearest_scans
+
+    features = np.array([[0.0], [5.0], [1.0], [3.0], [-1.5]])
+    assert nearest_scans(features, 0, [0, 1, 2, 3, 4], 3) == [0, 2, 4]
+    assert nearest_scans(features, 0, [1, 3], 5) == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", 12, 16, 16), "--size is 12 16 16; give multiples of 8"),
+        (("--margin", -1, 0, 0), "--margin is negative"),
+        (("--words", 3, "--target", "NCC"), "contradict each other"),
+        (("--validation", 1), "--validation is 1"),
+        (("--target", "LCS"), "this is not the folder of LiTS"),
+        (("--words", 30, *SMALL, "--max-epochs", 1, "--width", 1, "--scan-size", 16, 16, 16), "30 words need as many training scans"),
+    ],
+)  # fmt: skip
+def test_prepare_refuses(words, message, luna16, command, tmp_path):
+    finished = command("prepare", "--data", luna16, *words, "--device", "cpu", "--out", tmp_path / "out")
+    assert finished.status == 2
+    assert message in finished.line
+    assert not (tmp_path / "out" / "index.csv").exists()
+
+
+def test_check_data_lists_every_problem(command, tmp_path):
+    values = np.random.default_rng(0).random((3, 16, 16, 16))
+    values[1] *= 3
+    values[2, 0, 0, 0] = np.nan
+    write_cubes(tmp_path / "a.npy", values)
+    write_index(tmp_path, [CubeRow(tmp_path / "a.npy", i) for i in range(3)])
+    finished = command("check-data", "--data", tmp_path)
+    assert finished.status == 2
+    assert "cube 1 holds values from" in finished.out
+    assert "cube 2 holds voxels that are no numbers" in finished.out
+    assert "2 problems" in finished.out

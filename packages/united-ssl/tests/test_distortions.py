@@ -1,0 +1,120 @@
+"""How TransVW and Models Genesis distort (specification 2.3, 2.4)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from united_ssl import distortions
+from united_ssl.distortions import (
+    displacement,
+    elastic,
+    genesis_appearance,
+    genesis_flip,
+    one_of,
+    paint_inside,
+    paint_outside,
+    transvw_distort,
+    warp,
+)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_displacement_is_scipys_gaussian_filter_of_the_noise():
+    shape = (64, 64, 8)
+    like = torch.zeros((), dtype=torch.float64)
+    found = displacement(shape, 1, generator(), like)[0]
+    noise = 2 * torch.rand((1, 2, *shape), generator=generator(), dtype=torch.float64)[0] - 1
+    for part, field in zip(found, noise, strict=True):
+        expected = gaussian_filter(field.numpy(), 8, mode="constant") * 991
+        assert np.allclose(part.numpy(), expected, atol=1e-8)
+
+
+@pytest.mark.parametrize(("shape", "spread"), [((64, 64, 64), 3.2), ((64, 64, 32), 3.0)])
+def test_spread_of_the_displacement(shape, spread):
+    found = displacement(shape, 12, generator(1), torch.zeros(()))
+    assert float(found.std()) == pytest.approx(spread, abs=0.25)
+
+
+def test_warp_is_scipys_linear_interpolation_with_mirrored_border():
+    x = torch.rand(1, 1, 8, 8, 6, dtype=torch.float64)
+    moved = 6 * torch.rand(1, 2, 8, 8, 6, dtype=torch.float64) - 3
+    grid = np.indices((8, 8, 6)).astype(float)
+    grid[:2] += moved[0].numpy()
+    expected = map_coordinates(x[0, 0].numpy(), grid, order=1, mode="mirror")
+    assert np.allclose(warp(x, moved)[0, 0].numpy(), expected, atol=1e-10)
+
+
+def test_elastic_differs_from_cube_to_cube():
+    x = torch.rand(1, 1, 16, 16, 16).repeat(2, 1, 1, 1, 1)
+    y = elastic(x, generator())
+    assert not torch.equal(y[0], y[1])
+
+
+def test_painting_with_one_grey_value():
+    x = torch.full((200, 1, 64, 64, 32), 2.0)[:40]
+    for paint, low, high in ((paint_inside, 10, 20), (paint_outside, None, None)):
+        y = paint(x, generator())
+        changed = y != 2
+        for cube, mask in zip(y, changed, strict=True):
+            assert len(cube[mask].unique()) == 1
+        if low is not None:
+            for axis in (2, 3, 4):
+                sides = changed.amax([a for a in (1, 2, 3, 4) if a != axis]).sum(1)
+                assert low <= int(sides.min())
+                assert int(sides.max()) <= high
+        else:
+            kept = ~changed
+            for axis, side in ((2, 64), (4, 32)):
+                sides = kept.amax([a for a in (1, 2, 3, 4) if a != axis]).sum(1)
+                assert side - 20 <= int(sides.min())
+                assert int(sides.max()) <= side - 10
+
+
+def test_exactly_one_of_each_with_the_same_chance():
+    x = torch.zeros(2000, 1, 1, 1, 1)
+    y = one_of(x, [lambda part, g, k=k: part + k for k in (1, 2, 4)], generator())
+    counts = torch.bincount(y.long().ravel(), minlength=5)
+    assert counts[[0, 3]].sum() == 0
+    assert (counts[[1, 2, 4]] - 2000 / 3).abs().max() < 4 * (2000 * 2 / 9) ** 0.5
+
+
+def test_step_d_touches_every_third_cube_only():
+    x = torch.rand(7, 1, 16, 16, 16)
+    y = transvw_distort(x, False, generator())
+    same = [torch.equal(a, b) for a, b in zip(x, y, strict=True)]
+    assert same == [False, True, True, False, True, True, False]
+    y = transvw_distort(x, True, generator())
+    assert not any(torch.equal(a, b) for a, b in zip(x, y, strict=True))
+
+
+def test_flips_never_go_along_d_and_stop_as_coded():
+    x = torch.zeros(4000, 1, 2, 2, 2)
+    x[:, 0, 0, 0, 0] = 1
+    y = genesis_flip(x, generator())
+    assert not y[..., 1].any()
+    # One draw in three flips H: the number of flips is 0, 1, 2, 3 with chances 0.6, 0.24, 0.096, 0.064.
+    p = 0.24 / 3 + 0.096 * 4 / 9 + 0.064 * (12 / 27 + 1 / 27)
+    share = float((y[:, 0, 1].sum((1, 2)) > 0).double().mean())
+    assert abs(share - p) < 4 * (p * (1 - p) / 4000) ** 0.5
+
+
+def test_appearance_leaves_the_input_alone_and_stays_in_range():
+    x = torch.rand(6, 1, 16, 16, 16)
+    before = x.clone()
+    y = genesis_appearance(x, generator())
+    assert torch.equal(x, before)
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert torch.equal(y, genesis_appearance(x, generator()))
+    assert sum(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) >= 5
+
+
+def test_small_cubes_are_not_shuffled():
+    x = torch.rand(2, 1, 8, 8, 8)
+    assert torch.equal(distortions.local_shuffle(x), x)

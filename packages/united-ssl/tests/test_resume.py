@@ -1,0 +1,43 @@
+"""`united-ssl pretrain` and `fine-tune`, killed or stopped and resumed, against the runs that nothing happened to."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dart_core.testing import Trainings
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+SIZES = ("--width", 1, "--batch-size", 4, "--log-every", 1, "--checkpoint-every", 2, "--device", "cpu", "--seed", 1)
+PRETRAINING = {
+    "jigsaw": ("--pretext", "jigsaw", "--form", "as-coded", "--permutations", 10, "--steps", "DRA", "--max-epochs", 2,
+               "--critic-steps", 2, "--show-every", 0),
+    "deep-clustering": ("--pretext", "deep-clustering", "--clusters", 4, "--components", 4, "--steps", "joint",
+                        "--max-epochs", 4, "--critic-steps", 2, "--show-every", 0),
+}  # fmt: skip
+TUNING = ("--max-epochs", 6, "--plateau", 1)
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    with Trainings(
+        "united-ssl", tmp_path_factory.mktemp("trainings"), ("united_ssl.commands", "united_ssl.tuning")
+    ) as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", PRETRAINING)
+def test_pretraining_is_killed(name, trainings, cubes, tmp_path):
+    words = ("pretrain", "--cubes", cubes, *SIZES, *PRETRAINING[name])
+    trainings.assert_survives_kill(words, tmp_path / "run")
+
+
+def test_pretraining_is_stopped(trainings, cubes, tmp_path):
+    words = ("pretrain", "--cubes", cubes, *SIZES, *PRETRAINING["deep-clustering"])
+    trainings.assert_survives_interrupt(words, tmp_path / "run")
+
+
+def test_fine_tuning_is_killed(trainings, cubes, tmp_path):
+    trainings.assert_survives_kill(("fine-tune", "--cubes", cubes, *SIZES, *TUNING), tmp_path / "run")
