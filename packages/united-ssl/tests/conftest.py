@@ -53,6 +53,12 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
+def call() -> Callable[..., int]:
+    """Run `united-ssl WORDS...` and give its exit status; for fixtures that live longer than one test."""
+    return united_ssl
+
+
+@pytest.fixture(scope="session")
 def tiny() -> tuple[object, ...]:
     """Flags of a tiny training."""
     return TINY
@@ -104,7 +110,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def luna16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight phantom CTs in the layout of LUNA16, one for each of the subsets 0 to 7."""
-    return write_luna16(tmp_path_factory.mktemp("phantoms") / "luna16", 8, 8, (64, 64, 48))
+    return write_luna16(tmp_path_factory.mktemp("phantoms") / "luna16", 8, 8, (80, 80, 56))
 
 
 @pytest.fixture(scope="session")

@@ -153,10 +153,8 @@ def test_throughput_is_taken_between_steps_without_validation():
 
 
 @pytest.fixture(scope="module")
-def tuned(cubes, masked, pretrained, tmp_path_factory) -> dict[str, Path]:
+def tuned(cubes, masked, pretrained, call, tiny, tmp_path_factory) -> dict[str, Path]:
     """Predictions of fine-tuned networks, by name."""
-    from conftest import TINY, united_ssl
-
     root = tmp_path_factory.mktemp("tuned")
     found = {}
     for name, folder, words in (
@@ -166,14 +164,14 @@ def tuned(cubes, masked, pretrained, tmp_path_factory) -> dict[str, Path]:
         ("s-both", masked, ("--init", pretrained)),
         ("s-encoder", masked, ("--init", pretrained / "step-D", "--transfer", "encoder")),
     ):  # fmt: skip
-        assert united_ssl("fine-tune", "--cubes", folder, *TINY, *words, "--out", root / name) == 0
+        assert call("fine-tune", "--cubes", folder, *tiny, *words, "--out", root / name) == 0
         found[name] = root / f"{name}-test"
         words = ("--cubes", folder, "--model", root / name, "--device", "cpu", "--out", found[name])
-        assert united_ssl("predict", *words) == 0
+        assert call("predict", *words) == 0
     for step in (".", "step-DR"):
         name = f"restored-{step.strip('.')}"
         words = ("--cubes", cubes, "--model", pretrained / step, "--device", "cpu", "--out", root / name)
-        assert united_ssl("predict", *words) == 0
+        assert call("predict", *words) == 0
         found[name] = root / name
     return found
 
@@ -354,8 +352,8 @@ def test_prepare_luna16(luna16, command, tmp_path):
     for i, row in enumerate(cubes.rows[:6]):
         scan = read_volume(row.scan, "LPS").array
         x, y, z = map(int, row.corner)
-        assert 8 <= x <= 64 - 16 - 1 - 8
-        assert 4 <= z <= 48 - 16 - 4 - 4
+        assert 8 <= x <= 80 - 16 - 1 - 8
+        assert 4 <= z <= 56 - 16 - 4 - 4
         assert np.allclose(cubes.cube(i)[0], scale_hu(scan[x : x + 16, y : y + 16, z : z + 16]), atol=3e-4)
         assert crop_accepted(scan[x : x + 16, y : y + 16, z : z + 19], 16)[0]
     before = {row.file: row.file.stat().st_mtime_ns for row in cubes.rows}
@@ -370,14 +368,14 @@ def test_prepare_luna16(luna16, command, tmp_path):
 
 def test_ct_with_too_few_slices(luna16, command, tmp_path):
     finished = command(
-        "prepare", "--data", luna16, "--size", 16, 16, 40, "--margin", 8, 8, 4, "--out", tmp_path / "cubes"
+        "prepare", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4, "--out", tmp_path / "cubes"
     )
     assert finished.status == 2
     assert "no scan gave a cube" in finished.line
-    assert finished.err.count("has 48 slices, cubes of 40 with a margin of 4 need 52") == 7
-    checked = command("check-data", "--data", luna16, "--size", 16, 16, 40, "--margin", 8, 8, 4)
+    assert finished.err.count("has 56 slices, cubes of 48 with a margin of 4 need 60") == 7
+    checked = command("check-data", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4)
     assert checked.status == 2
-    assert checked.out.count("has 48 slices") == 8
+    assert checked.out.count("has 56 slices") == 8
     assert "8 problems" in checked.out
 
 

@@ -12,7 +12,7 @@ def test_demo(command, tmp_path, monkeypatch):
     """Shortened."""
     monkeypatch.setattr(demo, "TRAINING", Training(batch_size=8, max_epochs=1, log_every=1, show_every=1))
     monkeypatch.setattr(demo, "NETWORK", Network(width=1))
-    monkeypatch.setattr(demo, "CROPS", 2)
+    monkeypatch.setattr(demo, "WORDS", 2)
     monkeypatch.setattr(demo, "EPOCHS", 1)
     finished = command("demo", "--out", tmp_path / "demo")
     assert finished.status == 0, finished.err

@@ -19,7 +19,7 @@ from united_ssl.preparing import check_data, prepare
 from united_ssl.tuning import fine_tune_command
 
 SHAPE, SIZE, MARGIN = (80, 80, 56), (16, 16, 16), (10, 10, 6)
-SCANS, CROPS = 7, 16
+SCANS, WORDS = 7, 5
 NETWORK = of.Network(width=4, norm_momentum=0.1)
 TRAINING = of.Training(
     batch_size=8, max_epochs=8, learning_rate=2e-3, halve_every=0, patience=0, log_every=5, show_every=4
@@ -44,11 +44,16 @@ def demo(command: of.Demo) -> None:
     liver = write_lung_ct(out / "phantoms" / "liver", ("GE", "Siemens"), 3, SHAPE, command.seed + 1, "liver")
     say(f"phantoms: {luna} and {liver}")
     check_data(of.CheckData(luna, SIZE, MARGIN))
-    prepare(of.Prepare(run("cubes"), luna, size=SIZE, crops=CROPS, margin=MARGIN))
+    prepare(
+        of.Prepare(
+            run("cubes"), luna, size=SIZE, margin=MARGIN, words=WORDS, instances=(5, 2), scan_size=(32, 32, 16),
+            width=NETWORK.width, max_epochs=4, batch_size=4,
+        )
+    )  # fmt: skip
     prepare(of.Prepare(run("cubes-liver"), liver, "segment", SIZE, crops=10))
     pretrain(
         of.Pretrain(
-            run("pretrain"), out / "cubes", "DRA", pretext=of.Pretext("rotation"), network=NETWORK, training=TRAINING,
+            run("pretrain"), out / "cubes", "DRA", pretext=of.Pretext("transvw"), network=NETWORK, training=TRAINING,
             adversary=ADVERSARY,
         )
     )  # fmt: skip
@@ -78,9 +83,9 @@ def demo(command: of.Demo) -> None:
         "united-ssl demo", "Phantom CTs: pretraining step by step, then transfer to segmentation", package=PACKAGE
     )
     report.text(
-        f"{SCANS} made-up chest CTs in the layout of LUNA16 gave cubes of {SIZE[0]} voxels; a narrow U-Net learnt on them by "
-        "which rotation a cube was turned, then also to restore it, then also to deceive a critic. Its encoder and decoder "
-        "were fine-tuned to outline the liver in other made-up CTs. "
+        f"{SCANS} made-up chest CTs in the layout of LUNA16 gave {WORDS} visual words, each cut in the scans that look most alike; "
+        "a narrow U-Net learnt on them which word a cube is, then also to restore distorted cubes, then also to deceive a "
+        "critic. Its encoder and decoder were fine-tuned to outline the liver in other made-up CTs. "
         f"The whole demo took {time.monotonic() - started:.0f} s. Its numbers say that the program works, not how good "
         "pretraining is: that takes thousands of cubes and epochs."
     )

@@ -29,7 +29,6 @@ from united_ssl.preparing import (
     CT_MARGIN,
     ORIENTATION,
     SPARE,
-    TRIALS,
     _names,
     _report,
     open_source,
@@ -41,6 +40,8 @@ from united_ssl.preparing import (
 from united_ssl.schedules import Plateau
 from united_ssl.tasks import pooled_features
 
+PLACES = 200
+"""Places tried in a reference scan."""
 AWAY = 5
 """Voxels that places of words lie apart along one axis at least."""
 SIDES, JITTER = (50, 80), 10
@@ -189,7 +190,7 @@ def _place(
         except InputError as error:
             say(f"left out: {error}")
             continue
-        for _ in range(TRIALS):
+        for _ in range(PLACES):
             x, y, z = (int(rng.integers(low, high + 1)) for low, high in bounds)
             if any(max(abs(x - a), abs(y - b), abs(z - c)) < AWAY for a, b, c in taken):
                 continue
