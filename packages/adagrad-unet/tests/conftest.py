@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
-from adagrad_unet import __version__
-from adagrad_unet.cli import COMMANDS, DESCRIPTION
-from dart_core.cli import main
 from dart_core.data.phantoms import write_cardiac_mr, write_head_mr
+from dart_core.testing import Finished, InProcess
 
 nib: Any = nibabel
 SITES = ("ge3", "sm15", "ph3")
@@ -23,21 +21,6 @@ TINY = ("--slice-axis", "z", "--base-features", 4, "--max-pools", 2, "--batch-si
         "--validation-batches", 1, "--log-every", 1, "--device", "cpu")  # fmt: skip
 TINY_SPOT = ("--preprocessing", "plain", "--epochs", 2, "--batches", 3, "--batch-size", 2, "--patch", 32, "--width", 2,
              "--log-every", 1, "--device", "cpu")  # fmt: skip
-
-
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
 
 
 class Files:
@@ -86,20 +69,13 @@ def files() -> type[Files]:
     return Files
 
 
-def adagrad_unet(*words: object) -> int:
-    return main("adagrad-unet", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+adagrad_unet = InProcess("adagrad-unet")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `adagrad-unet WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = adagrad_unet(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return adagrad_unet.captured(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from aiva import __version__
-from aiva.cli import COMMANDS, DESCRIPTION
 from aiva.slices import Slices
-from dart_core.cli import main
 from dart_core.data.phantoms import write_head_mr, write_prostate_mr
 from dart_core.data.scans import load_scans, open_datalist, rows_of
 from dart_core.settings import ScanSettings
+from dart_core.testing import Finished, InProcess
 
 SITES = ("sm15", "ge3", "sm3")
 """Source, target, and a second source."""
@@ -23,35 +20,13 @@ TINY = ("--width", 2, "--steps", 6, "--batch-size", 2, "--evaluate-every", 3, "-
 ALIGNMENT = ("--clusters", 3, "--perplexity", 8, "--iterations-per-epoch", 7, "--acc-amount", 3)
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def aiva(*words: object) -> int:
-    return main("aiva", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+aiva = InProcess("aiva")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `aiva WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = aiva(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return aiva.captured(capsys)
 
 
 @pytest.fixture(scope="session")

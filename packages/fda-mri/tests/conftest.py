@@ -9,30 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from dart_core.cli import main
 from dart_core.data.phantoms import write_head_mr
-from fda_mri import __version__
-from fda_mri.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 
 SITES = ("sm15", "ge3", "sm3")
 """Source, target on the same grid in another orientation, target on another grid."""
 SHAPE = (48, 56, 12)
 TINY = ("--width", 2, "--epochs", 2, "--iterations", 3, "--batch-size", 2, "--crop-size", 48, "--device", "cpu")
-
-
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
 
 
 class Trained(NamedTuple):
@@ -42,20 +25,13 @@ class Trained(NamedTuple):
     bank: Path
 
 
-def fda_mri(*words: object) -> int:
-    return main("fda-mri", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+fda_mri = InProcess("fda-mri")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `fda-mri WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = fda_mri(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return fda_mri.captured(capsys)
 
 
 @pytest.fixture(scope="session")

@@ -4,53 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from dart_core.cli import main
 from dart_core.data.datalist import Row
 from dart_core.data.phantoms import write_head_mr, write_prostate_mr
 from dart_core.data.scans import Scan
 from dart_core.data.volumes import Volume
-from mmtl_octl import __version__
-from mmtl_octl.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 
 SOURCE, TARGET = "sm3", "ge15"
 SHAPE = (32, 40, 8)
 RECIPE = ("--epochs", 3, "--batches", 2, "--batch-size", 4, "--log-every", 1, "--device", "cpu")
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def mmtl_octl(*words: object) -> int:
-    return main("mmtl-octl", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+mmtl_octl = InProcess("mmtl-octl")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `mmtl-octl WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = mmtl_octl(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return mmtl_octl.captured(capsys)
 
 
 @pytest.fixture(scope="session")

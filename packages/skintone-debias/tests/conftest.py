@@ -4,44 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dart_core.cli import main
 from dart_core.data.phantoms import write_skin_lesions
-from skintone_debias import __version__
-from skintone_debias.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 
-
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
+skintone_debias = InProcess("skintone-debias")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `skintone-debias WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = main("skintone-debias", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return skintone_debias.captured(capsys)
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +69,6 @@ def networks(lesions: Path, recipe: tuple[object, ...], tmp_path_factory: pytest
         for seed in (0, 1):
             out = tmp_path_factory.mktemp("networks") / "run"
             words = ["train", "--datalist", lesions, *recipe, "--debias", debias, "--seed", seed, "--out", out]
-            assert main("skintone-debias", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words]) == 0
+            assert skintone_debias(*words) == 0
             runs[f"{debias}-{seed}"] = out
     return runs

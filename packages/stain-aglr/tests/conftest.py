@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from dart_core.cli import main
 from dart_core.data.phantoms import write_histology
-from stain_aglr import __version__
-from stain_aglr.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 
 HOME, OTHER = "RUMC", "CWZ"
 RECIPE = (
@@ -19,35 +16,13 @@ RECIPE = (
 )  # fmt: skip
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def stain_aglr(*words: object) -> int:
-    return main("stain-aglr", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+stain_aglr = InProcess("stain-aglr")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `stain-aglr WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = stain_aglr(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return stain_aglr.captured(capsys)
 
 
 @pytest.fixture(scope="session")

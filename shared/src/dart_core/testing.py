@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from dart_core.checkpoint import load_checkpoint, load_weights
+from dart_core.cli import main
 from dart_core.run import CHECKPOINTS
 
 PATIENCE = 240.0
@@ -104,6 +105,55 @@ def _outputs(run: Path) -> dict[str, Any]:
     }
     found = {path: read for pattern, read in readers.items() for path in run.rglob(pattern)}
     return {str(path.relative_to(run)): read(path) for path, read in found.items()}
+
+
+# --- Commands in this process ----------------------------------------------------------------------------------------
+
+
+class Finished(NamedTuple):
+    """What a command gave back."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def line(self) -> str:
+        """The one line on stderr."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        return lines[0]
+
+
+class Capture(Protocol):
+    """pytest's `capsys`."""
+
+    def readouterr(self) -> tuple[str, str]:
+        """What was printed since the last call, on stdout and stderr."""
+        ...
+
+
+class InProcess:
+    """A package's command, run in this process: `InProcess("fda-mri")("train", "--out", folder)` gives the exit status."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __call__(self, *words: object) -> int:
+        """Run it with these words."""
+        package = self.command.replace("-", "_")
+        cli, version = importlib.import_module(f"{package}.cli"), importlib.import_module(package).__version__
+        return main(self.command, cli.COMMANDS, version, cli.DESCRIPTION, [str(word) for word in words])
+
+    def captured(self, capsys: Capture) -> Callable[..., Finished]:
+        """The same, with what it prints."""
+
+        def run(*words: object) -> Finished:
+            capsys.readouterr()
+            status = self(*words)
+            return Finished(status, *capsys.readouterr())
+
+        return run
 
 
 # --- Commands that are killed and resumed ----------------------------------------------------------------------------
