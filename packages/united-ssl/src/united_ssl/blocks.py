@@ -56,7 +56,7 @@ def with_gap(x: Tensor, gap: Gap | None) -> Tensor:
     """
     if gap is None:
         return x
-    each = [gap] * 3 if isinstance(gap[0], int) else list(gap)
+    each = [gap] * 3 if np.ndim(gap) == 1 else list(gap)
     for axis, (first, last) in zip((-3, -2, -1), cast("list[tuple[int, int]]", each), strict=True):
         index = torch.arange(x.shape[axis], device=x.device)
         keep = ((index < first) | (index > last)).to(x.dtype)
