@@ -241,6 +241,8 @@ def save_weights(path: str | os.PathLike[str], module: nn.Module, metadata: Mapp
     Raises:
         OutputError: the disk is full, or the folder cannot be written; an older file of that name is untouched.
     """
+    if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        raise TypeError("the network is spread over processes; give what `Run.weights` returns to `save_tensors`")
     # Tied weights share memory, which the format does not know: each name gets its own copy.
     state = {
         key: value.detach().cpu().as_subclass(Tensor).clone() for key, value in unwrap(module).state_dict().items()

@@ -41,7 +41,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dart_core import __version__
+from dart_core import __version__, sharding
 from dart_core.batches import Batches
 from dart_core.checkpoint import (
     checkpoint_path,
@@ -54,13 +54,13 @@ from dart_core.checkpoint import (
 from dart_core.errors import CheckpointError, DeviceError, Interrupted, OutputError, SettingError
 from dart_core.files import output_errors, write_atomic
 from dart_core.log import Log, plain_number
-from dart_core.settings import RunSettings
+from dart_core.settings import RunSettings, ShardedRunSettings
 
 CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 _MARK = "# Settings of a dart-core run"
-_MAY_CHANGE = {"device", "workers", "out", "checkpoint_every", "track"}
+_MAY_CHANGE = {"device", "workers", "out", "checkpoint_every", "track", "sharding"}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -106,7 +106,8 @@ class Run:
         self.rank, self.world_size, self.step = 0, 1, 0
         self.device = torch.device("cpu")
         self._stateful: dict[str, Stateful] = {}
-        self._parallel: list[DistributedDataParallel] = []
+        self._parallel: list[nn.Module] = []
+        self._sharded = False
         self._rng: dict[str, Any] | None = None
         self._newest: Path | None = None
         self._signal = 0
@@ -188,7 +189,8 @@ class Run:
     def prepare(self, module: nn.Module) -> nn.Module:
         """Move a network to the device and set it up for the settings: memory format, compilation, several processes.
 
-        Create the optimiser from the returned module's parameters.
+        Create the optimiser from the returned module's parameters. A network that is spread over the processes
+        (`ShardedRunSettings`) must be called in all of them, or `gathered`; `weights` gives its state.
         """
         module = module.to(self.device)
         if self.settings.channels_last:
@@ -200,9 +202,28 @@ class Run:
         if self.settings.compile:
             module.compile()
         if self.world_size > 1 and any(parameter.requires_grad for parameter in module.parameters()):
-            module = DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+            if isinstance(self.settings, ShardedRunSettings) and self.settings.sharding == "fsdp":
+                module, self._sharded = sharding.shard(module, self.device), True
+            else:
+                device_ids = [self.device] if self.device.type == "cuda" else None
+                module = DistributedDataParallel(module, device_ids=device_ids)
             self._parallel.append(module)
         return module
+
+    def gathered(self, module: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """A context in which one process may call a network by itself, without gradient; all processes must enter and leave.
+
+        It matters where the network is spread over the processes, and does nothing to any other.
+        """
+        return sharding.gathered(module) if sharding.is_sharded(module) else torch.no_grad()
+
+    def weights(self, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters and buffers of a network by name, whole, as copies on the CPU.
+
+        Where the network is spread over the processes, all of them must call this.
+        """
+        state: dict[str, Tensor] = sharding.whole(unwrap(module).state_dict())
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def restore(self, **stateful: Stateful) -> int:
         """Register what the checkpoints hold; with --resume, load the newest good checkpoint. Call it once.
@@ -239,6 +260,7 @@ class Run:
         for name, item in (*self._stateful.items(), ("scaler", self._scaler)):
             state = checkpoint["scaler"] if item is self._scaler else checkpoint["state"][name]
             try:
+                state = sharding.spread(state, item) if self._sharded else state
                 load_state(item, state, path) if isinstance(item, nn.Module) else item.load_state_dict(state)
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError) as error:
                 raise CheckpointError(
@@ -264,13 +286,17 @@ class Run:
         if self.world_size > 1:
             own, states = states[0], [None] * self.world_size
             dist.all_gather_object(states, own)
-        self._on_main(lambda: self._write(states))
+        gathered = None
+        if self._sharded:
+            gathered = {n: sharding.whole(item.state_dict(), self.is_main) for n, item in self._stateful.items()}
+        self._on_main(lambda: self._write(states, gathered))
 
-    def _write(self, rng: list[Any]) -> None:
+    def _write(self, rng: list[Any], state: Mapping[str, Any] | None) -> None:
         self.log.flush()
         path = checkpoint_path(self.out / CHECKPOINTS, self.step)
         path.parent.mkdir(exist_ok=True)
-        state = {name: item.state_dict() for name, item in self._stateful.items()}
+        if state is None:
+            state = {name: item.state_dict() for name, item in self._stateful.items()}
         save_checkpoint(path, {"step": self.step, "state": state, "scaler": self._scaler.state_dict(), "rng": rng})
         prune_checkpoints(path.parent, (path, self._newest))
         self._newest = path
@@ -368,7 +394,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             for module in [] if now else self._parallel:
                 if network is None or network is module:
-                    stack.enter_context(module.no_sync())
+                    stack.enter_context(sharding.without_exchange(module))
             yield
 
     def backward(self, loss: Tensor) -> None:

@@ -54,6 +54,25 @@ class RunSettings:
 
 
 @dataclass(frozen=True)
+class ShardedRunSettings(RunSettings):
+    """For commands whose networks may be too large for one device, and which call them in all processes alike."""
+
+    sharding: Literal["none", "fsdp"] = "none"
+    """Of several processes: fsdp spreads weights, gradients and the optimiser's state over them (less memory, same step)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sharding == "fsdp":
+            for flag, given in (
+                ("precision fp16", self.precision == "fp16"),
+                ("channels-last", self.channels_last),
+                ("compile", self.compile),
+            ):
+                if given:
+                    raise SettingError(f"--{flag} does not go with --sharding fsdp", remedy="leave one of them out")
+
+
+@dataclass(frozen=True)
 class ScanSettings:
     """Which scans a segmentation command reads, and how they become slices."""
 
