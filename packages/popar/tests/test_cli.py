@@ -294,6 +294,16 @@ def test_other_fine_tunings(words, datalist, pretrained, tune_words, command, tm
     assert {row[NAME] for row in rows_of(scores / "predictions.csv")} == set(about.labels)
 
 
+def test_supervised_weights_as_a_start(datalist, tuned, tune_words, command, tmp_path):
+    """Rows "ChestX-ray14" of Table 4: trained on labels, then on other labels with a new head."""
+    words = ("fine-tune", "--datalist", datalist, "--init", tuned, *tune_words, "--epochs", 1, "--labels", "Effusion")
+    finished = command(*words, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    _, about = load_tuned(tmp_path / "run")
+    assert (about.init, about.labels) == ("supervised on chestxray14", ("Effusion",))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["missing"] == []
+
+
 def test_classes(datalist, networks, tune_words, command, tmp_path):
     def two_classes(rows):
         for row in rows:
@@ -374,7 +384,6 @@ def test_pictures_without_labels(datalist, tuned, command, tmp_path):
     ("words", "line"),
     [
         (("--init", "{swin}", "--backbone", "vit_b"), "--backbone is vit_b, the pretraining's was swin_b"),
-        (("--init", "{tuned}"), "is a classifier already"),
         (("--init", "{gone}"), "no such file"),
         (("--init", "{text}"), "damaged"),
         (("--init", "{swin_file}", "--backbone", "vit_b", "--image-size", 32), "fits only"),

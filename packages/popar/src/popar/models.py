@@ -50,13 +50,6 @@ _VERSIONS = {
 """Backbone, side in pretraining and in fine-tuning -> version of Table 1."""
 
 
-def version_of(origin: Pretrained, image_size: int) -> str:
-    """What tables call a pretraining that is fine-tuned at a size: POPAR and its downgraded versions, or the sub-tasks."""
-    if origin.name != "POPAR":
-        return origin.name
-    return _VERSIONS.get((origin.backbone, origin.image_size, image_size), origin.name)
-
-
 @dataclass(frozen=True)
 class Tuned:
     """What a fine-tuned network is."""
@@ -88,6 +81,15 @@ class Tuned:
     def name(self) -> str:
         """What tables call it."""
         return f"{self.init}, {self.backbone} at {self.image_size}"
+
+
+def version_of(origin: Pretrained | Tuned, image_size: int) -> str:
+    """What tables call initial weights: POPAR and its downgraded versions, the sub-tasks, or a supervised training."""
+    if isinstance(origin, Tuned):
+        return f"supervised on {origin.site}"
+    if origin.name != "POPAR":
+        return origin.name
+    return _VERSIONS.get((origin.backbone, origin.image_size, image_size), origin.name)
 
 
 def save_pretrained(folder: Path, network: POPAR, about: Pretrained) -> None:

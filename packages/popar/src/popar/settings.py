@@ -240,7 +240,8 @@ class FineTune:
     run: RunSettings
     data: DataSettings
     init: Path | None = None
-    """Run folder of `pretrain`, or a weight file (that of the authors, or in timm's names); default: random weights."""
+    """Run folder of `pretrain` or of another `fine-tune`, or a weight file (of the authors, or in timm's names); default:
+    random weights."""
     networks: NetworkSettings = field(default_factory=NetworkSettings)
     label: LabelSettings = field(default_factory=LabelSettings)
     fine_tuning: FineTuning = field(default_factory=FineTuning)

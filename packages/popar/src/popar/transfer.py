@@ -25,7 +25,7 @@ from dart_core.data.picture_views import (
     turn_views,
 )
 from dart_core.data.picture_views import resize_to as resize
-from dart_core.errors import InputError, SettingError
+from dart_core.errors import SettingError
 from dart_core.nets import Conversion
 from dart_core.report import Report
 from dart_core.run import Run
@@ -103,7 +103,7 @@ def fine_tune(command: of.FineTune) -> None:
     say(f"network: {run.out}   report: {run.out / 'report.html'}   next: {PACKAGE} predict --model {run.out} ...")
 
 
-def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | None]:
+def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | Tuned | None]:
     """What is to be fine-tuned; backbone, size and architecture are those of the pretraining unless the command names others.
 
     Raises:
@@ -112,8 +112,6 @@ def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | None]:
     """
     given = command.networks
     origin = None if command.init is None else describe(command.init)
-    if isinstance(origin, Tuned):
-        raise InputError("is a classifier already", where=command.init, remedy="give a run folder of `popar pretrain`")
     options = parse_options(given.network)
     backbone, side = given.backbone, given.image_size
     if origin is not None:
@@ -138,7 +136,7 @@ def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | None]:
 
 
 def _say_start(
-    run: Run, command: of.FineTune, about: Tuned, origin: Pretrained | None, found: Conversion | None
+    run: Run, command: of.FineTune, about: Tuned, origin: Pretrained | Tuned | None, found: Conversion | None
 ) -> None:
     if not run.is_main:
         return
