@@ -232,8 +232,12 @@ class TestNonlinearIntensity:
     @pytest.mark.parametrize("points", [500, 100_000])
     @pytest.mark.parametrize("side", [8, 48])
     def test_single_precision(self, points: int, side: int) -> None:
-        control = torch.cat([torch.rand(6, 2, 2, generator=seeded(3), dtype=torch.float64)])
-        control = torch.stack([control_points(*c.flatten().tolist()) for c in control])
+        control = torch.stack([
+            *(control_points(*c.tolist()) for c in torch.rand(3, 4, generator=seeded(3), dtype=torch.float64)),
+            control_points(1, 0.3, 0, 0.7),  # vertical in the middle
+            control_points(0, 1, 0.2, 1),  # vertical at the ends
+            control_points(0.9, 0, 0.9, 0.1),
+        ])  # fmt: skip
         x = torch.rand(6, 1, side, side, side, generator=seeded(4))
         x[:, :, 0], x[:, :, 1] = 0, 1
         down = torch.tensor([True, False] * 3)

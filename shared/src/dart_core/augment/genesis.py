@@ -366,14 +366,13 @@ def _interpolate(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
 
 def _interpolate_coarsely(values: Tensor, across: Tensor, up: Tensor, out: Tensor) -> None:
     """The same at many values in float32, by a straight line in each of many intervals where that is near enough."""
-    half_steps = torch.linspace(0, 1, 2 * _BINS + 1, dtype=torch.float64, device=values.device)
-    at = _interpolate_sorted(half_steps, across, up)
-    ends, middle = at[:, ::2], at[:, 1::2]
+    grid = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64, device=values.device)
+    ends = _interpolate_sorted(grid, across, up)
     step = ends.diff(dim=1)
-    # Where the curve bends to one side, it is nowhere more than twice as far from the line as in the middle. Where it bends
-    # sharply to both sides, the neighbours show it.
-    off = 2 * (ends[:, :-1] + 0.5 * step - middle).abs() > _TOLERANCE
-    off = off | torch.nn.functional.pad(off[:, 1:], (0, 1)) | torch.nn.functional.pad(off[:, :-1], (1, 0))
+    # A curve that bends to one side lies between the line and the neighbours' lines, drawn on: never further off than a quarter
+    # of the changes of the slope on both sides. One that bends sharply to both sides changes it much, too.
+    bend = torch.nn.functional.pad(step.diff(dim=1).abs(), (1, 1))
+    off = bend[:, :-1] + bend[:, 1:] > 4 * _TOLERANCE
     # Interval b reaches from above b - 1 to b; that of 0 alone is for the background.
     slope = torch.nn.functional.pad(step.masked_fill(off, torch.nan), (1, 0))
     lines = torch.complex(ends.float(), slope.float()).view(-1)
