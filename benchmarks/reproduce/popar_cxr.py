@@ -62,8 +62,8 @@ BACKBONES = {
 }
 """Both see 6 x 6 patches of 16 pixels."""
 PRETRAINING = {
-    "vit": Pretraining(epochs=80, batch_size=32, held_out=128, measure_every=10),
-    "swin": Pretraining(epochs=40, batch_size=32, held_out=128, measure_every=10),
+    "vit": Pretraining(epochs=60, batch_size=32, held_out=128, measure_every=12),
+    "swin": Pretraining(epochs=36, batch_size=32, held_out=128, measure_every=12),
 }
 TUNING = {
     "nih_cxr_1000": FineTuning(epochs=6, patience=6, batch_size=16, optimizer="adamw", learning_rate=3e-4),
@@ -197,7 +197,7 @@ def smoke(data: Path, work: Path, seeds: int, ablation: bool) -> None:
         lines = [json.loads(line) for line in (work / f"pretrain-{backbone}-{ALL}/run/metrics.jsonl").open()]
         first, last = lines[0], lines[-2]
         step = (last["time"] - first["time"]) / (last["step"] - first["step"])
-        # Reading, measuring and reports come once in ten epochs.
+        # Reading, measuring and reports come once in twelve epochs.
         epochs, epoch = recipe.epochs or 1, step * result["steps"]
         seconds = epochs * epoch + (result["seconds"] - epoch) * (1 + epochs // recipe.measure_every)
         runs = 1 + (len(ABLATION) if ablation and backbone == "vit" else 0)
