@@ -221,14 +221,20 @@ def test_evaluate(tuned, command, tmp_path):
 
 
 def test_evaluate_with_an_extractor(tuned, command, tmp_path):
-    class Mean(torch.nn.Module):
-        def forward(self, x):
-            return torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], 1)
+    from onnx import TensorProto, checker, helper, save
 
-    program = torch.onnx.export(
-        Mean().eval(), (torch.zeros(2, 3, 16, 16),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("n")},), verbose=False
-    )  # fmt: skip
-    program.save(tmp_path / "mean.onnx")
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Mul", ["x", "x"], ["square"]),
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMean", ["square"], ["power"], axes=[2, 3], keepdims=0),
+        helper.make_node("Concat", ["mean", "power"], ["features"], axis=1),
+    ]
+    ends = value("x", TensorProto.FLOAT, ["n", 3, "h", "w"]), value("features", TensorProto.FLOAT, ["n", 6])
+    graph = helper.make_graph(nodes, "mean", [ends[0]], [ends[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    checker.check_model(model)
+    save(model, tmp_path / "mean.onnx")
     words = ("--predictions", tuned["restored-"], "--extractor", tmp_path / "mean.onnx", "--device", "cpu")
     assert command("evaluate", *words, "--out", tmp_path / "out").status == 0
     row = json.loads((tmp_path / "out" / "metrics.json").read_text())["restorations"][0]
@@ -244,20 +250,19 @@ def test_evaluate_with_an_extractor(tuned, command, tmp_path):
     assert row["fid"] == pytest.approx(frechet_distance(*features), rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["c-jigsaw", "s-both"])
-def test_export_a_fine_tuned_network(name, tuned, command, tmp_path):
+def test_export_a_fine_tuned_network(tuned, command, tmp_path):
     import onnxruntime
 
-    finished = command("export", "--model", tuned[name].with_name(name), "--out", tmp_path / "net.onnx")
+    finished = command("export", "--model", tuned["c-jigsaw"].with_name("c-jigsaw"), "--out", tmp_path / "net.onnx")
     assert finished.status == 0, finished.err
-    network, _ = load_model(tuned[name].with_name(name))
+    network, _ = load_model(tuned["c-jigsaw"].with_name("c-jigsaw"))
     x = torch.rand(5, 1, 16, 16, 16)
     (found,) = onnxruntime.InferenceSession(tmp_path / "net.onnx").run(None, {"cube": x.numpy()})
     with torch.no_grad():
         assert np.allclose(found, network(x).numpy(), atol=1e-4)
     assert (
         "is there already"
-        in command("export", "--model", tuned[name].with_name(name), "--out", tmp_path / "net.onnx").line
+        in command("export", "--model", tuned["c-jigsaw"].with_name("c-jigsaw"), "--out", tmp_path / "net.onnx").line
     )
 
 

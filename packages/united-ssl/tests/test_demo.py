@@ -8,6 +8,7 @@ from united_ssl import demo
 from united_ssl.settings import Network, Training
 
 
+@pytest.mark.slow
 def test_demo(command, tmp_path, monkeypatch):
     """Shortened."""
     monkeypatch.setattr(demo, "TRAINING", Training(batch_size=8, max_epochs=1, log_every=1, show_every=1))
@@ -21,8 +22,3 @@ def test_demo(command, tmp_path, monkeypatch):
         assert words in page
     assert (tmp_path / "demo" / "liver.onnx").is_file()
     assert "holds a run already" in command("demo", "--out", tmp_path / "demo").line
-
-
-@pytest.mark.slow
-def test_whole_demo(command, tmp_path):
-    assert command("demo", "--out", tmp_path / "demo").status == 0
