@@ -333,7 +333,7 @@ def prepare(command: of.Prepare) -> None:
         candidates = luna16.read_candidates(command.data)
     rows, skipped = [], []
     with Run(command.run, command) as run:
-        names = _names(scans)
+        names = file_names(scans)
         for number, (row, name) in enumerate(run.log.progress(list(zip(scans, names, strict=True)), "scans")):
             file = run.out / "cubes" / f"{name}.npy"
             try:
@@ -348,14 +348,14 @@ def prepare(command: of.Prepare) -> None:
         write_index(run.out, rows)
         counts = {split: sum(row.split == split for row in rows) for split in ("train", "val", "test")}
         run.finish({"cubes": len(rows), "scans": len(scans) - len(skipped), "left_out": len(skipped), **counts})
-        _report(run, command, counts, skipped)
+        write_report(run, command, counts, skipped)
     say(
         f"cubes: {', '.join(f'{count} {split}' for split, count in counts.items())} in {command.run.out}"
         + (f"; {len(skipped)} scans left out" if skipped else "")
     )
 
 
-def _names(scans: Sequence[Row]) -> list[str]:
+def file_names(scans: Sequence[Row]) -> list[str]:
     """Names of files, unique."""
     plain = [re.sub(r"[^\w.-]", "_", row.image.name.split(".nii")[0].removesuffix(".mhd")) for row in scans]
     return [name if plain.count(name) == 1 else f"{name}_{i:05d}" for i, name in enumerate(plain)]
@@ -433,11 +433,12 @@ def _medmnist(command: of.Prepare) -> list[CubeRow]:
         write_index(run.out, rows)
         counts = {split: len(labels) for split, (_, labels) in parts.items()}
         run.finish({"cubes": len(rows), **counts})
-        _report(run, command, counts, [])
+        write_report(run, command, counts, [])
     return rows
 
 
-def _report(run: Run, command: of.Prepare, counts: dict[str, int], skipped: Iterable[str]) -> None:
+def write_report(run: Run, command: of.Prepare, counts: dict[str, int], skipped: Iterable[str]) -> None:
+    """report.html of a folder of cubes: how many there are, some of them, and what was left out."""
     cubes = read_cubes(run.out)
     report = Report("Cubes", f"{len(cubes)} of {' x '.join(map(str, cubes.shape))} voxels", package=PACKAGE)
     report.table(("split", "cubes"), [[split, count] for split, count in counts.items()], "Cubes of each split")

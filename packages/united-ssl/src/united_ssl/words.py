@@ -29,13 +29,13 @@ from united_ssl.preparing import (
     CT_MARGIN,
     ORIENTATION,
     SPARE,
-    _names,
-    _report,
+    file_names,
     open_source,
     resized,
     scaled,
     split_for_pretraining,
     starts,
+    write_report,
 )
 from united_ssl.schedules import Plateau
 from united_ssl.tasks import pooled_features
@@ -80,14 +80,14 @@ def prepare_words(command: of.Prepare) -> None:
         write_index(run.out, rows)
         counts = {split: sum(row.split == split for row in rows) for split in ("train", "val", "test")}
         run.finish({"cubes": len(rows), "words": command.words, **counts})
-        _report(run, command, counts, [])
+        write_report(run, command, counts, [])
     say(f"cubes: {', '.join(f'{count} {split}' for split, count in counts.items())} in {command.run.out}")
 
 
 def _small_scans(run: Run, command: of.Prepare, scans: list[Row]) -> Cubes:
     """Whole scans on the grid of the auto-encoder."""
     rows = []
-    for row, name in zip(scans, _names(scans), strict=True):
+    for row, name in zip(scans, file_names(scans), strict=True):
         file = run.out / "scans" / f"{name}.npy"
         if not file.is_file():
             grey, _ = scaled(read_volume(row.image, ORIENTATION), command.intensity)
