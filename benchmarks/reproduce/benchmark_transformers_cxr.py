@@ -38,7 +38,7 @@ from benchmark_transformers.training import fine_tune
 from dart_core.classification import compare_seeds, seed_table
 from dart_core.data.images import write_image
 from dart_core.files import write_atomic, write_csv
-from dart_core.settings import OutputSettings, RunSettings
+from dart_core.settings import OutputSettings, ShardedRunSettings
 
 SIZE = 64
 NETWORKS: dict[of.BackboneName, of.Network] = {
@@ -97,9 +97,11 @@ def datalist_of(data: Path, work: Path, task: str) -> Path:
     return folder / "datalist.csv"
 
 
-def settings(folder: Path, seed: int = 0) -> RunSettings:
+def settings(folder: Path, seed: int = 0) -> ShardedRunSettings:
     """Of a run that continues where it was stopped."""
-    return RunSettings(folder, seed=seed, device="cpu", resume=(folder / "config.yaml").is_file(), checkpoint_every=200)
+    return ShardedRunSettings(
+        folder, seed=seed, device="cpu", resume=(folder / "config.yaml").is_file(), checkpoint_every=200
+    )
 
 
 def pretrained(work: Path, datalist: Path, backbone: of.BackboneName, recipe: of.PretrainRecipe) -> dict[str, Any]:

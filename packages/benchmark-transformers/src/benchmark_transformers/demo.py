@@ -20,13 +20,13 @@ from dart_core.cli import say
 from dart_core.data.phantoms import write_chest_xrays
 from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
-from dart_core.settings import OutputSettings, RunSettings
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings
 
 LABELS = ("Cardiomegaly", "Effusion", "Pneumothorax")
 PICTURES, SIZE, TRIALS = 140, 48, 2
 NETWORK = of.Network(4, 32, (2, 2), (2, 4), 3)
 PRETRAINING = of.PretrainRecipe(
-    epochs=40, batch_size=20, base_lr=3e-2, min_lr=1e-3, warmup_lr=1e-3, warmup=2, cell=8, log_every=4, show_every=10
+    epochs=30, batch_size=20, base_lr=3e-2, min_lr=1e-3, warmup_lr=1e-3, warmup=2, cell=8, log_every=4, show_every=10
 )
 FINE_TUNING = of.FineTuneRecipe(
     image_size=SIZE, epochs=12, batch_size=24, learning_rate=(3e-2,), patience=12, drop_path=0.0, log_every=1
@@ -49,10 +49,13 @@ def demo(command: of.Demo) -> None:
     def run(name: str) -> RunSettings:
         return RunSettings(out / name, seed=seed, device="cpu")
 
-    first = of.Pretrain(run("simmim"), (lists["chexpert"],), size=SIZE, network=NETWORK, recipe=PRETRAINING)
+    def pretraining(name: str) -> ShardedRunSettings:
+        return ShardedRunSettings(out / name, seed=seed, device="cpu")
+
+    first = of.Pretrain(pretraining("simmim"), (lists["chexpert"],), size=SIZE, network=NETWORK, recipe=PRETRAINING)
     pretrain(first)
     further = of.Pretrain(
-        run("simmim-continued"), (lists["chestxray14"],), size=SIZE, init_from=out / "simmim", network=NETWORK,
+        pretraining("simmim-continued"), (lists["chestxray14"],), size=SIZE, init_from=out / "simmim", network=NETWORK,
         recipe=PRETRAINING,
     )  # fmt: skip
     pretrain(further)

@@ -163,7 +163,7 @@ def score_sections(report: Report, scored: Sequence[Scored]) -> None:
         kind = "accuracy" if one.exclusive else f"mean AUC of {len(one.counted)} labels"
         undefined = sum(trial.defined < len(one.counted) for trial in one.trials)
         note = f"{undefined} trials with an undefined label" if undefined and not one.exclusive else ""
-        lines.append((one.name, one.dataset, kind, len(one.values()), *found.values(), note))
+        lines.append((one.name, one.dataset, kind, len(one.values()), *map(_digits, found.values()), note))
     report.table(
         ("name", "data set", "measure", "trials", "mean", "sd, divisor n", "sd, divisor n - 1", "note"), lines,
         "Mean and standard deviation over the trials. The authors print the deviation with divisor n; a t-test needs the "
@@ -176,7 +176,7 @@ def score_sections(report: Report, scored: Sequence[Scored]) -> None:
         for column, label in enumerate(labels):
             defined = areas[:, column][~np.isnan(areas[:, column])]
             positives = int(np.nansum(one.trials[0].known[:, column]))
-            rows.append((label, positives, *mean_and_spread(list(defined)).values()))
+            rows.append((label, positives, *map(_digits, mean_and_spread(list(defined)).values())))
         report.table(
             ("label", "positive pictures", "AUC", "sd, divisor n", "sd, divisor n - 1"), rows,
             f"AUC of each label: {one.name}, {one.dataset}",
@@ -195,3 +195,8 @@ def score_sections(report: Report, scored: Sequence[Scored]) -> None:
                 roc_figure(curves), f"{dataset}: all labels together (micro-average), first trial of each fine-tuning",
                 f"ROC curves on {dataset}",
             )  # fmt: skip
+
+
+def _digits(value: float | None) -> str | None:
+    """Four digits for all cells of a table; None shows a dash."""
+    return None if value is None else f"{value:.4f}"

@@ -23,7 +23,7 @@ from benchmark_transformers.schedules import simmim_lr
 from benchmark_transformers.simmim import CLIP_NORM, SimMIM, masked_cells, parameter_groups, simmim_mask
 from dart_core import figures
 from dart_core.batches import Batches
-from dart_core.checkpoint import save_weights, unwrap
+from dart_core.checkpoint import save_tensors
 from dart_core.cli import say
 from dart_core.data.catalog import radiographs
 from dart_core.data.datalist import Row
@@ -110,24 +110,27 @@ def pretrain(command: of.Pretrain) -> None:
     keywords = command.network.keywords(command.backbone == "swin_b")
     if recipe.drop_path is not None:
         keywords["drop_path_rate"] = recipe.drop_path
+    # A network that does not fit is found out before the output folder is made.
+    torch.manual_seed(command.run.seed)
+    network = SimMIM(command.backbone, command.size, **keywords)
+    cells = cells_of(network, recipe.cell)
+    loaded = None
+    if command.init_from is not None:
+        loaded = convert_simmim(weights_file(command.init_from), network)
+        network.load_state_dict(loaded.state, strict=False)
     with Run(command.run, command) as run:
-        network = SimMIM(command.backbone, command.size, **keywords)
-        cells = cells_of(network, recipe.cell)
-        loaded = None
-        if command.init_from is not None:
-            loaded = convert_simmim(weights_file(command.init_from), network)
-            network.load_state_dict(loaded.state, strict=False)
-            if run.is_main:
-                say(f"{command.init_from}: {loaded}")
+        if loaded is not None and run.is_main:
+            say(f"{command.init_from}: {loaded}")
         batches = simmim_batches(files, network.image_size, cells, recipe.batch_size, run.settings.seed)
-        train(run, network, batches, cells, command, Examples(files, network, cells, recipe))
+        examples = Examples(files, network, cells, recipe)
+        weights = train(run, network, batches, cells, command, examples)
         if not run.is_main:
             return
         about = Pretrained(
             command.backbone, network.image_size, keywords, recipe.normalization, recipe.epochs, len(files),
             "" if command.init_from is None else command.init_from.name,
         )  # fmt: skip
-        save_weights(run.out / WEIGHTS, network, {PRETRAINED: json.dumps(dataclasses.asdict(about))})
+        save_tensors(run.out / WEIGHTS, weights, {PRETRAINED: json.dumps(dataclasses.asdict(about))})
         lines = logged(run.out)
         last = [line["loss"] for line in lines[-10:]]
         speed = [line["images_per_second"] for line in lines if line.get("images_per_second")]
@@ -155,7 +158,9 @@ def cells_of(network: SimMIM, cell: int) -> int:
     return network.image_size // cell
 
 
-def train(run: Run, network: SimMIM, batches: Batches, cells: int, command: of.Pretrain, examples: Examples) -> None:
+def train(
+    run: Run, network: SimMIM, batches: Batches, cells: int, command: of.Pretrain, examples: Examples
+) -> dict[str, Tensor]:
     """The loop of SimMIM (specification 2.2.6); resumes where the run was stopped.
 
     Args:
@@ -166,6 +171,9 @@ def train(run: Run, network: SimMIM, batches: Batches, cells: int, command: of.P
         command: recipe; and what the report shows.
         examples: pictures of which restorations are shown as it goes.
 
+    Returns:
+        Parameters and buffers by name, on the CPU.
+
     Raises:
         Diverged: the loss is no number.
     """
@@ -173,7 +181,7 @@ def train(run: Run, network: SimMIM, batches: Batches, cells: int, command: of.P
     statistics = statistics_of(recipe.normalization, None, None)
     per_epoch = -(-batches.size // recipe.batch_size)
     prepared = run.prepare(network)
-    # Made from the unwrapped network, whose names tell what is decayed; the parameters are the same.
+    # From the network without its wrapper, whose names tell what is decayed; the parameters are the same.
     groups = parameter_groups(network, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.base_lr, betas=(0.9, 0.999), eps=1e-8)
     clip_gradients(optimizer, CLIP_NORM)
@@ -198,10 +206,13 @@ def train(run: Run, network: SimMIM, batches: Batches, cells: int, command: of.P
                 raise Diverged(f"the loss of step {step} is no number", remedy="lower --base-lr")
             run.log.write(step, loss=loss, learning_rate=rate, images_per_second=meter.rate())
         epoch, place = divmod(step + 1, per_epoch)
-        if place == 0 and run.is_main and (epoch % recipe.show_every == 0 or epoch == recipe.epochs):
-            examples.write(run.out, network, epoch)
-            write_report(run, command, batches.size)
+        if place == 0 and (epoch % recipe.show_every == 0 or epoch == recipe.epochs):
+            with run.gathered(prepared):
+                if run.is_main:
+                    examples.write(run.out, network, epoch)
+                    write_report(run, command, batches.size)
             meter.pause()
+    return run.weights(prepared)
 
 
 def reconstruct(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -257,7 +268,6 @@ class Examples:
     @torch.no_grad()
     def restore(self, network: SimMIM) -> NDArray[np.uint8]:
         """Pictures, what the network sees of them, and what it paints into the holes, as three rows: (3 K, n K, 3)."""
-        network = network if isinstance(network, SimMIM) else unwrap(network)
         device = next(network.parameters()).device
         training = network.training
         network.eval()

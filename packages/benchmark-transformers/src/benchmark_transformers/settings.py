@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, at_least
 
 BackboneName = Literal["swin_b", "vit_b"]
 Source = Literal["simmim", "moco_v3", "dino", "mae", "moby"]
@@ -245,7 +245,7 @@ class CheckData:
 class Pretrain:
     """Pre-train an encoder by SimMIM on pictures without labels, from random weights or continuing from others (--init-from)."""
 
-    run: RunSettings
+    run: ShardedRunSettings
     pictures: tuple[Path, ...]
     """Folders of pictures, datalists, or folders of data sets as their owners publish them; of a datalist with splits only
     the training pictures are taken."""
