@@ -444,6 +444,22 @@ def test_prepare_lits_and_brats(livers, command, tmp_path):
     assert cubes.shape == (16, 16, 8)
 
 
+def test_prepare_cubes_as_pe_cad_has_them(command, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["patient,cube,label"]
+    for i in range(12):
+        image = nibabel.Nifti1Image(rng.integers(-900, 300, (20, 20, 20)).astype(np.int16), np.eye(4))
+        nibabel.save(image, tmp_path / f"c{i}.nii.gz")
+        lines.append(f"p{i // 2},c{i}.nii.gz,{i % 2}")
+    (tmp_path / "candidates.csv").write_text("\n".join(lines) + "\n")
+    words = ("--data", tmp_path, "--target", "ECC", "--size", 16, 16, 16, "--out", tmp_path / "ECC")
+    assert command("prepare", *words).status == 0
+    cubes = read_cubes(tmp_path / "ECC")
+    assert sorted(cubes.labels().tolist()) == [0] * 6 + [1] * 6
+    assert {row.split for row in cubes.rows} == {"train", "val", "test"}
+    assert (cubes.cube(0) <= 1300 / 2000 + 1e-3).all()
+
+
 def test_prepare_a_folder_of_other_images(command, tmp_path):
     rng = np.random.default_rng(0)
     for i in range(6):
