@@ -86,6 +86,10 @@ class TestTwoProcesses:
         assert list(expected) == ["1", "5", "9"]
         assert shown == pytest.approx(expected, abs=1e-5)
 
+    def test_one_process_cannot_write_what_is_spread(self, two: Path, one: Path) -> None:
+        assert json.loads((two / "plain" / "metrics.json").read_text())["refused"]
+        assert not json.loads((one / "metrics.json").read_text())["refused"]
+
     def test_resume_is_exact(self, two: Path) -> None:
         assert_equal_states(state(two / "ours"), state(two / "plain"))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dart_core.batches import Batches
-from dart_core.checkpoint import save_tensors
+from dart_core.checkpoint import save_tensors, save_weights
 from dart_core.fine_tuning import clip_gradients
 from dart_core.run import Run
 from dart_core.settings import ShardedRunSettings
@@ -75,7 +75,13 @@ def train(out: Path, steps: int = STEPS, **changes: object) -> None:
         weights = run.weights(network)
         if run.is_main:
             save_tensors(out / "weights.safetensors", weights, {"processes": str(run.world_size)})
-        run.finish({"held": sum(part.numel() for part in parts), "shown": shown})
+        refused = False
+        try:
+            save_weights(out / "alone.safetensors", network, {})
+            (out / "alone.safetensors").unlink()
+        except TypeError:  # one process cannot write what is spread
+            refused = True
+        run.finish({"held": sum(part.numel() for part in parts), "shown": shown, "refused": refused})
 
 
 def main(folder: Path) -> None:
