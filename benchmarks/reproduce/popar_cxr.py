@@ -26,7 +26,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ import torch
 from dart_core.classification import compare_seeds, seed_table
 from dart_core.data.images import write_image
 from dart_core.files import write_atomic, write_csv
-from dart_core.settings import OutputSettings, RunSettings
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings
 from popar.evaluation import read_scored, result_rows
 from popar.prediction import predict
 from popar.pretraining import pretrain
@@ -52,6 +52,8 @@ from popar.settings import (
     Subtask,
 )
 from popar.transfer import fine_tune
+
+Settings = TypeVar("Settings", bound=RunSettings)
 
 SIDE = 96
 BACKBONES = {
@@ -127,9 +129,9 @@ def datalist_of(data: Path, work: Path, name: str) -> Path:
     return folder / "datalist.csv"
 
 
-def run_settings(out: Path, seed: int) -> RunSettings:
+def run_settings(out: Path, seed: int, kind: type[Settings]) -> Settings:
     """A new run, or one to be continued."""
-    return RunSettings(out, seed=seed, device="cpu", checkpoint_every=100, resume=(out / "config.yaml").is_file())
+    return kind(out, seed=seed, device="cpu", checkpoint_every=100, resume=(out / "config.yaml").is_file())
 
 
 def pretrained(
@@ -144,7 +146,7 @@ def pretrained(
     started = time.time()
     recipe = PRETRAINING[backbone] if epochs is None else dataclasses.replace(PRETRAINING[backbone], epochs=epochs)
     command = Pretrain(
-        run_settings(folder / "run", 0), DataSettings(datalist, memory=True), BACKBONES[backbone],
+        run_settings(folder / "run", 0, ShardedRunSettings), DataSettings(datalist, memory=True), BACKBONES[backbone],
         Distortions(subtasks=subtasks), recipe,
     )  # fmt: skip
     pretrain(command)
@@ -169,7 +171,7 @@ def tuned(
     data = DataSettings(datalist, memory=True)
     origin = None if init == RANDOM else work / f"pretrain-{backbone}-{init}" / "run"
     networks = BACKBONES[backbone] if origin is None else NetworkSettings(BACKBONES[backbone].backbone)
-    fine_tune(FineTune(run_settings(run, seed), data, origin, networks, LabelSettings(), recipe))
+    fine_tune(FineTune(run_settings(run, seed, RunSettings), data, origin, networks, LabelSettings(), recipe))
     trained = time.time() - started
     output = OutputSettings(folder / "scores", overwrite=True)
     predict(Predict(data, output, run, crops=CROPS[name], device="cpu"))

@@ -10,7 +10,7 @@ from dart_core.data.datalist import Datalist
 from dart_core.data.phantoms import write_chest_xrays
 from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
-from dart_core.settings import OutputSettings, RunSettings
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings
 from popar import settings as of
 from popar.commands import check_data
 from popar.evaluation import comparisons, evaluate, over_seeds, read_scored, result_rows, score_sections
@@ -24,11 +24,11 @@ from popar.radiographs import Radiographs, three_channels
 from popar.transfer import RANDOM, fine_tune
 
 FINDINGS = ("Cardiomegaly", "Effusion")
-UNLABELLED, LABELLED, FILE_SIDE, SIDE = 240, 120, 72, 64
+UNLABELLED, LABELLED, FILE_SIDE, SIDE = 240, 150, 72, 64
 NETWORK = of.NetworkSettings("vit_b", SIDE, ("patch_size=8", "embed_dim=64", "depth=3", "num_heads=4"))
 PRETRAINING = of.Pretraining(epochs=30, batch_size=24, held_out=24, measure_every=10, examples=6, log_every=5)
 TUNING = of.FineTuning(
-    epochs=10, batch_size=12, learning_rate=3e-4, normalisation="chestxray14", patience=10, log_every=2
+    epochs=20, batch_size=12, learning_rate=3e-4, normalisation="chestxray14", patience=20, log_every=2
 )
 SEEDS = 2
 
@@ -43,7 +43,7 @@ def demo(command: of.Demo) -> None:
     labelled = write_chest_xrays(out / "labelled", "chestxray14", LABELLED, FINDINGS, side, command.seed + 1)
     say(f"phantoms: {unlabelled} (pretraining), {labelled} (fine-tuning)")
     check_data(of.CheckData(of.DataSettings(labelled), labelled=True))
-    run = RunSettings(out / "pretraining", seed=command.seed, device="cpu")
+    run = ShardedRunSettings(out / "pretraining", seed=command.seed, device="cpu")
     splits: tuple[of.Split, ...] = ("train", "val")
     pretrain(
         of.Pretrain(run, of.DataSettings(unlabelled, memory=True), NETWORK, pretraining=PRETRAINING, splits=splits)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
 from dart_core.batches import Batches
-from dart_core.checkpoint import unwrap
 from dart_core.data.picture_views import normalise
 from dart_core.errors import InputError, SettingError
 from dart_core.fine_tuning import step_generator
@@ -369,17 +368,21 @@ def pretrain_network(
     training: Pretraining,
     epochs: int,
     epoch_ended: Callable[[int, int], Mapping[str, float]] | None = None,
-) -> None:
+) -> dict[str, Tensor]:
     """Pretrain a network; resumes where the run was stopped.
 
     Args:
         run: an entered run.
-        network: trained in place; holds the weights of the last epoch.
+        network: trained in place.
         batches: of "image" uint8 (B, 3, H, H) or, grey, (B, 1, H, H).
         objective: distortions and losses.
         training: the recipe.
         epochs: of it.
-        epoch_ended: called with the network in evaluation mode, with epoch (from 1) and step (from 0); gives numbers to log.
+        epoch_ended: called in the first process, with the network in evaluation mode and whole, with epoch (from 1) and step
+            (from 0); gives numbers to log.
+
+    Returns:
+        The weights after the last epoch, on the CPU.
 
     Raises:
         SettingError: the loss is no number.
@@ -411,11 +414,13 @@ def pretrain_network(
                 raise SettingError(f"the loss of step {step} is no number", remedy="give a lower --learning-rate")
             run.log.write(step, loss=loss, **_parts(parts, objective), learning_rate=optimizer.param_groups[0]["lr"])
         if (step + 1) % per_epoch == 0 and epoch_ended is not None:
-            unwrap(prepared).eval()
-            found = epoch_ended(epoch, step)
+            prepared.eval()
+            with run.gathered(prepared):
+                found = epoch_ended(epoch, step) if run.is_main else {}
             prepared.train()
             if found:
                 run.log.write(step, epoch=epoch, **found)
+    return run.weights(prepared)
 
 
 def _parts(parts: Sequence[tuple[Tensor, Tensor, float]], objective: Objective) -> dict[str, Tensor]:

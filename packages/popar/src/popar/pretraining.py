@@ -66,12 +66,16 @@ def pretrain(command: of.Pretrain) -> None:
         pictures.read_all()
         network = POPAR(given.backbone, given.image_size, command.pretraining.drop_path, **options)
         progress = _Progress(run, command, network, about, fixed)
-        pretrain_network(run, network, batches, objective, command.pretraining, about.epochs, progress.epoch_ended)
+        weights = pretrain_network(
+            run, network, batches, objective, command.pretraining, about.epochs, progress.epoch_ended
+        )
         if not run.is_main:
             return
-        network.eval()
-        save_pretrained(run.out, network, about)
-        found = {} if fixed is None else fixed.measure(network, run.device)
+        # The one that was trained may be spread over the processes.
+        progress.network = POPAR(given.backbone, given.image_size, **options).to(run.device).eval()
+        progress.network.load_state_dict(weights)
+        save_pretrained(run.out, progress.network, about)
+        found = {} if fixed is None else fixed.measure(progress.network, run.device)
         run.finish({
             "subtasks": list(about.subtasks), "pictures": len(training), "measured_pictures": len(held_out),
             "excluded": sum(row.image.stem in left_out for row in datalist), "epochs": about.epochs, "steps": run.step,
@@ -103,15 +107,14 @@ class _Progress:
             return {}
         seconds, steps = time.monotonic() - self.since, step + 1 - self.step
         found = {} if self.fixed is None else self.fixed.measure(self.network, self.run.device)
-        if self.run.is_main:
-            texts = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()]
-            rate = steps * recipe.batch_size / seconds
-            say(", ".join([f"epoch {epoch} of {self.about.epochs}: {rate:.1f} pictures/s", *texts]))
-            if self.fixed is not None:
-                rows = self.fixed.examples(self.network, self.run.device, recipe.examples)
-                write_image(self.run.out / EXAMPLES / f"epoch-{epoch:04d}.png", examples_sheet(rows))
-            if epoch < self.about.epochs:
-                self.report(epoch, found)
+        texts = [f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items()]
+        rate = steps * recipe.batch_size / seconds
+        say(", ".join([f"epoch {epoch} of {self.about.epochs}: {rate:.1f} pictures/s", *texts]))
+        if self.fixed is not None:
+            rows = self.fixed.examples(self.network, self.run.device, recipe.examples)
+            write_image(self.run.out / EXAMPLES / f"epoch-{epoch:04d}.png", examples_sheet(rows))
+        if epoch < self.about.epochs:
+            self.report(epoch, found)
         self.since, self.step = time.monotonic(), step + 1
         return found
 

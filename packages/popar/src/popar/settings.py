@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, at_least
 
 Subtask = Literal["poc", "mpr", "mgr"]
 SUBTASKS: tuple[Subtask, ...] = ("poc", "mpr", "mgr")
@@ -221,7 +221,7 @@ class CheckData:
 class Pretrain:
     """Teach a backbone the order of patches and the restoration of their appearance; needs no labels."""
 
-    run: RunSettings
+    run: ShardedRunSettings
     data: DataSettings
     networks: NetworkSettings = field(default_factory=NetworkSettings)
     distortions: Distortions = field(default_factory=Distortions)
