@@ -132,6 +132,48 @@ def test_rsna_pneumonia_is_exclusive(tmp_path: Path) -> None:
     assert {name: len(part) for name, part in parts.items()} == {"train": 24, "val": 3, "test": 3}
 
 
+def write_slice(path: Path, hounsfield: float, height: float, size: int = 4) -> None:
+    """A CT slice of one value."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+    meta.MediaStorageSOPInstanceUID = generate_uid()
+    data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    data.SOPClassUID, data.SOPInstanceUID, data.Modality = CTImageStorage, meta.MediaStorageSOPInstanceUID, "CT"
+    data.Rows = data.Columns = size
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
+    data.RescaleSlope, data.RescaleIntercept = 1, -1024
+    data.ImagePositionPatient = [0, 0, height]
+    data.PixelData = np.full((size, size), hounsfield + 1024, np.int16).tobytes()
+    pydicom.dcmwrite(path, data)
+
+
+def test_slices_of_rsna_pe_come_between_their_neighbours(tmp_path: Path) -> None:
+    """Window 100/700: -250 HU is black, 100 HU the middle, 450 HU white; first and last slice are their own neighbours."""
+    lines = ["StudyInstanceUID,SeriesInstanceUID,SOPInstanceUID,pe_present_on_image"]
+    for study in range(20):
+        folder = tmp_path / "train" / f"study{study}" / "series"
+        folder.mkdir(parents=True)
+        for name, hounsfield, height in (("c", 450, 3.0), ("a", -250, 1.0), ("b", 100, 2.0)):
+            write_slice(folder / f"{name}.dcm", hounsfield, height)
+            lines.append(f"study{study},series,{name},{int(study % 2 and name == 'b')}")
+    (tmp_path / "train.csv").write_text("\n".join(lines))
+    parts = training_cases(DataSettings(tmp_path))
+    assert parts["train"].labels == ("pe_present_on_image",)
+    studies = [{row.subject for row in part.rows} for part in parts.values()]
+    assert sum(map(len, studies)) == len(set().union(*studies)) == 20
+    files = CaseFiles(parts["train"].rows[:3])
+    expected = {"a": (0, 0, 128), "b": (0, 128, 255), "c": (128, 255, 255)}
+    for place, row in enumerate(files.rows):
+        found = files[place]
+        assert found.shape == (3, 4, 4)
+        assert found[:, 0, 0].tolist() == pytest.approx(expected[row.image.stem], abs=1)
+
+
 # Pictures
 
 

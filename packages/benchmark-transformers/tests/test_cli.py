@@ -320,6 +320,38 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_download_only_when_asked_and_one_line_where_it_fails(datalist, small, command, tmp_path, monkeypatch):
+    import timm
+
+    asked = []
+    build = timm.create_model
+
+    def hub(name, pretrained=False, **options):
+        if pretrained:
+            asked.append(name)
+            if len(asked) == 1:
+                raise OSError("the hub cannot be reached\nby this machine")
+        return build(name, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", hub)
+    words = (
+        "--datalist",
+        datalist,
+        "--initialisation",
+        "swin-b-in1k",
+        *small["network"],
+        *small["fine-tune"],
+        "--download",
+    )
+    finished = command("fine-tune", *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert "swin_base_patch4_window7_224.ms_in1k cannot be downloaded (the hub cannot be reached)" in finished.line
+    assert not (tmp_path / "run").exists()
+    finished = command("fine-tune", *words, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    assert set(asked) == {"swin_base_patch4_window7_224.ms_in1k"}
+
+
 def test_local_file_in_timms_names(datalist, small, command, tmp_path):
     import timm
 

@@ -20,7 +20,7 @@ from benchmark_transformers.cases import CaseFiles
 from benchmark_transformers.conversion import Converted, convert_simmim
 from benchmark_transformers.networks import PACKAGE, PRETRAINED, WEIGHTS, Pretrained, statistics_of, weights_file
 from benchmark_transformers.schedules import simmim_lr
-from benchmark_transformers.simmim import CLIP_NORM, SimMIM, masked_cells, parameter_groups, simmim_mask
+from benchmark_transformers.simmim import CLIP_NORM, DROP_PATH, SimMIM, masked_cells, parameter_groups, simmim_mask
 from dart_core import figures
 from dart_core.batches import Batches
 from dart_core.checkpoint import save_tensors
@@ -108,8 +108,7 @@ def pretrain(command: of.Pretrain) -> None:
     rows = unlabelled_pictures(command.pictures, command.exclude)
     files = CaseFiles(rows)
     keywords = command.network.keywords(command.backbone == "swin_b")
-    if recipe.drop_path is not None:
-        keywords["drop_path_rate"] = recipe.drop_path
+    keywords["drop_path_rate"] = DROP_PATH[command.backbone] if recipe.drop_path is None else recipe.drop_path
     # A network that does not fit is found out before the output folder is made.
     torch.manual_seed(command.run.seed)
     network = SimMIM(command.backbone, command.size, **keywords)

@@ -34,10 +34,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "swin_b": {"window_size": 6, "drop_path_rate": 0.0},
     "vit_b": {
         "use_abs_pos_emb": False, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True, "init_values": 0.1,
-        "drop_path_rate": 0.1, "global_pool": "",
+        "global_pool": "",
     },
 }  # fmt: skip
 """What differs from timm's architecture of that name."""
+DROP_PATH = {"swin_b": 0.0, "vit_b": 0.1}
+"""Stochastic depth of SimMIM's recipes (specification 2.2.6); the class itself has none unless asked."""
 
 
 @accepts_arrays
@@ -114,7 +116,7 @@ class SimMIM(nn.Module):
         backbone: "swin_b" or "vit_b".
         image_size: side of the pictures; None: 192 for Swin (window 6), 224 for ViT.
         network: keywords of timm's class for another size of network: patch_size, embed_dim, depths (Swin) or depth (ViT),
-            num_heads, window_size, drop_path_rate.
+            num_heads, window_size, drop_path_rate (default 0).
 
     Attributes:
         patch: pixels per token and side.
