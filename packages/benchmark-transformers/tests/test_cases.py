@@ -44,6 +44,13 @@ def test_labels_and_splits_of_a_datalist(tmp_path: Path) -> None:
     assert read_cases(DataSettings(path, labels=("b", "a")))["test"].labels == ("b", "a")
 
 
+def test_labels_that_a_network_answers_and_the_data_set_lacks_are_unknown(tmp_path: Path) -> None:
+    path = write_list(tmp_path, ("split", "a", "b"), [("test", 1, 0), ("test", "", 1)])
+    test = read_cases(DataSettings(path), ("b", "c"), labelled=False)["test"]
+    assert test.labels == ("b", "c")
+    assert np.array_equal(test.known(), [[0, math.nan], [1, math.nan]], equal_nan=True)
+
+
 def test_uncertain_labels_need_a_policy_and_are_drawn_anew(tmp_path: Path) -> None:
     path = write_list(tmp_path, ("split", "a", "b"), [("train", -1, ""), ("train", 1, 0), ("val", 0, 1)])
     with pytest.raises(DartError, match=r"list.csv, row 2, column a: -1 marks an uncertain label; .*--uncertain"):

@@ -106,7 +106,7 @@ def read_cases(data: of.DataSettings, labels: Sequence[str] = (), labelled: bool
 
     Args:
         data: where, and which labels.
-        labels: those that a network answers; a data set without them is taken without labels where `labelled` is False.
+        labels: those that a network answers; what the data set does not label is unknown where `labelled` is False.
         labelled: every picture must have a label, and every file must be there.
 
     Raises:
@@ -190,7 +190,10 @@ def _cases(datalist: Datalist, site: str, data: of.DataSettings, labels: Sequenc
             remedy="add one column per label with 0 and 1, or name them: --labels",
         )  # fmt: skip
     else:
-        columns, truth = tuple(labels), np.full((len(rows), len(labels)), np.nan, dtype=np.float32)
+        # What a network answers and the data set does not label is unknown.
+        columns = tuple(labels)
+        cells = [[_cell(row, name, policy) if name in there else math.nan for name in columns] for row in rows]
+        truth = np.array(cells, dtype=np.float32)
     _check_rows(rows, columns, truth, exclusive, labelled)
     return Cases(Pictures(site, tuple(columns), rows, truth), exclusive, policy)
 
