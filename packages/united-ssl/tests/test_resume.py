@@ -28,12 +28,13 @@ def trainings(tmp_path_factory):
         yield made
 
 
-@pytest.mark.parametrize("name", PRETRAINING)
+@pytest.mark.parametrize("name", [pytest.param("jigsaw", marks=pytest.mark.slow), "deep-clustering"])
 def test_pretraining_is_killed(name, trainings, cubes, tmp_path):
     words = ("pretrain", "--cubes", cubes, *SIZES, *PRETRAINING[name])
     trainings.assert_survives_kill(words, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_pretraining_is_stopped(trainings, cubes, tmp_path):
     words = ("pretrain", "--cubes", cubes, *SIZES, *PRETRAINING["deep-clustering"])
     trainings.assert_survives_interrupt(words, tmp_path / "run")
