@@ -188,7 +188,7 @@ def test_nothing_could_be_labelled(command: Command, tmp_path: Path) -> None:
     assert done.status == 2
     assert done.line == (
         f"skintone-debias: error: {tmp_path / 'a.jpg'}: not a picture (and 1 other reason); none of the 3 files could be "
-        "labelled; give a PNG, JPEG or TIFF file"
+        "labelled; give a PNG, JPEG, TIFF or DICOM file"
     )
     assert not list((tmp_path / "out").iterdir())
 

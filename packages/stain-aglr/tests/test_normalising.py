@@ -114,7 +114,9 @@ def test_stains_that_may_be_swapped_are_pointed_out(
     assert float(lines["near"]["h_red"]) - float(lines["near"]["e_red"]) < 0.02
     assert "may be swapped" in lines["near"]["reason"]
     assert (lines["far"]["status"], lines["far"]["reason"]) == ("ok", "")
-    assert "macenko: in 1 pictures the two stains are about equally red" in " ".join("".join(capsys.readouterr()).split())
+    assert "macenko: in 1 pictures the two stains are about equally red" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
 
 
 def test_refusals(patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

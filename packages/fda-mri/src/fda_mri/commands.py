@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +16,9 @@ from dart_core.cli import say
 from dart_core.data.datalist import Row, problems
 from dart_core.data.scans import open_datalist, unique_names
 from dart_core.data.slices import predict_slices
-from dart_core.errors import DartError, InputError, OutputError, SettingError
+from dart_core.errors import DartError, InputError, SettingError
 from dart_core.evaluation import score
+from dart_core.export import check_file, export_onnx
 from dart_core.figures import Panel, comparison, training_curves
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
@@ -174,7 +174,7 @@ def _train_cyclegan(command: of.Train) -> None:
 
 def bank(command: of.Bank) -> None:
     """Collect the source training scans of a site into one file."""
-    _check_file(command.out, ".safetensors", command.overwrite)
+    check_file(command.out, ".safetensors", command.overwrite)
     scans = list(load(select(command.scans, "train"), command.scans))
     grid = scans[0].grid
     donors = DonorBank.build(
@@ -191,47 +191,15 @@ def bank(command: of.Bank) -> None:
     )
 
 
-def _check_file(path: Path, ending: str, overwrite: bool) -> None:
-    if path.suffix != ending:
-        raise OutputError(f"the file name must end in {ending}", where=path, remedy="rename --out")
-    if path.exists() and not overwrite:
-        raise OutputError("is there already", where=path, remedy="--overwrite replaces it")
-    if not path.resolve().parent.is_dir():
-        raise OutputError("the folder is not there", where=path, remedy=f"make {path.parent} first")
-
-
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
 def export(command: of.Export) -> None:
     """Write the network as ONNX and compare it with PyTorch at two sizes."""
-    import onnxruntime
-
-    _check_file(command.out, ".onnx", command.overwrite)
+    check_file(command.out, ".onnx", command.overwrite)
     network, _ = load_network(command.model, torch.device("cpu"))
     sides = {2: 8 * torch.export.Dim("rows", min=2), 3: 8 * torch.export.Dim("columns", min=2)}
-    shapes = ({0: torch.export.Dim("batch"), **sides},)
-    temporary = command.out.with_name(f".{command.out.name}.tmp")
-    try:
-        program = torch.onnx.export(
-            network, (torch.zeros(2, 1, 64, 64),), dynamo=True, dynamic_shapes=shapes, input_names=["image"],
-            output_names=["logits"], verbose=False, external_data=False,
-        )  # fmt: skip
-        assert program is not None  # only the older exporter answers None
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        worst = 0.0
-        for shape in ((1, 1, 64, 64), (3, 1, 184, 224)):
-            x = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-            with torch.no_grad():
-                expected = network(x)
-            (found,) = session.run(None, {"image": x.numpy()})
-            worst = max(worst, float((expected - torch.from_numpy(found)).abs().max() / expected.abs().max()))
-        if worst > 1e-4:
-            raise OutputError(f"ONNX and PyTorch differ by {worst:.1e} of the largest logit", where=command.out)
-        temporary.replace(command.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    worst = export_onnx(network, command.out, [(1, 1, 64, 64), (3, 1, 184, 224)], sides=sides)
     say(f"{command.out}: written; largest difference to PyTorch {worst:.1e} of the largest logit at two sizes")
 
 

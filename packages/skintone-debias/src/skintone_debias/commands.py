@@ -15,7 +15,8 @@ from dart_core.classification import MEASURES, binary_scores, group_table, score
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.data.images import read_image
-from dart_core.errors import DartError, InputError, OutputError, SettingError
+from dart_core.errors import DartError, InputError, SettingError
+from dart_core.export import check_file, export_onnx
 from dart_core.figures import training_curves
 from dart_core.files import write_atomic
 from dart_core.report import Report
@@ -297,37 +298,11 @@ def _prediction_rows(
 
 def export(command: of.Export) -> None:
     """Write encoder and main head as ONNX and compare them with PyTorch."""
-    import onnxruntime
-
-    if command.out.suffix.lower() != ".onnx":
-        raise SettingError(f"--out is {command.out}", remedy="give a name that ends in .onnx")
-    if command.out.exists() and not command.overwrite:
-        raise OutputError("exists already", where=command.out, remedy="--overwrite replaces it")
+    check_file(command.out, ".onnx", command.overwrite)
     network, model = load_model(command.model)
     side = model.image_size
-    temporary = command.out.with_name(f".{command.out.name}.tmp")
-    try:
-        command.out.parent.mkdir(parents=True, exist_ok=True)
-        program = torch.onnx.export(
-            network, (torch.rand(2, 3, side, side),), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},),
-            input_names=["image"], output_names=["logit"], verbose=False, external_data=False,
-        )  # fmt: skip
-        assert program is not None  # only the older exporter answers None
-        program.save(temporary)
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-        worst = 0.0
-        for count in (1, 3):
-            x = torch.rand((count, 3, side, side), generator=torch.Generator().manual_seed(count))
-            with torch.no_grad():
-                expected = network(x)
-            (found,) = session.run(None, {"image": x.numpy()})
-            worst = max(worst, float((expected - torch.from_numpy(found)).abs().max()))
-        if not worst <= 1e-3:
-            raise OutputError(f"ONNX and PyTorch differ by {worst:.1e} in a logit", where=command.out)
-        temporary.replace(command.out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    worst = export_onnx(network, command.out, [(n, 3, side, side) for n in (1, 3)], outputs=["logit"])
     say(
         f"{command.out}: written; image (batch, 3, {side}, {side}) in [0, 1] -> logit (batch,); largest difference to "
-        f"PyTorch {worst:.1e}"
+        f"PyTorch {worst:.1e} of the largest logit"
     )
