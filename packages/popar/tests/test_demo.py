@@ -1,0 +1,31 @@
+"""The demo, on fewer phantoms and for fewer epochs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from popar import demo as module
+
+
+@pytest.mark.slow
+def test_demo(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "UNLABELLED", 24)
+    monkeypatch.setattr(module, "LABELLED", 30)
+    monkeypatch.setattr(module, "SEEDS", 1)
+    monkeypatch.setattr(
+        module, "PRETRAINING", dataclasses.replace(module.PRETRAINING, epochs=1, held_out=4, examples=2)
+    )
+    monkeypatch.setattr(module, "TUNING", dataclasses.replace(module.TUNING, epochs=1))
+    finished = command("demo", "--out", tmp_path / "demo")
+    assert finished.status == 0
+    assert "random, vit_b at 64: mean AUC" in finished.out
+    assert finished.err.splitlines()[-1].endswith(f"open {tmp_path / 'demo' / 'report.html'}")
+    report = (tmp_path / "demo" / "report.html").read_text()
+    assert "Patch order and appearance" in report
+    assert "Printed in the paper" not in report
+    content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())
+    assert {row["method"] for row in content["scores"]} == {"random, vit_b at 64", "POPAR, vit_b at 64"}
+    assert (tmp_path / "demo" / "backbone.safetensors").is_file()
