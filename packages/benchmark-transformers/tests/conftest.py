@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from benchmark_transformers import __version__
-from benchmark_transformers.cli import COMMANDS, DESCRIPTION
-from dart_core.cli import main
 from dart_core.data.phantoms import write_chest_xrays
+from dart_core.testing import Finished, InProcess
 
 LABELS = ("Cardiomegaly", "Effusion")
 NETWORK = ("--patch-size", 2, "--embed-dim", 8, "--depths", 1, 1, "--num-heads", 1, 2, "--window-size", 2)
@@ -25,35 +22,13 @@ TUNE = (
 )  # fmt: skip
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def benchmark_transformers(*words: object) -> int:
-    return main("benchmark-transformers", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+benchmark_transformers = InProcess("benchmark-transformers")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `benchmark-transformers WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = benchmark_transformers(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return benchmark_transformers.captured(capsys)
 
 
 @pytest.fixture(scope="session")

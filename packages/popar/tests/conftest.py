@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from dart_core.cli import main
 from dart_core.data.phantoms import write_chest_xrays
-from popar import __version__
-from popar.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 
 FINDINGS = ("Cardiomegaly", "Effusion")
 VIT = ("--backbone", "vit_b", "--image-size", 32, "--network", "patch_size=8", "embed_dim=16", "depth=1", "num_heads=2")
@@ -23,35 +20,13 @@ PRETRAIN = ("--epochs", 2, "--batch-size", 8, "--examples", 2, "--log-every", 1,
 TUNE = ("--epochs", 2, "--batch-size", 8, "--log-every", 1, "--device", "cpu", "--seed", 0)
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The one line on stderr."""
-        lines = self.err.splitlines()
-        assert len(lines) == 1, self.err
-        return lines[0]
-
-
-def popar(*words: object) -> int:
-    return main("popar", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+popar = InProcess("popar")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `popar WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = popar(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return popar.captured(capsys)
 
 
 @pytest.fixture(scope="session")

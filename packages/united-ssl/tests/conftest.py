@@ -4,52 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from dart_core.cli import main
 from dart_core.data.phantoms import write_luna16
-from united_ssl import __version__
-from united_ssl.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import Finished, InProcess
 from united_ssl.cubes import CubeRow, write_cubes, write_index
 
 TRAIN, VAL, TEST = 12, 4, 8
 TINY = ("--width", 1, "--batch-size", 4, "--max-epochs", 2, "--log-every", 1, "--device", "cpu", "--seed", 0)
 
 
-class Finished(NamedTuple):
-    """What a command gave back."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The last line on stderr, where the others only say what was done before."""
-        lines = self.err.splitlines()
-        assert lines
-        assert "Traceback" not in self.err, self.err
-        return lines[-1]
-
-
-def united_ssl(*words: object) -> int:
-    return main("united-ssl", COMMANDS, __version__, DESCRIPTION, [str(word) for word in words])
+united_ssl = InProcess("united-ssl")
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
     """Run `united-ssl WORDS...` in this process."""
-
-    def run(*words: object) -> Finished:
-        capsys.readouterr()
-        status = united_ssl(*words)
-        return Finished(status, *capsys.readouterr())
-
-    return run
+    return united_ssl.captured(capsys)
 
 
 @pytest.fixture(scope="session")

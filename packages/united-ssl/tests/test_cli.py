@@ -376,7 +376,7 @@ def test_ct_with_too_few_slices(luna16, command, tmp_path):
         "prepare", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4, "--out", tmp_path / "cubes"
     )
     assert finished.status == 2
-    assert "no scan gave a cube" in finished.line
+    assert "no scan gave a cube" in finished.last_line
     assert finished.err.count("has 56 slices, cubes of 48 with a margin of 4 need 60") == 7
     checked = command("check-data", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4)
     assert checked.status == 2

@@ -124,6 +124,12 @@ class Finished(NamedTuple):
         assert len(lines) == 1, self.err
         return lines[0]
 
+    @property
+    def last_line(self) -> str:
+        """The last line on stderr, where others before it say what was left out."""
+        assert "Traceback" not in self.err, self.err
+        return self.err.splitlines()[-1]
+
 
 class Capture(Protocol):
     """pytest's `capsys`."""

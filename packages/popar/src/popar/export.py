@@ -11,6 +11,7 @@ from torch import Tensor
 from dart_core.checkpoint import save_tensors
 from dart_core.cli import say
 from dart_core.errors import OutputError
+from dart_core.export import check_file
 from popar import settings as of
 from popar.models import Pretrained, Tuned, describe, load_pretrained, load_tuned
 from popar.networks import NAMES, POPAR, Classifier, parse_options, patch_tokens
@@ -20,12 +21,7 @@ from popar.weights import load_popar_weights, timm_state
 def export(command: of.Export) -> None:
     """Write the backbone, and a single linear classifier with it, so that timm loads it without any renaming."""
     path = command.out
-    if path.suffix != ".safetensors":
-        raise OutputError("the file name must end in .safetensors", where=path, remedy="rename --out")
-    if path.exists() and not command.overwrite:
-        raise OutputError("is there already", where=path, remedy="--overwrite replaces it")
-    if not path.resolve().parent.is_dir():
-        raise OutputError("the folder is not there", where=path, remedy=f"make {path.parent} first")
+    check_file(path, ".safetensors", command.overwrite)
     about = describe(command.model)
     network: POPAR | Classifier
     if isinstance(about, Pretrained):
