@@ -91,7 +91,7 @@ def embed(features: NDArray[Any], how: Literal["umap", "tsne"], seed: int = 0) -
         # umap-learn warns of parts that are not used here, and numba of its threads.
         warnings.simplefilter("ignore")
         try:
-            from umap import UMAP  # type: ignore[import-untyped]
+            from umap import UMAP
         except ImportError as error:
             raise SettingError(
                 f"--embedding umap: umap-learn is not installed ({error})",

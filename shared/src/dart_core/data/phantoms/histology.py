@@ -93,9 +93,13 @@ def histology_patch(
     """Make a patch with tumour in its middle, or without any.
 
     Args:
-        subject, laboratory, seed, number, pixel: as of `histology_field`.
+        subject: see `histology_field`.
+        laboratory: likewise.
         tumour: whether tumour fills the middle.
         size: side in pixels.
+        seed: see `histology_field`.
+        number: likewise.
+        pixel: likewise.
 
     Returns:
         uint8 (size, size, 3).
