@@ -351,3 +351,22 @@ def test_on_a_gpu(kind: type[Normaliser]) -> None:
     images = batch(patch(0), patch(1))
     normaliser = kind().fit(patch(3))
     assert levels(normaliser.normalise_batch(images.cuda()).cpu(), normaliser.normalise_batch(images)) <= 1
+
+
+LONG = nm.SAMPLE_EVERY * nm.SAMPLE_EVERY + 7
+
+
+@pytest.mark.parametrize("count", [1, 12, 40, LONG])
+def test_largest_values_of_any_row(count: int) -> None:
+    """Also where the sample, every 32nd value, says nothing or the wrong thing about the row."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(8, LONG, generator=generator)
+    rows[1] = rows[1].sort().values
+    rows[2] = 1.0
+    rows[3, nm.SAMPLE_EVERY :] = -torch.inf
+    rows[4] = -torch.inf
+    rows[5, :: nm.SAMPLE_EVERY] += 100
+    rows[6, :: nm.SAMPLE_EVERY] -= 100
+    rows[7] = rows[7].round()
+    found = nm.largest(rows.view(2, 4, LONG), count)
+    assert torch.equal(found, rows.topk(count).values.view(2, 4, count))
