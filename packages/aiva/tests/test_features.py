@@ -104,13 +104,16 @@ for store in stores:
     for first in range(0, 350, 50):
         store.put(torch.arange(first, first + 50), x * (1 + first / 350))
 del x
-taken = 1024 * int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
-resource.setrlimit(resource.RLIMIT_DATA, (taken + 350 * 2**20,) * 2)
+def taken():
+    return 1024 * int(re.search(r"VmData:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+limit = taken() + 350 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 clustering._embed = lambda points, *_: points[:, :2]  # t-SNE needs no memory to speak of, but time
 found = cluster_sites(stores[0].rows(), stores[1].rows(), 12)
 assert found.source_means.shape == (12, 128, 32, 32)
 try:
-    np.ones(370 * 2**20, np.uint8)
+    # More than is left below the limit, however much has been given back in between.
+    np.ones(limit - taken() + 64 * 2**20, np.uint8)
 except MemoryError:
     print("limited")
 """
