@@ -5,6 +5,7 @@ from . import camelyon17 as camelyon17
 from . import cc359 as cc359
 from . import chestxray14 as chestxray14
 from . import chexpert as chexpert
+from . import decathlon as decathlon
 from . import fitzpatrick17k as fitzpatrick17k
 from . import isic as isic
 from . import lidc as lidc
