@@ -1,3 +1,8 @@
+from .abdomen import ABDOMEN_SCANNERS as ABDOMEN_SCANNERS
+from .abdomen import ORGANS as ORGANS
+from .abdomen import abdominal_scan as abdominal_scan
+from .abdomen import write_abdomen as write_abdomen
+from .abdomen import write_decathlon as write_decathlon
 from .cardiac import VENDORS as VENDORS
 from .cardiac import cardiac_mr as cardiac_mr
 from .cardiac import write_cardiac_mr as write_cardiac_mr
