@@ -1,6 +1,7 @@
 from .classification import auc_standard_error as auc_standard_error
 from .classification import mean_auc as mean_auc
 from .classification import roc_auc as roc_auc
+from .detection import coco_summary as coco_summary
 from .overlap import dice as dice
 from .overlap import iou as iou
 from .statistics import bonferroni as bonferroni
