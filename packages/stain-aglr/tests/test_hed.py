@@ -77,6 +77,27 @@ def test_path_with_gradient_gives_the_same_values(space, patches):
     assert torch.isfinite(x.grad).all()
 
 
+@given(st.floats(-3, 3), st.floats(-2, 2), st.sampled_from(SPACES))
+def test_compiled_form_equals_the_formula_for_any_amounts(alpha, beta, space):
+    """float32 on the CPU is compiled with polynomials for logarithm and power; float64 is not. 1,100 pixels are two stretches."""
+    x = torch.rand(2, 3, 1, 1100, generator=torch.Generator().manual_seed(0))
+    x[0, :, 0, :4] = torch.tensor([[0, 1, 0, 1 / 255], [0, 1, 1, 0], [0, 1, 0, 1]])
+    amounts = (alpha, -alpha, alpha / 3), (beta, beta / 2, -beta)
+    found, exact = hed_jitter(x, *amounts, space), hed_jitter(x.double(), *amounts, space)
+    assert found.dtype == torch.float32
+    # A logarithm's rounding grows with the amounts on the way to the colour.
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-5)
+
+
+def test_a_pixel_that_is_no_number_stays_none():
+    x = torch.full((1, 3, 2, 2), 0.5)
+    x[0, 1, 0, 0], x[0, 2, 1, 1] = float("nan"), float("inf")
+    found = hed_jitter(x, (0.05, 0.02, -0.01), (0.01, 0.02, 0.03))
+    assert found[0, :, 0, 0].isnan().all()
+    assert found[0, :, 1, 1].isnan().all()
+    assert found[0, :, 0, 1].isfinite().all()
+
+
 def test_gradient(patches):
     x = torch.from_numpy(patches[:1, :, :2, :2] * 0.5 + 0.2).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: hed_jitter(x, (0.02, -0.01, 0.03), (0.01, 0.0, -0.02)), (x,))
