@@ -82,5 +82,5 @@ def test_what_cannot_be_built_or_segmented():
         GenericUNet2d(1, 2, (), ((3, 3),), (8,))
     with pytest.raises(ValueError, match="make no U-Net"):
         GenericUNet2d(1, 2, ((2, 2),), ((3, 3),), (8, 16))
-    with pytest.raises(ValueError, match="slices are 20 x 32"):
+    with pytest.raises(ValueError, match="patches are 20 x 32"):
         network()(torch.randn(1, 1, 20, 32))

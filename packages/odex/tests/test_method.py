@@ -1,0 +1,352 @@
+"""Gaussians, distances, normalisation and the pool, against closed forms (specification 9) and streams whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from odex import (
+    Gaussian,
+    ModelPool,
+    dice_ex,
+    fit_gaussian,
+    gram_distance,
+    gram_matrix,
+    mahalanobis,
+    normalisation_bounds,
+    normalise_distance,
+)
+from odex.method import summed_distance
+
+
+def draw(n: int, d: int = 4, shift: float = 0.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(shift, 1, (n, d))
+
+
+# --- Gaussians and distances -----------------------------------------------------------------------------------------
+
+
+def test_mean_and_covariance_by_hand():
+    mean, sigma = fit_gaussian(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 4.0], [2.0, 4.0]]))
+    np.testing.assert_allclose(mean, [1, 2])
+    np.testing.assert_allclose(sigma, [[1, 0], [0, 4]], atol=1e-15)
+    distance = mahalanobis(np.array([[3.0, 2.0], [1.0, 4.0]]), mean, sigma)
+    np.testing.assert_allclose(distance, [4, 1])
+    np.testing.assert_allclose(mahalanobis(np.array([[3.0, 2.0]]), mean, sigma, squared=False), [2])
+
+
+@given(st.integers(2, 7), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_full_rank_mean_training_distance_is_the_dimension(d, seed):
+    z = draw(4 * d + 3, d, seed=seed)
+    mean, sigma = fit_gaussian(z)
+    assert mahalanobis(z, mean, sigma).mean() == pytest.approx(d, rel=1e-9)
+    np.testing.assert_allclose(sigma, np.cov(z.T, bias=True), atol=1e-12)
+    # bare and through the directions that the pool keeps
+    found = Gaussian.fit(torch.from_numpy(z))
+    np.testing.assert_allclose(found.distance(torch.from_numpy(z)), mahalanobis(z, mean, sigma), rtol=1e-8)
+    assert found.rank == d
+
+
+@given(st.integers(3, 9), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_few_images_all_training_distances_are_n_minus_1(n, seed):
+    z = draw(n, 12, seed=seed)
+    with pytest.warns(UserWarning, match=f"of {n} images with 12 features has rank {n - 1}"):
+        mean, sigma = fit_gaussian(z)
+    np.testing.assert_allclose(mahalanobis(z, mean, sigma), n - 1, rtol=1e-6)
+    np.testing.assert_allclose(Gaussian.fit(torch.from_numpy(z)).distance(torch.from_numpy(z)), n - 1, rtol=1e-8)
+    # a shift along a direction that no training image had is invisible
+    _, _, right = np.linalg.svd(z - mean)
+    assert mahalanobis(mean[None] + 100 * right[-1:], mean, sigma)[0] == pytest.approx(0, abs=1e-6)
+
+
+@given(
+    hnp.arrays(float, (4, 4), elements=st.floats(-1, 1)), hnp.arrays(float, 4, elements=st.floats(-5, 5)), st.integers(0, 99)
+)
+@settings(max_examples=25, deadline=None)
+def test_invariant_under_affine_maps(a, b, seed):
+    a = a + 3 * np.sign(np.linalg.det(a + 3 * np.eye(4))) * np.eye(4)
+    if abs(np.linalg.det(a)) < 0.1:
+        return
+    z, other = draw(30, seed=seed), draw(5, shift=1.0, seed=seed + 1)
+    before = mahalanobis(other, *fit_gaussian(z))
+    after = mahalanobis(other @ a.T + b, *fit_gaussian(z @ a.T + b))
+    np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+def test_distance_of_the_mean_is_0():
+    z = draw(20)
+    mean, sigma = fit_gaussian(z)
+    assert mahalanobis(mean[None], mean, sigma)[0] == pytest.approx(0, abs=1e-20)
+
+
+def test_singular_covariance_is_the_pseudo_inverse():
+    z = draw(40, 3)
+    z = np.column_stack((z, z[:, 0] + z[:, 1]))  # rank 3 of 4
+    with pytest.warns(UserWarning, match="rank 3"):
+        mean, sigma = fit_gaussian(z)
+    other = draw(6, 4, shift=2.0, seed=1)
+    centred = other - mean
+    expected = np.einsum("ni,ij,nj->n", centred, np.linalg.pinv(sigma, rcond=1e-10, hermitian=True), centred)
+    np.testing.assert_allclose(mahalanobis(other, mean, sigma), expected, rtol=1e-6)
+    np.testing.assert_allclose(Gaussian.fit(torch.from_numpy(z)).distance(torch.from_numpy(other)), expected, rtol=1e-6)
+
+
+def test_shrinkage_as_scikit_learn_has_it():
+    from sklearn.covariance import ledoit_wolf, shrunk_covariance
+
+    z = draw(9, 12)  # fewer images than features
+    empirical = np.cov(z.T, bias=True)
+    mean, sigma = fit_gaussian(z, "shrunk", 0.3)
+    np.testing.assert_allclose(sigma, shrunk_covariance(empirical, 0.3), atol=1e-12)
+    np.testing.assert_allclose(fit_gaussian(z, "ledoit_wolf")[1], ledoit_wolf(z)[0], atol=1e-12)
+    other = draw(5, 12, shift=1.0, seed=3)
+    through_directions = Gaussian.fit(torch.from_numpy(z), "shrunk", 0.3).distance(torch.from_numpy(other))
+    np.testing.assert_allclose(through_directions, mahalanobis(other, mean, sigma), rtol=1e-8)
+
+
+def test_single_precision_and_kinds_of_arrays():
+    z = draw(200, 8)
+    mean, sigma = fit_gaussian(torch.from_numpy(z).float())
+    assert mean.dtype == sigma.dtype == torch.float32
+    other = torch.from_numpy(draw(50, 8, seed=5))
+    found = mahalanobis(other.float(), mean, sigma)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, mahalanobis(other.numpy(), *fit_gaussian(z)), rtol=2e-5)
+    assert isinstance(mahalanobis(z, *fit_gaussian(z)), np.ndarray)
+
+
+def test_badly_conditioned_single_precision_is_computed_in_double():
+    scales = np.array([1.0, 3e-2])
+    z = draw(500, 2) * scales
+    mean, sigma = (torch.from_numpy(part) for part in fit_gaussian(z))
+    exact = mahalanobis(torch.from_numpy(z).float().double(), mean.float().double(), sigma.float().double())
+    np.testing.assert_allclose(mahalanobis(torch.from_numpy(z).float(), mean.float(), sigma.float()), exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize("squared", [True, False])
+def test_sum_over_a_history(squared):
+    """One quadratic form instead of one for each stage."""
+    z = torch.from_numpy(draw(30, 5, shift=1.0, seed=9))
+    history = [Gaussian.fit(torch.from_numpy(draw(25, 5, shift, seed))) for seed, shift in enumerate((0, 3, 40))]
+    expected = sum(mahalanobis(z, stage.mean, stage.covariance, squared) for stage in history)
+    torch.testing.assert_close(summed_distance(history, z, squared), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_what_gives_no_gaussian():
+    for z in (np.zeros((1, 4)), np.zeros((3, 2, 2)), np.array([[np.nan, 1], [1, 2]])):
+        with pytest.raises(ValueError):
+            fit_gaussian(z)
+    with pytest.raises(ValueError, match="shrinkage is 2"):
+        fit_gaussian(draw(5), "shrunk", 2)
+    with pytest.raises(ValueError, match="covariance is 'full'"):
+        fit_gaussian(draw(5), "full")
+    with pytest.raises(ValueError, match="features have 3 columns"):
+        mahalanobis(draw(5, 3), *fit_gaussian(draw(9, 2)))
+    with pytest.raises(ValueError, match="negative eigenvalues"):
+        mahalanobis(draw(5, 2), np.zeros(2), np.diag([1.0, -1.0]))
+
+
+# --- Normalisation ---------------------------------------------------------------------------------------------------
+
+
+def test_bounds_by_hand():
+    lo, hi, mu = normalisation_bounds([2.0, 4.0, 6.0])
+    assert (lo, hi, mu) == (2, 12, pytest.approx((0 + 2 + 4) / 10 / 3))
+    np.testing.assert_allclose(normalise_distance(np.array([1.0, 7.0, 99.0]), lo, hi), [0, 0.5, 1])
+    assert normalise_distance(7.0, lo, hi) == 0.5
+    assert normalise_distance(torch.tensor(7.0), lo, hi).dtype == torch.float32
+
+
+@given(st.lists(st.floats(0.1, 100), min_size=2, max_size=20), st.floats(0.01, 100), st.floats(0.01, 300))
+def test_threshold_in_raw_units_and_invariance(reference, c, s):
+    lo, hi, mu = normalisation_bounds(reference)
+    assert 0 <= 2 * mu <= 1 + 1e-12
+    n = normalise_distance(s, lo, hi)
+    raw = 2 * np.mean(reference) - min(reference)
+    if abs(s - raw) > 1e-6 and lo < s < hi:
+        assert (n >= 2 * mu) == (s >= raw)
+    scaled = normalise_distance(c * s, *normalisation_bounds([c * r for r in reference])[:2])
+    assert scaled == pytest.approx(n, abs=1e-9)
+
+
+def test_equality_of_the_threshold_with_1():
+    assert 2 * normalisation_bounds([0.0, 0.0])[2] == 0
+    assert normalise_distance(np.array([0.0, 1.0]), 0.0, 0.0).tolist() == [0, 1]
+    for bad in ([], [np.nan], [-1.0]):
+        with pytest.raises(ValueError, match="in-distribution"):
+            normalisation_bounds(bad)
+
+
+def test_dice_ex():
+    assert not dice_ex(0.9, 0.81)
+    assert dice_ex(0.9, 0.8)
+    assert not dice_ex(0.5, 0.42, mode="absolute")
+    assert dice_ex(0.5, 0.42)
+    assert not dice_ex(0.5, 0.9)
+    with pytest.raises(ValueError, match="do not lie"):
+        dice_ex(1.2, 0.5)
+    with pytest.raises(ValueError, match="mode is"):
+        dice_ex(0.9, 0.5, mode="both")
+
+
+# --- The pool --------------------------------------------------------------------------------------------------------
+
+
+def run(shifts, seed=0, n=60, held_out=20, **options):
+    pool = ModelPool(**options)
+    trained = []
+    for i, shift in enumerate(shifts):
+        pool.observe(draw(n, shift=shift, seed=seed + 10 * i), draw(held_out, shift=shift, seed=seed + 10 * i + 1))
+        trained.append(pool.last["index"])
+    return pool, trained
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_streams_with_a_known_answer(seed):
+    pool, trained = run((0, 0, 0, 0, 0), seed)
+    assert len(pool) == 1, trained
+    pool, trained = run((0, 0, 8, 8, 8), seed)
+    assert trained == [0, 0, 1, 1, 1]
+    assert pool.stages == [[0, 1], [0, 1, 2, 3, 4]]
+    pool, trained = run((0, 8, 0, 8, 0), seed)
+    assert trained == [0, 1, 0, 1, 0]
+
+
+def test_decisions_are_invariant_under_scaling():
+    shifts = (0, 0.5, 1.0, 2.0, 8.0)
+    pools = [ModelPool(), ModelPool()]
+    for i, shift in enumerate(shifts):
+        z, held_out = draw(60, shift=shift, seed=i), draw(20, shift=shift, seed=100 + i)
+        assert pools[0].observe(z, held_out) == pools[1].observe(7 * z + 3, 7 * held_out + 3)
+        assert pools[0].last["score"] == pytest.approx(pools[1].last["score"], nan_ok=True)
+
+
+def test_always_expanding():
+    pool, trained = run((0, 0, 0, 0, 0), threshold=-math.inf)
+    assert trained == [0, 1, 2, 3, 4]
+    assert [len(history) for history in pool.histories][0] == 1
+    for history, stages in zip(pool.histories, pool.stages, strict=True):
+        assert len(history) == len(stages) == len(set(stages))
+
+
+def test_without_history():
+    pool, _ = run((0, 0, 8, 8, 8), history=False)
+    assert [len(history) for history in pool.histories] == [1] * len(pool)
+    assert pool.stages[0] == [1]
+
+
+def test_a_literal_sum_never_lets_a_clone_win():
+    """Specification 2.7: all terms of the parent are in the clone's sum."""
+    pool, trained = run((0, 8, 8, 8), selection="sum", normalisation="raw")
+    assert trained == [0, 1, 2, 3]
+    for shift in (0.0, 8.0):
+        assert not pool.infer(draw(20, shift=shift, seed=77)).any()
+    by_mean, _ = run((0, 8, 8, 8), normalisation="raw")
+    assert by_mean.infer(draw(20, shift=8.0, seed=77)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"selection": "normalised"}, {"squared": False}])
+def test_images_go_to_the_model_of_their_domain(options):
+    pool, trained = run((0, 8, 0, 8), **options)
+    assert trained[:3] == [0, 1, 0]
+    for shift, model in ((0.0, 0), (8.0, 1)):
+        found = pool.infer(draw(20, shift=shift, seed=55))
+        assert found.tolist() == [model] * 20
+        assert pool.select(draw(20, shift=shift, seed=55)) == model
+        assert pool.select(draw(1, shift=shift, seed=55)[0]) == model
+
+
+def test_per_stage_terms_stay_far_for_ever():
+    """Specification 2.6: why the sum of a model is normalised, not each term: 2 models are right here."""
+    shifts = (0, 0, 8, 8, 8)
+    assert len(run(shifts)[0]) == 2
+    assert len(run(shifts, normalisation="per_stage_mean")[0]) > 2
+
+
+def test_training_in_between():
+    pool = ModelPool()
+    assert pool.decide(draw(50)) == "expand"
+    pool.record(0, draw(50), draw(20, seed=1))
+    before = pool.histories[0][0]
+    assert pool.decide(draw(50, shift=9.0, seed=2)) == "expand"
+    assert pool.last["index"] == 0
+    assert pool.last["score"] >= pool.last["threshold"]
+    assert len(pool) == 1  # nothing is recorded yet
+    pool.record(1, draw(50, shift=9.0, seed=2), draw(20, shift=9.0, seed=3))
+    assert len(pool) == 2
+    assert pool.histories[0] == [before]  # the parent's own list
+    assert pool.histories[1][0] is before
+    assert pool.last["index"] == 1
+    # the index of the model that was to be cloned means the clone too
+    assert pool.decide(draw(50, shift=-30.0, seed=4)) == "expand"
+    pool.record(pool.last["index"], draw(50, shift=-30.0, seed=4))
+    assert len(pool) == 3
+    with pytest.raises(ValueError, match="no model 7"):
+        pool.record(7, draw(50))
+
+
+def test_each_model_has_its_own_features():
+    pool, _ = run((0, 8))
+    near, far = draw(20, seed=3), draw(20, shift=30.0, seed=3)
+    assert pool.decide([near, far]) == "update"
+    assert pool.last["index"] == 0
+    assert pool.infer([near, far]).tolist() == [0] * 20
+    with pytest.raises(ValueError, match="features for 3 models"):
+        pool.decide([near] * 3)
+
+
+def test_leave_one_out_takes_the_place_of_held_out_images():
+    """D of the left-out image in closed form (Sherman and Morrison): n / (n - 1) D / (1 - D / (n - 1))."""
+    z = draw(30, 4)
+    pool = ModelPool()
+    pool.observe(z)
+    d = mahalanobis(z, *fit_gaussian(z))
+    expected = 30 / 29 * d / (1 - d / 29)
+    bounds = pool.bounds[0][0]
+    assert (bounds.lo, bounds.hi) == (pytest.approx(expected.min()), pytest.approx(2 * expected.max()))
+    assert bounds.mean == pytest.approx(expected.mean())
+    # few images: not constant, so that the threshold is not 0
+    few = ModelPool()
+    few.observe(draw(8, 12))
+    assert few.bounds[0][0].mu > 0.05
+
+
+def test_gram_distance_is_the_isotropic_one():
+    features = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+    gram = gram_matrix(features)
+    stage = Gaussian.point(gram[:4].flatten(1))
+    torch.testing.assert_close(stage.distance(gram.flatten(1)), gram_distance(features, gram[:4].mean(0)))
+    pool = ModelPool(distance="gram")
+    assert pool.observe(gram[:4].flatten(1)) == "expand"
+    assert pool.decide(gram[:4].flatten(1)) == "update"
+    assert pool.decide(100 * gram[:4].flatten(1)) == "expand"
+
+
+def test_tensors_give_tensors():
+    pool = ModelPool()
+    pool.observe(torch.from_numpy(draw(30)), torch.from_numpy(draw(9, seed=1)))
+    assert isinstance(pool.infer(torch.from_numpy(draw(3))), torch.Tensor)
+    assert isinstance(pool.infer(draw(3)), np.ndarray)
+
+
+def test_what_the_pool_refuses():
+    for options in ({"selection": "max"}, {"normalisation": "none"}, {"threshold": "3mu"}, {"threshold": math.nan}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            ModelPool(**options)
+    with pytest.raises(ValueError, match="the pool is empty"):
+        ModelPool().select(draw(3))
+    with pytest.raises(ValueError, match="leave nothing to compare with"):
+        ModelPool().observe(draw(2))
+    pool, _ = run((0,))
+    with pytest.raises(ValueError, match="features have 3 columns"):
+        pool.record(0, draw(9, 3))
+    with pytest.raises(ValueError, match="not finite"):
+        pool.decide(np.full((3, 4), np.nan))
