@@ -1,3 +1,4 @@
+from . import boxes as boxes
 from . import cache as cache
 from . import catalog as catalog
 from . import datalist as datalist

@@ -83,7 +83,9 @@ def _read(picture: Picture, number: int, scored: bool) -> _Boxes:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"boxes of picture {number} of the {kind} have shape {boxes.shape}", remedy="give (n, 4)")
     scores = _array(picture["scores"]).reshape(-1) if scored else np.ones(len(boxes))
-    labels = _array(picture["labels"]).reshape(-1).astype(np.int64) if "labels" in picture else np.ones(len(boxes), np.int64)
+    labels = (
+        _array(picture["labels"]).reshape(-1).astype(np.int64) if "labels" in picture else np.ones(len(boxes), np.int64)
+    )
     for name, values in (("scores", scores), ("labels", labels)):
         if len(values) != len(boxes):
             raise InputError(f"picture {number} of the {kind} has {len(boxes)} boxes and {len(values)} {name}")

@@ -1,8 +1,11 @@
 from . import asan as asan
 from . import atlas as atlas
 from . import brats as brats
+from . import btcv as btcv
 from . import camelyon17 as camelyon17
 from . import cc359 as cc359
+from . import celllab as celllab
+from . import cellpose as cellpose
 from . import chestxray14 as chestxray14
 from . import chexpert as chexpert
 from . import decathlon as decathlon
@@ -13,6 +16,8 @@ from . import lits as lits
 from . import luna16 as luna16
 from . import mclass as mclass
 from . import mms as mms
+from . import multi_organ as multi_organ
+from . import pancreas_ct as pancreas_ct
 from . import pe_cad as pe_cad
 from . import prostate as prostate
 from . import radiographs as radiographs

@@ -6,6 +6,10 @@ from .abdomen import write_decathlon as write_decathlon
 from .cardiac import VENDORS as VENDORS
 from .cardiac import cardiac_mr as cardiac_mr
 from .cardiac import write_cardiac_mr as write_cardiac_mr
+from .cells import MICROSCOPES as MICROSCOPES
+from .cells import cell_picture as cell_picture
+from .cells import degrade_boxes as degrade_boxes
+from .cells import write_cells as write_cells
 from .chest import CHEST_SITES as CHEST_SITES
 from .chest import chest_xray as chest_xray
 from .chest import write_chest_xrays as write_chest_xrays
