@@ -10,3 +10,5 @@ from .statistics import two_sample_t_test_from_summary as two_sample_t_test_from
 from .statistics import wilcoxon_signed_rank as wilcoxon_signed_rank
 from .surface import average_surface_distance as average_surface_distance
 from .surface import surface_dice as surface_dice
+from .transfer import backward_transfer as backward_transfer
+from .transfer import forward_transfer as forward_transfer
