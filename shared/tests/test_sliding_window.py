@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
 from dart_core.errors import InputError, SettingError
-from dart_core.sliding_window import importance_map, sliding_window_predict, window_starts
+from dart_core.sliding_window import importance_map, predict_volume, sliding_window_predict, window_starts
 
 
 def network(channels: int = 1, classes: int = 3) -> nn.Sequential:
@@ -257,3 +257,59 @@ def test_gpu_agrees_with_cpu() -> None:
         result = sliding_window_predict(net, place, (16, 12))
         assert result.device == place.device
         torch.testing.assert_close(result.cpu(), expected, rtol=1e-9, atol=1e-9)
+
+
+# --- Three dimensions ------------------------------------------------------------------------------------------------
+
+
+def test_volumes_are_predicted_as_their_voxels():
+    """A network of single voxels does not see where the tiles lie, nor whether they are mirrored."""
+    volume = torch.randn(1, 9, 12, 7, generator=torch.Generator().manual_seed(0))
+
+    def network(x):
+        return torch.cat((x, -x), 1)
+
+    expected = network(volume[None])[0].softmax(0)
+    for patch in ((4, 6, 4), (9, 12, 7), (16, 16, 16)):
+        for mirror in (False, True):
+            torch.testing.assert_close(predict_volume(network, volume, patch, mirror, batch_size=3), expected)
+
+
+def test_overlapping_tiles_of_a_volume_are_weighted():
+    """Tile i of two answers i: what they share is their mean by importance."""
+    volume = torch.zeros(1, 4, 4, 6)
+    calls = iter(range(9))
+
+    def network(x):
+        return torch.full_like(x, float(next(calls))).expand(-1, 2, -1, -1, -1) * torch.tensor([0.0, 1]).view(1, 2, 1, 1, 1)
+
+    found = predict_volume(network, volume, (4, 4, 4), batch_size=1)
+    importance = importance_map((4, 4, 4))
+    first, second = 0.5, 1 / (1 + np.exp(-1))
+    a, b = importance[0, 0, 2].item(), importance[0, 0, 0].item()
+    assert found[1, 0, 0, 2].item() == pytest.approx((a * first + b * second) / (a + b), rel=1e-6)
+    assert found[1, 0, 0, 0].item() == pytest.approx(first)
+    torch.testing.assert_close(importance[2, :, :], importance_map((4, 4)))
+
+
+def test_mirrored_passes_of_a_volume_are_averaged():
+    volume = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+    def network(x):
+        return torch.cat((x.cumsum(-1), x.cumsum(-3)), 1)
+
+    each = []
+    for count in range(4):
+        for axes in itertools.combinations((-3, -2, -1), count):
+            each.append(network(volume[None].flip(axes)).softmax(1).flip(axes)[0])
+    assert len(each) == 8
+    torch.testing.assert_close(predict_volume(network, volume, (4, 4, 4), True), torch.stack(each).mean(0))
+
+
+def test_what_is_no_volume():
+    with pytest.raises(ValueError, match=r"a volume \(C, D, H, W\)"):
+        predict_volume(lambda x: x, torch.zeros(4, 4, 4), (4, 4, 4))
+    with pytest.raises(ValueError, match="patch size"):
+        predict_volume(lambda x: x, torch.zeros(1, 4, 4, 4), (4, 4))
+    with pytest.raises(ValueError, match="the network gave"):
+        predict_volume(lambda x: x[..., :2], torch.zeros(1, 4, 4, 4), (4, 4, 4))

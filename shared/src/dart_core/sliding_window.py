@@ -1,8 +1,9 @@
-"""Sliding-window prediction of a 2-D network over the slices of a volume, as in nnU-Net (specification adagrad-unet 2.7)."""
+"""Sliding-window prediction as in nnU-Net: a 2-D network over slices, a 3-D network over volumes (specification adagrad-unet 2.7)."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -71,7 +72,9 @@ def sliding_window_predict(
         return sliding_window_predict(network, as_tensor, patch_size, mirror, batch_size=batch_size).numpy()
     patch = _checked(volume, patch_size, batch_size)
     volume = volume if volume.is_floating_point() else volume.float()
-    padded, (top, left) = _pad(volume, patch)
+    missing = [max(p - n, 0) for n, p in zip(volume.shape[-2:], patch, strict=True)]
+    top, left = (m // 2 for m in missing)
+    padded = F.pad(volume, (left, missing[1] - left, top, missing[0] - top))
     rows, columns = (window_starts(n, p) for n, p in zip(padded.shape[-2:], patch, strict=True))
     positions = list(itertools.product(rows, columns))
     # As many whole slices as fit into a batch; where one slice has more tiles than that, its tiles are shared out.
@@ -102,6 +105,75 @@ def sliding_window_predict(
     return total.div_(weights)[..., top : top + volume.shape[-2], left : left + volume.shape[-1]].contiguous()
 
 
+def predict_volume(
+    network: Network, volume: Tensor, patch_size: Sequence[int], mirror: bool = False, *, batch_size: int = 4
+) -> Tensor:
+    """Class probabilities of every voxel by a 3-D network.
+
+    As `sliding_window_predict`, with tiles along three axes: a smaller volume is padded with 0 on both sides and cropped back,
+    tiles lie at `window_starts` and are averaged with the weights of `importance_map`. The network works in eval mode without
+    gradients, and its modules get back the modes that they had.
+
+    Args:
+        network: maps (B, C, d, h, w) to logits (B, K, d, h, w), or to a list of outputs of which the first is taken.
+        volume: (C, D, H, W); moved to the network's device and type piece by piece.
+        patch_size: (d, h, w).
+        mirror: average over the eight mirrored passes.
+        batch_size: tiles per forward pass.
+
+    Returns:
+        (K, D, H, W) probabilities on the volume's device, half precision as float32.
+
+    Raises:
+        InputError: the volume is not 4-D or is empty, or the network's output has another shape than its input.
+        SettingError: the patch size is not three positive numbers, or the batch size is not positive.
+    """
+    if volume.ndim != 4 or not volume.numel():
+        raise InputError(
+            f"a volume (C, D, H, W) is needed, not shape {tuple(volume.shape)}",
+            remedy="give one volume with a channel axis in front",
+        )
+    patch = tuple(int(p) for p in patch_size)
+    if len(patch) != 3 or min(patch) < 1 or batch_size < 1:
+        raise SettingError(f"patch size {patch}, batch size {batch_size}", remedy="give three positive numbers, and one")
+    padded, front = pad_to_patch(volume if volume.is_floating_point() else volume.float(), patch)
+    starts = [window_starts(n, p) for n, p in zip(padded.shape[1:], patch, strict=True)]
+    windows = [
+        (slice(None), *(slice(s, s + p) for s, p in zip(place, patch, strict=True))) for place in itertools.product(*starts)
+    ]
+    passes = [axes for count in range(4 if mirror else 1) for axes in itertools.combinations((-3, -2, -1), count)]
+    parameter = next(network.parameters(), volume) if isinstance(network, nn.Module) else volume
+    importance = importance_map(patch) if len(windows) > 1 else torch.ones(patch)
+    total = weights = None
+    with _inference(network):
+        for first in range(0, len(windows), batch_size):
+            group = windows[first : first + batch_size]
+            tiles = torch.stack([padded[window] for window in group]).to(parameter.device, parameter.dtype)
+            p_BK = _mean_softmax(network, tiles, passes).to(volume.device)
+            if total is None or weights is None:
+                importance = importance.to(volume.device, p_BK.dtype)
+                total = p_BK.new_zeros(p_BK.shape[1], *padded.shape[1:])
+                weights = p_BK.new_zeros(padded.shape[1:])
+            for window, p in zip(group, p_BK, strict=True):
+                total[window] += importance * p
+                weights[window[1:]] += importance
+    assert total is not None  # an empty volume was refused
+    assert weights is not None
+    inside = (slice(None), *(slice(f, f + n) for f, n in zip(front, volume.shape[1:], strict=True)))
+    return total.div_(weights)[inside].contiguous()
+
+
+def pad_to_patch(volume: Tensor, patch: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """A volume (C, ...) of at least the patch's size, padded with 0, and how many voxels were put in front on each axis.
+
+    Half of what is missing lies in front, the odd voxel behind.
+    """
+    missing = [max(p - n, 0) for n, p in zip(volume.shape[1:], patch, strict=True)]
+    front = [m // 2 for m in missing]
+    sides = [side for m, f in zip(reversed(missing), reversed(front), strict=True) for side in (f, m - f)]
+    return F.pad(volume, sides), front
+
+
 def window_starts(size: int, patch: int) -> list[int]:
     """First pixels of the tiles along an axis: evenly spread and rounded, at most half a patch apart.
 
@@ -128,25 +200,29 @@ def importance_map(patch_size: Sequence[int]) -> Tensor:
     result is this product of two exponentials, which never gets to 0: the smallest weight is exp(-16).
 
     Args:
-        patch_size: (h, w).
+        patch_size: (h, w), or (d, h, w).
 
     Returns:
-        (h, w) float64.
+        (h, w) or (d, h, w) float64.
     """
     axes = [
         torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float64) - n // 2) / (SIGMA * n)).square()) for n in patch_size
     ]
-    return torch.outer(*axes)
+    return functools.reduce(torch.multiply, torch.meshgrid(*axes, indexing="ij"))
 
 
 def _mirrored_softmax(network: Network, tiles: Tensor, mirror: bool) -> Tensor:
     """(B, C, h, w) -> probabilities (B, K, h, w), mean over the mirrored passes."""
-    passes = MIRRORED_AXES if mirror else MIRRORED_AXES[:1]
+    return _mean_softmax(network, tiles, MIRRORED_AXES if mirror else MIRRORED_AXES[:1])
+
+
+def _mean_softmax(network: Network, tiles: Tensor, passes: Sequence[tuple[int, ...]]) -> Tensor:
+    """(B, C, ...) -> probabilities (B, K, ...), mean over passes with reversed axes."""
     total = None
     for axes in passes:
         output = network(tiles.flip(axes))
         logits = output if isinstance(output, Tensor) else output[0]
-        if logits.ndim != 4 or (len(logits), *logits.shape[2:]) != (len(tiles), *tiles.shape[2:]):
+        if logits.ndim != tiles.ndim or (len(logits), *logits.shape[2:]) != (len(tiles), *tiles.shape[2:]):
             raise InputError(
                 f"the network gave {tuple(logits.shape)} for {tuple(tiles.shape)}",
                 remedy="use a network whose first output has the size of its input, and a patch size that suits it",
@@ -171,13 +247,6 @@ def _inference(network: object) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def _pad(volume: Tensor, patch: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """The volume with slices of at least the patch's size, and how many pixels were put in front on each axis."""
-    missing = [max(p - n, 0) for n, p in zip(volume.shape[-2:], patch, strict=True)]
-    top, left = (m // 2 for m in missing)
-    return F.pad(volume, (left, missing[1] - left, top, missing[0] - top)), (top, left)
 
 
 def _checked(volume: Tensor, patch_size: Sequence[int], batch_size: int) -> tuple[int, int]:

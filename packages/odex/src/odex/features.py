@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dart_core.arrays import accepts_arrays
 from dart_core.errors import InputError, SettingError
-from dart_core.sliding_window import window_starts
+from dart_core.sliding_window import pad_to_patch, window_starts
 
 Pooling = int | Literal["authors"]
 NORMS = (nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.SyncBatchNorm)
@@ -166,10 +166,7 @@ class FeatureExtractor:
     def __call__(self, image: Tensor, batch_size: int = 8) -> Tensor:
         """(C, D, H, W) -> (d,) float32."""
         parameter = next(self.network.parameters())
-        # Padded behind and in front as for the prediction.
-        missing = [max(p - n, 0) for n, p in zip(image.shape[1:], self.patch_size, strict=True)]
-        pads = [side for m in reversed(missing) for side in (m // 2, m - m // 2)]
-        padded = F.pad(image, pads)
+        padded, _ = pad_to_patch(image, self.patch_size)
         starts = [window_starts(n, p) for n, p in zip(padded.shape[1:], self.patch_size, strict=True)]
         places = [(a, b, c) for a in starts[0] for b in starts[1] for c in starts[2]]
         d, h, w = self.patch_size

@@ -17,6 +17,10 @@ from .chest_anatomy import Nodule as Nodule
 from .head import SCANNERS as SCANNERS
 from .head import head_mr as head_mr
 from .head import write_head_mr as write_head_mr
+from .hippocampus import HIPPOCAMPUS_SOURCES as HIPPOCAMPUS_SOURCES
+from .hippocampus import hippocampus_mr as hippocampus_mr
+from .hippocampus import write_hippocampus as write_hippocampus
+from .hippocampus import write_hippocampus_stream as write_hippocampus_stream
 from .histology import LABORATORIES as LABORATORIES
 from .histology import histology_field as histology_field
 from .histology import histology_patch as histology_patch
