@@ -18,6 +18,7 @@ from adagrad_unet.cases import OUTSIDE, Case, Recipe
 from adagrad_unet.network import GenericUNet2d
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
+from dart_core.data.nnunet import crop_patch, patch_limits
 from dart_core.errors import SettingError
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
 from dart_core.run import Run
@@ -123,7 +124,7 @@ def training_batches(cases: Sequence[Case], recipe: Recipe, seed: int, load_size
         case, present = cases[number], slices[number]
         labels = _labels(case)
         limits = [
-            _limits(side, wide, final) for side, wide, final in zip(labels.shape[1:], load_size, patch, strict=True)
+            patch_limits(side, wide, final) for side, wide, final in zip(labels.shape[1:], load_size, patch, strict=True)
         ]
         if slot < round(batch * (1 - FORCED_SHARE)) or not present:
             z = int(rng.integers(labels.shape[0]))
@@ -138,7 +139,7 @@ def training_batches(cases: Sequence[Case], recipe: Recipe, seed: int, load_size
                 max(low, int(pixel) - side // 2)
                 for (low, _), pixel, side in zip(limits, centre, load_size, strict=True)
             ]
-        image, cut = _crop(case.image[:, z], starts, load_size, 0), _crop(labels[z], starts, load_size, OUTSIDE)
+        image, cut = crop_patch(case.image[:, z], starts, load_size, 0), crop_patch(labels[z], starts, load_size, OUTSIDE)
         return {"image": image, "labels": cut}
 
     # A sample is a place in the batch, so that a batch holds every place once, and an "epoch" of it is a step.
@@ -155,25 +156,6 @@ def _slices_by_class(case: Case, classes: int) -> dict[int, NDArray[np.int64]]:
     labels = _labels(case)
     found = {label: np.flatnonzero((labels == label).any((1, 2))) for label in range(1, classes)}
     return {label: slices for label, slices in found.items() if len(slices)}
-
-
-def _limits(side: int, wide: int, final: int) -> tuple[int, int]:
-    """First and last start of a window of `wide` pixels: what is needed beyond the patch may lie outside."""
-    need = max(wide - final, wide - side)
-    return -((need + 1) // 2), side + (need + 1) // 2 - wide
-
-
-def _crop(image: NDArray[Any], starts: Sequence[int], size: Sequence[int], fill: float) -> NDArray[Any]:
-    """A window of (..., H, W), filled up outside."""
-    result = np.full((*image.shape[:-2], *size), fill, image.dtype)
-    reading: list[Any] = [...]
-    writing: list[Any] = [...]
-    for start, wide, side in zip(starts, size, image.shape[-2:], strict=True):
-        inside = slice(max(start, 0), min(start + wide, side))
-        reading.append(inside)
-        writing.append(slice(inside.start - start, inside.stop - start))
-    result[tuple(writing)] = image[tuple(reading)]
-    return result
 
 
 # --- The loop --------------------------------------------------------------------------------------------------------

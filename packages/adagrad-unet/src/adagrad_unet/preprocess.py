@@ -1,113 +1,13 @@
-"""Cropping, resampling and normalisation as nnU-Net version 1 prepares data for its 2-D U-Net (specification 2.5).
+"""Cropping, resampling and normalisation of nnU-Net version 1 (specification 2.5), from the core.
 
 Arrays have nnU-Net's axes: those of a NIfTI file reversed (z, y, x), then the slice axis moved to the front.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
-from typing import Any, Literal
+from dart_core.data.nnunet import ANISOTROPY, bounding_box, nonzero_mask, normalise, resample_labels, target_spacing
+from dart_core.data.nnunet import resample_image as resample_slices
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-ANISOTROPY = 3.0
-"""Voxels that are longer by more than this factor make a set anisotropic."""
-
-
-def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where any channel of (C, ...) is not zero, with holes filled."""
-    from scipy import ndimage
-
-    return np.asarray(ndimage.binary_fill_holes((image != 0).any(0)))
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
-    """The smallest box that holds a mask; all of it where the mask is empty."""
-    box = []
-    for axis in range(mask.ndim):
-        filled = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, mask.shape[axis]))
-    return tuple(box)
-
-
-def target_spacing(spacings: ArrayLike, sizes: ArrayLike) -> tuple[float, ...]:
-    """The voxel size that a set of cases is resampled to.
-
-    The median of each axis. Where one axis has voxels more than three times as long as the others, and less than a third of
-    their number, it gets the 10th percentile, but not less than the others.
-
-    Args:
-        spacings: (cases, 3) mm.
-        sizes: (cases, 3) voxels after cropping.
-    """
-    steps, sides = np.atleast_2d(np.asarray(spacings, float)), np.atleast_2d(np.asarray(sizes, float))
-    target, size = np.median(steps, 0), np.median(sides, 0)
-    worst = int(target.argmax())
-    others = [axis for axis in range(len(target)) if axis != worst]
-    longest = target[others].max()
-    if target[worst] > ANISOTROPY * longest and ANISOTROPY * size[worst] < size[others].min():
-        coarse = float(np.percentile(steps[:, worst], 10))
-        target[worst] = coarse if coarse >= longest else longest + 1e-5
-    return tuple(float(step) for step in target)
-
-
-def resample_slices(volume: NDArray[Any], shape: Sequence[int], order: Literal[0, 1, 3]) -> NDArray[np.float32]:
-    """Resample every slice as `skimage.transform.resize` does (edge mode, no smoothing, clipped to the old range).
-
-    Args:
-        volume: (..., H, W).
-        shape: new (h, w).
-        order: of the spline.
-
-    Returns:
-        (..., h, w) float32.
-    """
-    volume = np.asarray(volume, dtype=np.float32)
-    if volume.shape[-2:] == tuple(shape):
-        return volume
-    # nnU-Net resizes the volume of each channel as a whole, so the range that it keeps to is the volume's.
-    axes = tuple(range(-min(volume.ndim, 3), 0))
-    low, high = volume.min(axes, keepdims=True), volume.max(axes, keepdims=True)
-    return np.asarray(np.clip(_interpolate(volume, shape, order), low, high), dtype=np.float32)
-
-
-def resample_labels(labels: NDArray[Any], shape: Sequence[int]) -> NDArray[np.int8]:
-    """Resample a label map (S, H, W) to slices of another shape: each label linearly, the last one from one half on wins."""
-    if labels.shape[-2:] == tuple(shape):
-        return labels.astype(np.int8)
-    result = np.zeros((*labels.shape[:-2], *shape), dtype=np.int8)
-    for label in np.unique(labels):
-        result[_interpolate((labels == label).astype(np.float64), shape, 1) >= 0.5] = label
-    return result
-
-
-def _interpolate(volume: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[Any]:
-    """A spline is linear in its data and separable: two matrix products resample all slices at once."""
-    rows, columns = (_matrix(n, m, order).astype(volume.dtype) for n, m in zip(volume.shape[-2:], shape, strict=True))
-    return np.asarray(rows @ volume @ columns.T)
-
-
-@functools.lru_cache(maxsize=32)
-def _matrix(old: int, new: int, order: int) -> NDArray[np.float64]:
-    """(new, old) interpolation along one axis; the outer faces of the end pixels stay where they are."""
-    from scipy import ndimage
-
-    return np.asarray(ndimage.zoom(np.eye(old), (new / old, 1), order=order, mode="nearest", grid_mode=True))
-
-
-def normalise(image: NDArray[Any], mask: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-    """Subtract the mean of each channel and divide by its standard deviation plus 1e-8.
-
-    Args:
-        image: (C, S, H, W).
-        mask: (S, H, W): take both inside it only, and set what lies outside to 0; None: all voxels.
-    """
-    result = np.zeros(image.shape, dtype=np.float32)
-    inside = np.ones(image.shape[1:], dtype=bool) if mask is None else mask
-    for channel, normalised in zip(image, result, strict=True):
-        values = channel[inside].astype(np.float64)
-        if len(values):
-            normalised[inside] = (values - values.mean()) / (values.std() + 1e-8)
-    return result
+__all__ = [
+    "ANISOTROPY", "bounding_box", "nonzero_mask", "normalise", "resample_labels", "resample_slices", "target_spacing",
+]  # fmt: skip
