@@ -1,11 +1,12 @@
-"""nnU-Net's augmentation of 2-D patches ("moreDA" of version 1), for whole batches on CPU or GPU.
+"""nnU-Net's augmentation of 2-D and 3-D patches ("moreDA" of version 1), for whole batches on CPU or GPU.
 
-Source: specification adagrad-unet 2.4. What that leaves open: cubic interpolation is the B-spline with prefilter that SciPy
+Sources: specifications adagrad-unet 2.4, odex 3. What that leaves open: cubic interpolation is the B-spline with prefilter that SciPy
 calls order 3, in the rotation and in the simulation of low resolution.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Recipe:
     """Patches whose longer side exceeds the shorter by more than this factor are elongated."""
     elongated_rotation_degrees: float = 15.0
     """The angles of elongated patches."""
+    volume_rotation_degrees: float = 30.0
+    """The angles of 3-D patches, about each of their axes."""
     scale_probability: float = 0.2
     scale: Range = (0.7, 1.4)
     """Below 1 and above 1 with equal probability, uniform in either part. Above 1 zooms out."""
@@ -60,17 +63,22 @@ class Recipe:
     """Of each axis."""
 
 
-def loader_patch_size(patch: Sequence[int]) -> tuple[int, int]:
-    """Size to load so that a patch rotated by 90 degrees and scaled by 1 / 0.85 still fits (specification 2.4).
+def loader_patch_size(patch: Sequence[int]) -> tuple[int, ...]:
+    """Size to load so that a patch rotated by 90 degrees (in 3-D by 30, about one axis) and scaled by 1 / 0.85 still fits.
 
     (256, 256) gives (301, 301), (224, 256) too. Elongated patches turn by 15 degrees only and would need less; they get the same.
 
     Args:
-        patch: (h, w).
+        patch: (h, w), or (d, h, w).
     """
-    h, w = patch
-    side = int(max(h, w) / LOADER_SCALE)
-    return side, side
+    if len(patch) == 2:
+        side = int(max(patch) / LOADER_SCALE)
+        return side, side
+    limit = torch.eye(3) * math.radians(Recipe.volume_rotation_degrees)
+    corner = torch.tensor(patch, dtype=torch.float64)
+    # The corner alone, turned about each axis, as there.
+    turned = torch.cat([corner[None], (corner @ spatial.rotation_matrices(limit)).abs()]).amax(0)
+    return tuple(int(side / LOADER_SCALE) for side in turned.tolist())
 
 
 def augment(
@@ -87,47 +95,55 @@ def augment(
     bit by bit.
 
     Args:
-        images: (N, C, H, W) float32 or float64, not smaller than the patch: `loader_patch_size`, padded with 0.
-        labels: (N, H, W) of a signed integer type, -1 outside the scan or its mask.
-        patch_size: (h, w).
+        images: (N, C, H, W) or (N, C, D, H, W) float32 or float64, not smaller than the patch: `loader_patch_size`, padded
+            with 0.
+        labels: (N, H, W) or (N, D, H, W) of a signed integer type, -1 outside the scan or its mask.
+        patch_size: (h, w) or (d, h, w).
         generator: on any device; None is the global one.
         recipe: probabilities and ranges.
         nonzero_mask: the scan was normalised inside its non-zero mask: set the image to 0 where the label is -1 (step 10).
 
     Returns:
-        images (N, C, h, w) and labels (N, h, w), new tensors; -1 has become 0 in the labels.
+        images (N, C, h, w) and labels (N, h, w), with a depth in 3-D, new tensors; -1 has become 0 in the labels.
 
     Raises:
         ValueError: shapes or types do not fit.
     """
     _check(images, labels, patch_size)
     n, channels = images.shape[:2]
+    axes = len(patch_size)
     draw = _Draws(generator)
 
     # 1: rotation and scaling; what is neither rotated nor scaled is cropped and stays as it is
     elongated = max(patch_size) > recipe.elongated_above * min(patch_size)
-    limit = math.radians(recipe.elongated_rotation_degrees if elongated else recipe.rotation_degrees)
-    rotated, angle = draw.chance(recipe.rotation_probability, n), draw.uniform((-limit, limit), n)
+    degrees = recipe.elongated_rotation_degrees if elongated else recipe.rotation_degrees
+    limit = math.radians(degrees if axes == 2 else recipe.volume_rotation_degrees)
+    rotated = draw.chance(recipe.rotation_probability, n)
+    angle = draw.uniform((-limit, limit), *((n,) if axes == 2 else (n, 3)))
     scaled, scale = draw.chance(recipe.scale_probability, n), draw.two_sided(recipe.scale, n)
     x, y = (
         part.clone(memory_format=torch.contiguous_format) for part in spatial.centre_crop(images, labels, patch_size)
     )
     moved = (rotated | scaled).nonzero()[:, 0]
     if len(moved):
-        angle, scale = torch.where(rotated, angle, 0.0)[moved], torch.where(scaled, scale, 1.0)[moved]
+        angle, scale = (
+            angle.where(rotated.view(n, *([1] * (angle.ndim - 1))), 0.0)[moved],
+            scale.where(scaled, 1.0)[moved],
+        )
         at = moved.to(x.device)
-        x[at], y[at] = spatial.rotate_and_scale(images[at], labels[at], patch_size, angle, scale)
+        read = spatial.rotate_and_scale if axes == 2 else spatial.rotate_and_scale_volumes
+        x[at], y[at] = read(images[at], labels[at], patch_size, angle, scale)
 
     # 2: noise
     noisy, std = draw.chance(recipe.noise_probability, n).nonzero()[:, 0], draw.uniform(recipe.noise_std, n)
     if len(noisy):
         noise = draw.normal(x, len(noisy))
-        x[noisy.to(x.device)] += intensity.brightness(noise, std[noisy, None])
+        x[noisy.to(x.device)] += intensity.brightness(noise, std[noisy, None], axes)
 
     planes = x.view(n * channels, *x.shape[2:])
 
     def change(
-        function: Callable[[Tensor, Tensor], Tensor],
+        function: Callable[..., Tensor],
         values: Tensor,
         probability: float,
         channel_probability: float = 1.0,
@@ -136,7 +152,7 @@ def augment(
         chosen = draw.chance(probability, n, 1) & draw.chance(channel_probability, n, channels)
         at = chosen.flatten().nonzero()[:, 0]
         if len(at):
-            planes[at.to(x.device)] = function(planes[at.to(x.device)], values.flatten()[at])
+            planes[at.to(x.device)] = function(planes[at.to(x.device)], values.flatten()[at], axes=axes)
 
     # 3 to 8
     one_each = (n, channels)
@@ -155,14 +171,14 @@ def augment(
         recipe.low_resolution_channel_probability,
     )
     change(
-        lambda part, exponent: intensity.gamma(part, exponent, invert=True),
+        functools.partial(intensity.gamma, invert=True),
         draw.two_sided(recipe.gamma, *one_each),
         recipe.inverted_gamma_probability,
     )
     change(intensity.gamma, draw.two_sided(recipe.gamma, *one_each), recipe.gamma_probability)
 
     # 9 to 11
-    x, y = spatial.mirror(x, y, draw.chance(recipe.mirror_probability, n, 2))
+    x, y = spatial.mirror(x, y, draw.chance(recipe.mirror_probability, n, axes))
     if nonzero_mask:
         x = x.masked_fill((y < 0)[:, None], 0)
     return x, y.masked_fill(y == spatial.OUTSIDE, 0)
@@ -196,16 +212,16 @@ class _Draws:
 
 
 def _check(images: Tensor, labels: Tensor, patch_size: Sequence[int]) -> None:
-    if images.ndim != 4 or labels.shape != (len(images), *images.shape[2:]):
+    if images.ndim not in (4, 5) or labels.shape != (len(images), *images.shape[2:]):
         raise ValueError(
-            f"images have shape {tuple(images.shape)}, the labels {tuple(labels.shape)}; (N, C, H, W) and (N, H, W) fit"
+            f"images have shape {tuple(images.shape)}, the labels {tuple(labels.shape)}; (N, C, H, W) and (N, H, W) fit, and these with a depth"
         )
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images are of type {images.dtype}; give float32 or float64")
     if labels.dtype not in (torch.int8, torch.int16, torch.int32, torch.int64):
         raise ValueError(f"labels are of type {labels.dtype}; give a signed integer type, -1 stands for outside")
     if (
-        len(patch_size) != 2
+        len(patch_size) != images.ndim - 2
         or min(patch_size) < 1
         or any(p > n for p, n in zip(patch_size, images.shape[2:], strict=True))
     ):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dart_core.augment.splines import coefficients, cubic_weights
+from dart_core.augment.splines import coefficients, cubic_weights, volume_coefficients
 
 OUTSIDE = -1
 """Label of pixels that lie outside the image."""
@@ -19,16 +21,15 @@ def centre_crop(images: Tensor, labels: Tensor, patch_size: Sequence[int]) -> tu
     """The middle of the images; of an odd margin the smaller half lies in front.
 
     Args:
-        images: (N, C, H, W).
-        labels: (N, H, W).
-        patch_size: (h, w), at most (H, W).
+        images: (N, C, H, W), or volumes (N, C, D, H, W).
+        labels: (N, H, W), or (N, D, H, W).
+        patch_size: (h, w), at most (H, W); or (d, h, w).
 
     Returns:
-        (N, C, h, w) and (N, h, w), views.
+        (N, C, h, w) and (N, h, w), or with a depth; views.
     """
-    h, w = patch_size
-    top, left = (images.shape[-2] - h) // 2, (images.shape[-1] - w) // 2
-    window = (..., slice(top, top + h), slice(left, left + w))
+    starts = [(n - p) // 2 for n, p in zip(labels.shape[1:], patch_size, strict=True)]
+    window = (..., *(slice(start, start + p) for start, p in zip(starts, patch_size, strict=True)))
     return images[window], labels[window]
 
 
@@ -75,21 +76,97 @@ def rotate_and_scale(
     return moved, _labels_at(labels, row, column, dy, dx).masked_fill_(outside, OUTSIDE)
 
 
+def rotate_and_scale_volumes(
+    images: Tensor, labels: Tensor, patch_size: Sequence[int], angles: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Read a rotated and scaled patch out of the middle of each volume, as `rotate_and_scale` does for images.
+
+    The voxel at p = (z, y, x) from the patch's centre comes from scale * p R from the volume's centre, R = R_z R_y R_x being rotations
+    about the three axes in turn. Labels: each one's indicator is interpolated linearly and the largest wins.
+
+    Args:
+        images: (N, C, D, H, W) float32 or float64.
+        labels: (N, D, H, W), a signed integer type.
+        patch_size: (d, h, w).
+        angles: (N, 3) radians, about the axes of depth, height and width.
+        scale: (N,); above 1 zooms out.
+
+    Returns:
+        (N, C, d, h, w) and (N, d, h, w).
+    """
+    (n, channels), sides = images.shape[:2], images.shape[2:]
+    turn = rotation_matrices(angles) * scale.double()[:, None, None]
+    axes = [torch.arange(p, dtype=torch.float64) - (p - 1) / 2 for p in patch_size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
+    centre = torch.tensor([side / 2 - 0.5 for side in sides], dtype=torch.float64)
+    places = ((grid @ turn) + centre).to(images)  # (N, voxels, 3)
+    last = torch.tensor(sides, device=images.device, dtype=images.dtype) - 1
+    outside = ((places < -BORDER) | (places > last + BORDER)).any(-1)
+    places = places.clamp(min=torch.zeros_like(last), max=last)
+
+    whole = places.floor().clamp(max=(last - 1).clamp(min=0))
+    t, first = places - whole, whole.long()
+    # Coefficients from one voxel before the first to one behind the last, as for images.
+    padded = volume_coefficients(images, beyond=1)
+    strides = [(sides[1] + 2) * (sides[2] + 2), sides[2] + 2, 1]
+    flat = padded.flatten(2)
+    start = sum(first[..., axis] * stride for axis, stride in enumerate(strides))
+    weights = [cubic_weights(t[..., axis]) for axis in range(3)]
+    values = images.new_zeros(n, channels, grid.shape[0])
+    for i in range(4):
+        for j in range(4):
+            line = torch.zeros_like(values)
+            for k in range(4):
+                at = start + (i * strides[0] + j * strides[1] + k)
+                line.addcmul_(flat.gather(2, at[:, None].expand(-1, channels, -1)), weights[2][k][:, None])
+            values.addcmul_(line, (weights[0][i] * weights[1][j])[:, None])
+    moved = values.masked_fill_(outside[:, None], 0).view(n, channels, *patch_size)
+
+    best = torch.zeros_like(outside, dtype=labels.dtype)
+    most = torch.full_like(t[..., 0], -1)
+    flat_labels = labels.flatten(1)
+    upper = torch.minimum(first + 1, last.long())
+    corners = []
+    for corner in itertools.product((0, 1), repeat=3):
+        index = [upper[..., axis] if up else first[..., axis] for axis, up in enumerate(corner)]
+        weight = math.prod([t[..., axis] if up else 1 - t[..., axis] for axis, up in enumerate(corner)])
+        corners.append((flat_labels.gather(1, (index[0] * sides[1] + index[1]) * sides[2] + index[2]), weight))
+    for label in labels.unique():
+        votes = sum(weight * (found == label) for found, weight in corners)
+        wins = votes > most
+        best, most = torch.where(wins, label, best), torch.where(wins, votes, most)
+    return moved, best.masked_fill_(outside, OUTSIDE).view(n, *patch_size)
+
+
+def rotation_matrices(angles: Tensor) -> Tensor:
+    """(N, 3) radians about the axes of depth, height and width -> (N, 3, 3) float64 for row vectors (z, y, x)."""
+    result = torch.eye(3, dtype=torch.float64).expand(len(angles), 3, 3)
+    # The signs of batchgenerators: positive angles turn axis 2 to 1, 0 to 2, and 1 to 0.
+    for axis, (i, j) in enumerate(((1, 2), (2, 0), (0, 1))):
+        cos, sin = angles[:, axis].double().cpu().cos(), angles[:, axis].double().cpu().sin()
+        turn = torch.eye(3, dtype=torch.float64).repeat(len(angles), 1, 1)
+        turn[:, i, i] = turn[:, j, j] = cos
+        turn[:, i, j], turn[:, j, i] = -sin, sin
+        result = result @ turn
+    return result
+
+
 def mirror(images: Tensor, labels: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
     """Reverse the axes of single images.
 
     Args:
-        images: (N, C, H, W).
-        labels: (N, H, W).
-        flips: (N, 2) bool: reverse the height, reverse the width.
+        images: (N, C, H, W), or volumes (N, C, D, H, W).
+        labels: (N, H, W), or (N, D, H, W).
+        flips: (N, 2) bool: reverse the height, reverse the width; or (N, 3) with the depth first.
 
     Returns:
         new tensors of the same shapes.
     """
     images, labels = images.clone(), labels.clone()
-    for axis in (0, 1):
+    axes = flips.shape[1]
+    for axis in range(axes):
         at = flips[:, axis].nonzero()[:, 0].to(images.device)
-        images[at], labels[at] = images[at].flip(axis - 2), labels[at].flip(axis - 2)
+        images[at], labels[at] = images[at].flip(axis - axes), labels[at].flip(axis - axes)
     return images, labels
 
 

@@ -45,6 +45,14 @@ def coefficients(images: Tensor, beyond: int = 0) -> Tensor:
     return separable(images, rows.to(images), columns.to(images))
 
 
+def volume_coefficients(volumes: Tensor, beyond: int = 0) -> Tensor:
+    """As `coefficients`, for (..., D, H, W)."""
+    depth = volumes.shape[-3]
+    matrix = prefilter(depth)[_mirrored(torch.arange(-beyond, depth + beyond), depth)].to(volumes)
+    found = coefficients(volumes, beyond)
+    return (matrix @ found.flatten(-2)).unflatten(-1, found.shape[-2:])
+
+
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply one matrix to the columns of images and one to their rows.
 
