@@ -1,0 +1,5 @@
+"""`python -m catenorm`."""
+
+from catenorm.cli import main
+
+main()

@@ -1,0 +1,187 @@
+"""Networks by name, their files, and what these say of themselves so that no later command has to be told again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from catenorm import settings as of
+from catenorm.baselines import MSNet, SiteNetwork, WNet
+from catenorm.networks import CateNormUNet
+from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+CHANNELS = 3
+"""A slice and its two neighbours."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a network is, what it segments, and which cases it has not seen."""
+
+    network: of.Network
+    name: str
+    """In tables."""
+    organs: tuple[str, ...]
+    """The classes 1, 2, ..."""
+    sites: tuple[str, ...]
+    """Of the training, in the order of batches."""
+    cases: of.Cases
+    """How its cases were read, and from where."""
+    fold: int | None = None
+    steps: int = 0
+    warmup_steps: int = 0
+
+    @property
+    def classes(self) -> int:
+        """With the background."""
+        return 1 + len(self.organs)
+
+    def as_text(self) -> str:
+        """As JSON."""
+        return json.dumps(dataclasses.asdict(self), default=str, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Model:
+        """From JSON.
+
+        Raises:
+            ValueError: something else.
+        """
+        values: dict[str, Any] = json.loads(text)
+        network, cases = (_tuples(values.pop(name)) for name in ("network", "cases"))
+        cases["datalist"] = tuple(Path(path) for path in cases["datalist"])
+        cases["cache"] = None
+        return cls(network=of.Network(**network), cases=of.Cases(**cases), **_tuples(values))
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+# --- Networks ---------------------------------------------------------------------------------------------------------
+
+
+def plain_network(settings: of.Network, classes: int) -> nn.Module:
+    """The network of one pass with the same convolutions: what a warm-up trains (2.6)."""
+    if settings.architecture == "deeplabv3plus":
+        from catenorm.deeplab import CateNormDeepLabV3Plus
+
+        return CateNormDeepLabV3Plus(CHANNELS, classes, ())
+    norm: Any = settings.method if settings.method in ("in", "gn") else "bn"
+    return CateNormUNet(CHANNELS, classes, (), norm, width=settings.width)
+
+
+def build(settings: of.Network, classes: int, sites: Sequence[str]) -> nn.Module:
+    """A network with random weights.
+
+    Args:
+        settings: of what kind.
+        classes: K, with the background.
+        sites: names, for those with parameters per site.
+    """
+    options: dict[str, Any] = {
+        "mask_mode": settings.mask_mode,
+        "form": settings.form,
+        "reduction": settings.reduction,
+    }
+    if settings.method == "ms-net":
+        return MSNet(CHANNELS, classes, sites, settings.width)
+    if settings.method == "w-net":
+        return WNet(CHANNELS, classes, settings.blocks, width=settings.width, **options)
+    if settings.method == "dsbn":
+        return SiteNetwork(plain_network(settings, classes), sites)
+    if settings.method != "catenorm":
+        return plain_network(settings, classes)
+    if settings.architecture == "deeplabv3plus":
+        from catenorm.deeplab import CateNormDeepLabV3Plus
+
+        return CateNormDeepLabV3Plus(CHANNELS, classes, settings.blocks, **options)
+    return CateNormUNet(
+        CHANNELS, classes, settings.blocks, width=settings.width, separate_statistics=settings.separate_statistics,
+        **options,
+    )  # fmt: skip
+
+
+def initialise(network: nn.Module, settings: of.Network, classes: int, weights: Mapping[str, Tensor]) -> int:
+    """Take over the weights of a network of one pass; CN layers keep their own random ones.
+
+    DSBN's sites all start as the one batch norm; W-Net's networks both start as the one.
+
+    Args:
+        network: of `build`, changed.
+        settings: of what kind.
+        classes: K.
+        weights: of `plain_network`, or of a network like `network` itself.
+
+    Returns:
+        How many tensors were taken over.
+    """
+    if isinstance(network, SiteNetwork) and not any(name.startswith("network.") for name in weights):
+        source = plain_network(settings, classes)
+        count = take_over(source, weights)
+        network.load_state_dict(SiteNetwork(source, network.sites).state_dict())
+        return count
+    if isinstance(network, WNet) and not any(name.startswith("first.") for name in weights):
+        return take_over(network.first, weights) + take_over(network.second, weights)
+    return take_over(network, weights)
+
+
+def take_over(network: nn.Module, weights: Mapping[str, Tensor]) -> int:
+    """Copy every tensor of equal name and shape; says how many."""
+    own = network.state_dict()
+    same = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+    network.load_state_dict({**own, **same})
+    return len(same)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, network: nn.Module, model: Model) -> Path:
+    """Write model.safetensors into a folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, network, {"catenorm": model.as_text()})
+    return folder / WEIGHTS
+
+
+def model_file(path: Path) -> Path:
+    """The weight file of a run folder, or the file itself.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
+    return path / WEIGHTS if path.is_dir() else path
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Model]:
+    """The network of a run folder or weight file, and what its file says of it.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or weights of something else.
+    """
+    file = model_file(path)
+    text = read_metadata(file).get("catenorm")
+    try:
+        model = Model.from_text(text or "")
+        network = build(model.network, model.classes, model.sites)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            "is no network of catenorm", where=file, remedy="give a run folder of `catenorm train`"
+        ) from error
+    load_weights(file, network)
+    return network.to(device).eval(), model
