@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,12 @@ from torch import Tensor
 
 from dart_core.errors import InputError
 from dart_core.files import write_atomic, write_csv
+from dart_core.run import METRICS
+from metamedseg.settings import Slicing
 
 INDEX = "slices.csv"
+SLICING = "slicing"
+"""Key of metrics.json in a folder of slices: how they were made."""
 COLUMNS = ("dataset", "organ", "name", "volume", "slice", "split", "pixels")
 SPLITS = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE, SPLIT_SEED = 0.2, 0.1, 6
@@ -180,6 +186,15 @@ def find_set(sets: Mapping[str, SliceSet], name: str, folder: Path) -> SliceSet:
     return sets[name]
 
 
+def read_slicing(folder: Path) -> Slicing | None:
+    """How `prepare` made the slices; None where the folder does not say."""
+    try:
+        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        return Slicing(**content[SLICING])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_slice(folder: Path, name: str, image: NDArray[Any], mask: NDArray[Any]) -> None:
     """Write one slice of a data set; the mask first, so that no image is without.
 
@@ -207,21 +222,23 @@ def write_index(folder: Path, sets: Sequence[SliceSet]) -> None:
 
 
 def draw_split(units: Sequence[str], seed: int = SPLIT_SEED) -> dict[str, str]:
-    """Volumes (or slices) -> train, val or test: 20 % test, then 10 % of the rest validation, as scikit-learn draws them.
+    """Volumes (or slices) -> train, val or test: a fifth test, then a tenth of the rest validation, both rounded up.
+
+    The draws are those of scikit-learn's `train_test_split`, which the authors use, over the sorted units.
 
     Args:
         units: any order; they are sorted first.
         seed: of both draws.
     """
-    from sklearn.model_selection import train_test_split
-
     train = sorted(units)
     split_of = dict.fromkeys(train, "train")
     for split, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
         if len(train) < 2:
             break
-        train, held_out = train_test_split(train, test_size=share, random_state=seed)
-        split_of |= dict.fromkeys(held_out, split)
+        order = np.random.RandomState(seed).permutation(len(train))
+        count = math.ceil(share * len(train))
+        split_of |= {train[i]: split for i in order[:count]}
+        train = [train[i] for i in order[count:]]
     return split_of
 
 

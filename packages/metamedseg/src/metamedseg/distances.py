@@ -44,17 +44,18 @@ def organ_distances(
         InputError: images of unequal size, or none.
     """
     names = list(images)
-    flat = []
+    flat: list[NDArray[np.float64]] = []
+    sizes: list[tuple[int, ...]] = []
     for name in names:
         values = to_numpy(images[name]).astype(np.float64)
         if values.ndim != 3 or not len(values):
             raise InputError(f"images of {name} have shape {values.shape}", remedy="give (n, h, w), n at least 1")
-        if flat and values.shape[1:] != first:
+        if sizes and values.shape[1:] != sizes[0]:
             raise InputError(
-                f"images of {name} are {values.shape[1:]}, those of {names[0]} {first}",
+                f"images of {name} are {values.shape[1:]}, those of {names[0]} {sizes[0]}",
                 remedy="resize them to one size",
             )
-        first = values.shape[1:]
+        sizes.append(values.shape[1:])
         flat.append(values.reshape(len(values), -1))
     result = np.full((len(names), len(names)), np.nan)
     for i in range(len(names)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 from metamedseg import settings as of
 from metamedseg.datasets import (
     INDEX,
+    SLICING,
     SliceRow,
     SliceSet,
     draw_split,
@@ -60,6 +62,15 @@ def prepare(command: of.Prepare) -> None:
     for source in sources:  # what can be known before anything is written
         source.check()
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
+    try:
+        _write(command, sources)
+    except BaseException:
+        shutil.rmtree(out, ignore_errors=True)  # half a folder of slices is of no use
+        raise
+
+
+def _write(command: of.Prepare, sources: Sequence[DecathlonSource | NpzSource]) -> None:
+    out = command.output.out
     found: dict[str, tuple[str, list[SliceRow]]] = {}
     volumes: dict[str, int] = {}
     for source in sources:
@@ -85,7 +96,9 @@ def prepare(command: of.Prepare) -> None:
         if without:
             say(f"{name}: {without} of {volumes[name]} volumes hold no slice with enough of it")
     counts = _counts(sets)
-    write_atomic(out / METRICS, json.dumps({"datasets": counts}, indent=2) + "\n")
+    write_atomic(
+        out / METRICS, json.dumps({SLICING: dataclasses.asdict(command.slicing), "datasets": counts}, indent=2) + "\n"
+    )
     _report(command, sets, counts)
     write_index(out, sets)
     say(f"{sum(map(len, sets))} slices of {len(sets)} data sets: {out}   report: {out / 'report.html'}")
@@ -113,7 +126,6 @@ def check_data(command: of.CheckData) -> int:
         for folder in _folders(command.data):
             try:
                 source = _source(folder)
-                source.check()
                 problems += source.problems()
                 lines.append(source.line())
             except DartError as error:
@@ -144,7 +156,9 @@ class DecathlonSource:
         return [(name, self.organs.organ) for region in self.organs.regions for name in region.datasets.values()]
 
     def check(self) -> None:
-        """Nothing more than what reading dataset.json has found."""
+        """Look at all labels."""
+        for row in self.task.cases:
+            self._labels(row)
 
     def line(self) -> str:
         """What check-data says of it."""

@@ -116,8 +116,8 @@ def authors_picture(image: NDArray[Any]) -> NDArray[np.float32]:
 def _resize(values: NDArray[Any], size: int) -> NDArray[Any]:
     from skimage.transform import resize
 
-    resized: NDArray[Any] = resize(values, (size, size), order=1, preserve_range=True)
-    return resized
+    resized: Any = resize(values, (size, size), order=1, preserve_range=True)
+    return np.asarray(resized)
 
 
 def _like(values: Any, rule: Callable[[NDArray[Any]], NDArray[Any]]) -> Any:

@@ -1,0 +1,117 @@
+"""Network files, and what they say of themselves so that no later command has to be told again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dart_core.checkpoint import load_state, load_weights, read_metadata, save_weights
+from dart_core.errors import CheckpointError
+from metamedseg.networks import MetaUNet
+from metamedseg.settings import MetaTrain, Network, Slicing
+
+WEIGHTS = "model.safetensors"
+PACKAGE = "metamedseg"
+SHORT = {"average": "AW", "inverse_distance": "IDW", "complement": "complement", "as_coded": "as coded"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a network is."""
+
+    kind: str
+    """initialisation or target."""
+    name: str
+    """What tables call it, or the initialisation that it came from."""
+    network: dict[str, Any]
+    sources: tuple[str, ...] = ()
+    """Data sets that an initialisation has seen."""
+    target: str = ""
+    shots: int = 0
+    """Training slices; 0 = all."""
+    selection: int = 0
+    """Seed of their selection."""
+    slicing: dict[str, Any] = field(default_factory=dict)
+    """How its slices were made from volumes; empty = unknown."""
+
+
+def method_name(command: MetaTrain) -> str:
+    """What tables call an initialisation."""
+    if command.name:
+        return command.name
+    if command.method == "transfer":
+        return "transfer"
+    volumetric = " vol" if command.definition.tasks == "volumetric" else ""
+    if command.method == "dawoud":
+        return f"Dawoud{volumetric}"
+    place = {"meta": "", "mean": " to mean", "leave_one_out": " to others"}[command.meta.distance_to]
+    return SHORT[command.meta.weighting] + (place if command.meta.weighting != "average" else "") + volumetric
+
+
+def build(model: Model) -> MetaUNet:
+    """The network with random weights."""
+    settings = Network(**model.network)
+    return MetaUNet(settings.depth, settings.norm, settings.width)
+
+
+def save_model(folder: Path, network: MetaUNet, model: Model) -> None:
+    """Write model.safetensors into a run folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
+
+
+def read_model(path: Path) -> Model:
+    """What a network file says of itself.
+
+    Raises:
+        CheckpointError: no such file, or one of something else.
+    """
+    file = weights_file(path)
+    try:
+        content = json.loads(read_metadata(file).get(PACKAGE) or "")
+        model = Model(**{**content, "sources": tuple(content["sources"])})
+        Network(**model.network)
+        Slicing(**model.slicing)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"is no network of {PACKAGE}", where=file, remedy="give a run of `meta-train` or `fine-tune`"
+        ) from error
+    return model
+
+
+def load_model(path: Path, kind: str, device: torch.device | str = "cpu") -> tuple[MetaUNet, Model]:
+    """The network of a run folder or weight file in evaluation mode, and what it is.
+
+    Args:
+        path: a folder with model.safetensors, or the file.
+        kind: "initialisation" or "target".
+        device: where to.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, weights of something else, or a network of the other kind.
+    """
+    model = read_model(path)
+    if model.kind != kind:
+        command = "meta-train" if kind == "initialisation" else "fine-tune"
+        raise CheckpointError(f"is no {kind} network", where=path, remedy=f"give a run of `{PACKAGE} {command}`")
+    network = build(model)
+    load_state(network, load_weights(weights_file(path))[0], weights_file(path))
+    return network.to(device).eval(), model
+
+
+def weights_file(path: Path) -> Path:
+    """The weight file that a run folder or path means.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if path.is_dir() and not (path / WEIGHTS).is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the run (--resume)")
+    return path / WEIGHTS if path.is_dir() else path
