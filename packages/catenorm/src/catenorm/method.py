@@ -276,8 +276,10 @@ def two_stage_step(
     descend = descend_with(optimizer)
     logits = model(x)  # Eq. 3
     first = loss(logits, y)
+    mask = (
+        class_probabilities(logits) if mask is None else mask
+    )  # before the step: logits may share memory with weights
     descend(first, clip if clip_first else None)  # Eq. 5, alpha = 1: theta_s and theta_NB
-    mask = class_probabilities(logits) if mask is None else mask
     logits = model(x, mask)  # Eq. 4
     second = loss(logits, y)
     descend(second, clip)  # Eq. 5, alpha = 0: theta_s and theta_NC

@@ -103,6 +103,7 @@ def kept_image(pixels: NDArray[Any], place: Place, shape: Sequence[int], is_ct: 
 
 
 def kept_labels(classes: NDArray[Any], place: Place, shape: Sequence[int], is_ct: bool) -> NDArray[Any]:
+    """The same of its classes, by the nearest voxel."""
     kept = classes[place.first : place.first + place.shape[0]]
     return resize_nearest(kept[:, ::-1] if is_ct else kept, shape)
 
