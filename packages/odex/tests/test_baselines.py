@@ -93,7 +93,9 @@ def test_lists_of_outputs_are_cut_with_their_labels():
             return [self.w * x, self.w * x[:, :1]]
 
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    found = fisher_information(Two(), [(x, [x * 0, x[:, :1] * 0])], lambda out, t: sum((a - b).sum() for a, b in zip(out, t, strict=True)))
+    found = fisher_information(
+        Two(), [(x, [x * 0, x[:, :1] * 0])], lambda out, t: sum((a - b).sum() for a, b in zip(out, t, strict=True))
+    )
     assert found["w"].item() == pytest.approx((4**2 + 10**2) / 2)
 
 
@@ -176,7 +178,8 @@ def test_mib_over_levels():
     labels = [torch.randint(0, 2, (2, 1, *x.shape[2:])) for x in new]
     weights = deep_supervision_weights(3)
     expected = sum(
-        w * (F.cross_entropy(x, y[:, 0]) + 0.1 * unbiased_kd(x, o, 0.9)) for w, x, y, o in zip(weights, new, labels, old, strict=True)
+        w * (F.cross_entropy(x, y[:, 0]) + 0.1 * unbiased_kd(x, o, 0.9))
+        for w, x, y, o in zip(weights, new, labels, old, strict=True)
     )
     assert mib_loss(new, labels, old, lkd=0.1).item() == pytest.approx(expected.item())
     base = sum(w * F.cross_entropy(x, y[:, 0]) for w, x, y in zip(weights, new, labels, strict=True))
@@ -189,7 +192,9 @@ def test_mib_over_levels():
 
 
 def test_entropy():
-    assert prediction_entropy(torch.full((1, 4, 2), 0.25, dtype=torch.float64)).tolist()[0] == pytest.approx([1, 1], abs=1e-7)
+    assert prediction_entropy(torch.full((1, 4, 2), 0.25, dtype=torch.float64)).tolist()[0] == pytest.approx(
+        [1, 1], abs=1e-7
+    )
     assert prediction_entropy(torch.tensor([[1.0, 0.0]]).double()[..., None]).item() == pytest.approx(0, abs=1e-7)
     found = as_coded.prediction_entropy(torch.full((1, 2, 1), 0.5, dtype=torch.float64)).item()
     assert found == pytest.approx(0.5 / math.log(2), abs=1e-6)  # 0.72
@@ -207,7 +212,9 @@ def test_thresholds_are_medians():
     parts = sum(entropy_histogram(e, c, 3) for e, c in zip(entropies.split(999), classes.split(999), strict=True))
     torch.testing.assert_close(thresholds_of(parts), found)
     # within its bin by the share of it: 3 of 4 values in bin 10, half of them reached after 2 of these
-    assert plop_thresholds(torch.tensor([0.1, 0.1, 0.1, 0.5]) + 0.005, torch.zeros(4).long(), 1).item() == pytest.approx((10 + 2 / 3) / 100)
+    assert plop_thresholds(
+        torch.tensor([0.1, 0.1, 0.1, 0.5]) + 0.005, torch.zeros(4).long(), 1
+    ).item() == pytest.approx((10 + 2 / 3) / 100)
 
 
 def test_as_coded_thresholds_collapse():
@@ -219,7 +226,9 @@ def test_as_coded_thresholds_collapse():
 
 
 def test_pseudo_labels_by_hand():
-    old = torch.tensor([[[8.0, -8.0, 0.0, 0.0]], [[-8.0, 8.0, 0.0, 0.0]]]).permute(1, 0, 2)  # sure of 0, sure of 1, unsure
+    old = torch.tensor([[[8.0, -8.0, 0.0, 0.0]], [[-8.0, 8.0, 0.0, 0.0]]]).permute(
+        1, 0, 2
+    )  # sure of 0, sure of 1, unsure
     new = torch.zeros(1, 2, 4)
     labels = torch.tensor([[[0, 0, 0, 1]]])
     found = plop_loss(new, labels, old, torch.tensor([0.1, 0.1]), [], [])
@@ -267,7 +276,10 @@ def test_pod_has_a_gradient_where_the_program_has_none():
 
 
 def test_plop_is_the_sum_of_its_parts():
-    new, old = [logits(2, 2, 8, 8), logits(2, 2, 4, 4, seed=1)], [logits(2, 2, 8, 8, seed=2), logits(2, 2, 4, 4, seed=3)]
+    new, old = (
+        [logits(2, 2, 8, 8), logits(2, 2, 4, 4, seed=1)],
+        [logits(2, 2, 8, 8, seed=2), logits(2, 2, 4, 4, seed=3)],
+    )
     labels = [torch.randint(0, 2, (2, 1, *x.shape[2:])) for x in new]
     features = [logits(2, 3, 8, 8, seed=4)], [logits(2, 3, 8, 8, seed=5)]
     base = plop_loss(new, labels, old, torch.tensor([0.9, 0.9]), *features, pod_lambda=0)

@@ -68,7 +68,9 @@ def test_few_images_all_training_distances_are_n_minus_1(n, seed):
 
 
 @given(
-    hnp.arrays(float, (4, 4), elements=st.floats(-1, 1)), hnp.arrays(float, 4, elements=st.floats(-5, 5)), st.integers(0, 99)
+    hnp.arrays(float, (4, 4), elements=st.floats(-1, 1)),
+    hnp.arrays(float, 4, elements=st.floats(-5, 5)),
+    st.integers(0, 99),
 )
 @settings(max_examples=25, deadline=None)
 def test_invariant_under_affine_maps(a, b, seed):

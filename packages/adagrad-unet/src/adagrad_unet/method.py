@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from adagrad_unet.network import GenericUNet2d
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
 from dart_core.data.nnunet import crop_patch, patch_limits
-from dart_core.errors import SettingError
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
+from dart_core.optim import gradient_clipper, poly_lr
 from dart_core.run import Run
 from dart_core.sliding_window import sliding_window_predict
 
@@ -33,30 +33,6 @@ FORCED_SHARE = 0.33
 """Of the samples of a batch, which must show foreground."""
 RESET_EPOCH, RESET_MOMENTUM = 100, 0.95
 """nnU-Net starts SGD anew, with less momentum, where it has found no foreground at all by then."""
-
-Number = TypeVar("Number", float, Tensor, NDArray[Any])
-
-
-# --- The schedule ----------------------------------------------------------------------------------------------------
-
-
-def poly_lr(step: Number, total: float, lr0: float, exponent: float = 0.9) -> Number:
-    """lr0 (1 - step / total)^exponent. A run sets it once per epoch, with its own number of epochs as `total`.
-
-    Args:
-        step: epoch, from 0 to `total`; a number, an array or a tensor.
-        total: epochs of the run.
-        lr0: initial learning rate.
-        exponent: how fast it falls.
-
-    Raises:
-        ValueError: `total` is not positive, or a step outside 0 to `total`.
-    """
-    values = np.asarray(step.detach().cpu() if isinstance(step, Tensor) else step)
-    if not total > 0 or not ((values >= 0) & (values <= total)).all():
-        raise SettingError(f"epoch {step} of {total}", remedy="give 0 <= step <= total, total > 0")
-    rate: Number = lr0 * (1 - step / total) ** exponent
-    return rate
 
 
 # --- Optimisers ------------------------------------------------------------------------------------------------------
@@ -80,18 +56,6 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: of.Optimisation
         norm_scope=settings.norm_scope,
         decoupled=settings.decoupled,
     )
-
-
-def gradient_clipper(parameters: Sequence[nn.Parameter], limit: float) -> Callable[..., None]:
-    """A hook for `Optimizer.register_step_pre_hook` that scales all gradients together to a norm of at most `limit`.
-
-    As a hook it sees gradients that are un-scaled in half precision, and exchanged between processes.
-    """
-
-    def clip(optimizer: Optimizer, *arguments: Any) -> None:
-        nn.utils.clip_grad_norm_(parameters, limit)
-
-    return clip
 
 
 def run_name(settings: of.Training) -> str:
@@ -124,7 +88,8 @@ def training_batches(cases: Sequence[Case], recipe: Recipe, seed: int, load_size
         case, present = cases[number], slices[number]
         labels = _labels(case)
         limits = [
-            patch_limits(side, wide, final) for side, wide, final in zip(labels.shape[1:], load_size, patch, strict=True)
+            patch_limits(side, wide, final)
+            for side, wide, final in zip(labels.shape[1:], load_size, patch, strict=True)
         ]
         if slot < round(batch * (1 - FORCED_SHARE)) or not present:
             z = int(rng.integers(labels.shape[0]))
@@ -139,7 +104,10 @@ def training_batches(cases: Sequence[Case], recipe: Recipe, seed: int, load_size
                 max(low, int(pixel) - side // 2)
                 for (low, _), pixel, side in zip(limits, centre, load_size, strict=True)
             ]
-        image, cut = crop_patch(case.image[:, z], starts, load_size, 0), crop_patch(labels[z], starts, load_size, OUTSIDE)
+        image, cut = (
+            crop_patch(case.image[:, z], starts, load_size, 0),
+            crop_patch(labels[z], starts, load_size, OUTSIDE),
+        )
         return {"image": image, "labels": cut}
 
     # A sample is a place in the batch, so that a batch holds every place once, and an "epoch" of it is a step.

@@ -336,9 +336,7 @@ def pseudo_label_loss(logits: Tensor, labels: Tensor, old_logits: Tensor, confid
         confident: (N, ...) bool: background voxels where the old network is sure.
     """
     ce = F.cross_entropy(logits, pseudo_labels(labels, old_logits, confident), reduction="none")
-    sure, rest = (
-        (ce * chosen).sum() / chosen.sum().clamp(min=1) for chosen in (confident.to(ce), (~confident).to(ce))
-    )
+    sure, rest = ((ce * chosen).sum() / chosen.sum().clamp(min=1) for chosen in (confident.to(ce), (~confident).to(ce)))
     # A patch without background has no confident one either: its ratio is 0, not 0 / 0.
     ratio = confident.flatten(1).sum(1) / (labels == 0).flatten(1).sum(1).clamp(min=1)
     return ratio.to(ce).mean() * (sure + rest)

@@ -116,9 +116,7 @@ class Gaussian:
         return cls(z.mean(0), z.new_zeros(d, 0), z.new_zeros(0), float(d))
 
 
-def fit_gaussian(
-    features: Array, covariance: Covariance = "empirical", shrinkage: float = 0.1
-) -> tuple[Array, Array]:
+def fit_gaussian(features: Array, covariance: Covariance = "empirical", shrinkage: float = 0.1) -> tuple[Array, Array]:
     """Mean and covariance with divisor N (Eq. 3).
 
     Args:
@@ -196,7 +194,9 @@ def _whitening(covariance: Tensor) -> tuple[Tensor, bool]:
     eps = torch.finfo(covariance.dtype).eps
     lower, failed = torch.linalg.cholesky_ex(sigma)
     if not int(failed):
-        inverse = torch.linalg.solve_triangular(lower, torch.eye(d, dtype=sigma.dtype, device=sigma.device), upper=False)
+        inverse = torch.linalg.solve_triangular(
+            lower, torch.eye(d, dtype=sigma.dtype, device=sigma.device), upper=False
+        )
         # trace(Sigma) bounds the largest eigenvalue, 1 / trace(Sigma^-1) the smallest: no eigenvalue would be dropped.
         spread = float(sigma.trace() * inverse.square().sum())
         if spread * d * eps < 1:
@@ -245,9 +245,13 @@ def normalisation_bounds(reference: Array | Sequence[float]) -> tuple[float, flo
     Raises:
         ValueError: none, or nan, infinite or negative ones.
     """
-    values = torch.as_tensor(np.asarray(reference) if not isinstance(reference, Tensor) else reference).double().flatten()
+    values = (
+        torch.as_tensor(np.asarray(reference) if not isinstance(reference, Tensor) else reference).double().flatten()
+    )
     if not len(values) or not bool(values.isfinite().all()) or bool((values < 0).any()):
-        raise InputError("in-distribution distances are finite, from 0 on, and at least one", remedy="check the features")
+        raise InputError(
+            "in-distribution distances are finite, from 0 on, and at least one", remedy="check the features"
+        )
     low, high = float(values.min()), MULTIPLIER * float(values.max())
     return low, high, float(np.mean(normalise_distance(values.cpu().numpy(), low, high)))
 

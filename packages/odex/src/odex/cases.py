@@ -1,0 +1,302 @@
+"""From a stage on disk to the arrays that the network sees, and back to the files' grid.
+
+Arrays have nnU-Net's axes: those of a NIfTI file reversed (z, y, x).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dart_core.data.catalog import decathlon
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.nnunet import (
+    bounding_box,
+    nonzero_mask,
+    normalise,
+    resample_image,
+    resample_labels,
+    target_spacing,
+)
+from dart_core.data.scans import frame_of, open_datalist, subject_of
+from dart_core.data.volumes import Volume, read_labels, read_volume
+from dart_core.errors import InputError
+from odex import settings as of
+from odex.plan import Plan, plan_unet_3d
+
+OUTSIDE = -1
+"""Label outside the image's non-zero mask."""
+LEAST_FILLED = 0.5
+"""Of each side of the patch, what a case must fill; the rest is padding."""
+FOLDS, FOLD_SEED = 5, 12345
+"""nnU-Net's folds of cases sorted by name; the first one is held out."""
+DATALIST = "datalist.csv"
+
+
+# --- Stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a stream."""
+
+    name: str
+    rows: Mapping[str, tuple[Row, ...]]
+    """By split: train, val, test."""
+    labels: Mapping[int, str] | None
+    """Label value -> name where a dataset.json says so."""
+    source: Path
+
+    def of(self, split: of.Split) -> list[Row]:
+        """The rows of a split, each once.
+
+        Raises:
+            InputError: there is none.
+        """
+        names = ("train", "val", "test") if split == "all" else (split,)
+        found = list({row.image: row for name in names for row in self.rows[name]}.values())
+        if not found:
+            raise InputError(
+                f"stage {self.name} has no case for {split}",
+                where=self.source,
+                remedy=f"write {split} into the column split of some subjects, or take --split all",
+            )
+        return found
+
+
+def read_stage(path: Path, name: str = "") -> Stage:
+    """The rows of a stage by split.
+
+    Splits that the list gives are kept. Where it gives none, the first of nnU-Net's five folds is held out: for the reference
+    distances and for the test. A Decathlon folder counts as one without splits: its test cases have no labels.
+
+    Raises:
+        InputError: anything that is wrong with the list.
+    """
+    folder = path.is_dir()
+    if folder and not (path / "dataset.json").is_file() and (path / DATALIST).is_file():
+        path = path / DATALIST
+    labels = None
+    if (path / "dataset.json").is_file() or path.suffix == ".json":
+        task = decathlon.index(path)
+        listed, labels = task.cases, task.labels
+        given = any(row.split == "val" for row in listed)
+    else:
+        listed = open_datalist(path)
+        given = bool(listed.splits)
+    own = name or (path.resolve().parent.name if path.name in (DATALIST, "dataset.json") else path.resolve().stem)
+    if given:
+        rows = {split: tuple(row for row in listed if row.split == split) for split in ("train", "val", "test")}
+    else:
+        rows = _held_out(listed)
+    return Stage(own, rows, labels, path)
+
+
+def _held_out(listed: Datalist) -> dict[str, tuple[Row, ...]]:
+    ordered = sorted(listed, key=lambda row: row.image.name)
+    if len(ordered) < FOLDS:
+        return {"train": tuple(ordered), "val": (), "test": ()}
+    from sklearn.model_selection import KFold
+
+    train, out = next(iter(KFold(FOLDS, shuffle=True, random_state=FOLD_SEED).split(ordered)))
+    held_out = tuple(ordered[i] for i in out)
+    return {"train": tuple(ordered[i] for i in train), "val": held_out, "test": held_out}
+
+
+def joined(stages: Sequence[Stage]) -> Stage:
+    """The union of stages."""
+    names = ("train", "val", "test")
+    rows = {split: tuple(row for stage in stages for row in stage.rows[split]) for split in names}
+    return Stage("+".join(stage.name for stage in stages), rows, stages[0].labels, stages[0].source)
+
+
+# --- Cases -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Raw:
+    """One case as read, cropped."""
+
+    image: NDArray[np.float32]
+    """(z, y, x), cropped to the non-zero box."""
+    labels: NDArray[np.int8] | None
+    """(z, y, x), OUTSIDE where the image is zero and no label says otherwise."""
+    inside: NDArray[np.bool_]
+    box: tuple[slice, ...]
+    """Of the crop, in the file's (z, y, x)."""
+    file: Volume
+    """The image's grid; its voxels are not held."""
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """(3,) mm for z, y, x."""
+        return tuple(reversed(self.file.spacing))
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One case, ready for the network."""
+
+    row: Row
+    image: NDArray[np.float32]
+    """(1, D, H, W) normalised."""
+    labels: NDArray[np.int8]
+    """(D, H, W), OUTSIDE where the image is zero."""
+    classes: dict[int, NDArray[np.int64]]
+    """Voxels (n, 3) of each foreground class that there is."""
+
+
+def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, need_mask: bool = True) -> Raw:
+    """Read image and labels of a case and crop them to the box of its non-zero voxels.
+
+    Args:
+        row: the case.
+        data: how to read it.
+        names: labels that there may be (from a dataset.json).
+        need_mask: a row without mask is an error.
+
+    Raises:
+        InputError: anything that `read_volume` and `read_labels` find wrong, no mask, a label that is not listed.
+    """
+    frame = frame_of(row)
+    if need_mask and row.mask is None:
+        raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every image")
+    volume = read_volume(row.image, "RAS" if data.orientation == "RAS" else None, frame=frame)
+    image = volume.array.T[None]
+    inside = nonzero_mask(image)
+    box = bounding_box(inside)
+    labels = None
+    if row.mask is not None:
+        found = read_labels(row.mask, volume, frame).T
+        strange = sorted(set(np.unique(found).tolist()) - set(names)) if names is not None else []
+        if strange and names is not None:
+            listed = ", ".join(f"{value} = {name}" for value, name in names.items())
+            raise InputError(
+                f"the label {strange[0]} is not in dataset.json (there: {listed})",
+                where=row.mask,
+                remedy="add it to 'labels' in dataset.json, or correct the file",
+            )
+        if data.merge_labels:
+            found = (found > 0).astype(found.dtype)
+        if found.max(initial=0) > 127:
+            raise InputError(
+                f"has label {found.max()}", where=row.mask, remedy="number the labels from 1, or leave out --no-merge-labels"
+            )
+        labels = found[box].astype(np.int8)
+        labels[(labels == 0) & ~inside[box]] = OUTSIDE
+    empty = dataclasses.replace(volume, array=np.broadcast_to(np.float32(0), volume.array.shape))
+    return Raw(np.ascontiguousarray(image[0][box]), labels, inside[box], box, empty)
+
+
+def make_plan(stage: Stage, data: of.Data, settings: of.Network) -> Plan:
+    """Plan preprocessing and network from the training cases of the first stage.
+
+    Raises:
+        InputError: a case that cannot be read, or no label in any of them.
+    """
+    spacings, sizes, ratios, found = [], [], [], {0}
+    rows = stage.of("train")
+    for row in rows:
+        raw = read_case(row, data, stage.labels)
+        assert raw.labels is not None  # the mask was needed
+        spacings.append(raw.spacing)
+        sizes.append(raw.inside.shape)
+        ratios.append(raw.inside.size / math.prod(raw.file.array.shape))
+        found |= {int(label) for label in np.unique(raw.labels) if label > 0}
+    if len(found) < 2:
+        raise InputError("no mask of the stage has a label", where=stage.source, remedy="check the masks")
+    if data.merge_labels:
+        names: tuple[str, ...] = ("foreground",)
+    elif stage.labels is not None:
+        names = tuple(stage.labels[value] for value in sorted(stage.labels) if value)
+    else:
+        names = tuple(str(value) for value in range(1, max(found) + 1))
+    spacing = target_spacing(spacings, sizes)
+    median = np.median([np.asarray(s) / spacing * np.asarray(size) for s, size in zip(spacings, sizes, strict=True)], 0)
+    patch, batch, pool, conv, features = plan_unet_3d(spacing, median.tolist(), len(rows), 1 + len(names), settings)
+    return Plan(
+        spacing=spacing, patch_size=patch, batch_size=batch, pool=pool, conv=conv, features=features,
+        nonzero=bool(np.median(ratios) < 0.75), labels=names, merge_labels=data.merge_labels,
+        orientation=data.orientation, norm=settings.norm,
+    )  # fmt: skip
+
+
+def prepare(raw: Raw, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Resample and normalise.
+
+    Returns:
+        image (1, D, H, W), and labels (D, H, W), which without a mask are 0 inside the non-zero mask.
+    """
+    labels = np.where(raw.inside, 0, OUTSIDE).astype(np.int8) if raw.labels is None else raw.labels
+    shape = [
+        max(1, round(side * step / target))
+        for side, step, target in zip(raw.inside.shape, raw.spacing, plan.spacing, strict=True)
+    ]
+    image = resample_image(raw.image[None], shape, 3)
+    labels = resample_labels(labels, shape)
+    return normalise(image, labels >= 0 if plan.nonzero else None), labels
+
+
+def load_case(row: Row, plan: Plan, names: Mapping[int, str] | None = None) -> Case:
+    """Read and prepare a case with its labels.
+
+    Raises:
+        InputError: as `read_case`, a label that the plan does not have, or a case that fills less than half of the patch.
+    """
+    image, labels = prepare(read_case(row, reading(plan), names), plan)
+    highest = int(labels.max(initial=0))
+    if highest >= plan.classes:
+        raise InputError(
+            f"has label {highest}, the plan knows 1 to {plan.classes - 1} ({', '.join(plan.labels)})",
+            where=row.mask,
+            remedy="correct the mask",
+        )
+    check_size(row, image, plan)
+    classes = {label: np.argwhere(labels == label) for label in range(1, plan.classes)}
+    return Case(row, image, labels, {label: voxels for label, voxels in classes.items() if len(voxels)})
+
+
+def check_size(row: Row, image: NDArray[Any], plan: Plan) -> None:
+    """Raise an InputError for a case that is much smaller than the patch; a little is padded, as nnU-Net does."""
+    if any(side < LEAST_FILLED * patch for side, patch in zip(image.shape[1:], plan.patch_size, strict=True)):
+        raise InputError(
+            f"has {' x '.join(map(str, image.shape[1:]))} voxels (z, y, x) at the pool's voxel size, less than half of its"
+            f" patch of {' x '.join(map(str, plan.patch_size))}",
+            where=row.image,
+            remedy="leave the case out, or plan a first stage with a smaller --patch-size",
+        )
+
+
+def reading(plan: Plan) -> of.Data:
+    """How the cases of a pool are read."""
+    return of.Data(plan.merge_labels, "RAS" if plan.orientation == "RAS" else "file")
+
+
+def to_file(probabilities: NDArray[Any], raw: Raw) -> NDArray[np.uint8]:
+    """Labels (x, y, z) on the grid of the file: probabilities resampled linearly to the crop, the largest one, placed back.
+
+    Args:
+        probabilities: (K, D, H, W) on the network's grid.
+        raw: the case.
+    """
+    cropped = resample_image(probabilities, raw.inside.shape, 1).argmax(0)
+    full = np.zeros(tuple(reversed(raw.file.array.shape)), dtype=np.uint8)
+    full[raw.box] = cropped
+    return np.ascontiguousarray(full.T)
+
+
+def stage_cases(stage: Stage) -> str:
+    """How many cases of which split, in words."""
+    return ", ".join(f"{len(stage.rows[split])} {split}" for split in ("train", "val", "test"))
+
+
+def subjects(rows: Sequence[Row]) -> int:
+    """Different subjects."""
+    return len({subject_of(row) for row in rows})
