@@ -82,12 +82,16 @@ def seamless_synthetic(
 
 
 def hard_paste(
-    image: NDArray[np.uint8], boxes: Any, kernel: tuple[int, int] = (21, 21), sigma: float | None = None
+    image: NDArray[np.uint8],
+    boxes: Any,
+    kernel: tuple[int, int] = (21, 21),
+    sigma: float | None = None,
+    ground: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """The boxes pasted onto the blurred picture as they are: the baseline without a Poisson clone."""
+    """The boxes pasted as they are, onto the blurred picture or another ground: the baseline without a Poisson clone."""
     _check(image)
     mask = clone_mask(boxes, image.shape[:2])
-    return np.where(mask[..., None] > 0, image, blurred(image, kernel, sigma))
+    return np.where(mask[..., None] > 0, image, blurred(image, kernel, sigma) if ground is None else ground)
 
 
 def _check(image: NDArray[np.uint8]) -> None:

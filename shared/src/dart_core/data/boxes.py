@@ -50,6 +50,8 @@ class BoxedPicture:
     """Where each box stands in its file, such as "boxes.csv, row 7"."""
     where: str = ""
     """The file and the place in it that name the picture."""
+    mask: Path | None = None
+    """The instance mask that the boxes were made from, where they were."""
 
     def take(self, keep: NDArray[Any]) -> BoxedPicture:
         """The same picture with some of its boxes: a mask (n,) or positions."""
@@ -341,7 +343,7 @@ def _read_datalist(path: Path) -> list[BoxedPicture]:
 def picture_of_mask(image: Path, mask: Path, where: str = "", **more: Any) -> BoxedPicture:
     """A picture with the boxes of the instances in its mask file."""
     found = boxes_from_labels(read_instances(mask)).tolist()
-    return _make(image, found, [CELL] * len(found), [str(mask)] * len(found), where or str(mask), **more)
+    return _make(image, found, [CELL] * len(found), [str(mask)] * len(found), where or str(mask), mask=mask, **more)
 
 
 def read_box_text(path: Path, image: Path) -> BoxedPicture:

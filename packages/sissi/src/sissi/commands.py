@@ -1,0 +1,102 @@
+"""The commands `check-data` and `weak-label`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dart_core.cli import say
+from dart_core.data.boxes import CELL, BoxedPicture, box_problems, write_boxes
+from dart_core.data.catalog import celllab, cellpose
+from dart_core.data.images import read_image
+from dart_core.errors import DartError, InputError, OutputError
+from sissi import settings as of
+from sissi.pictures import open_list, open_pictures
+from sissi.weak import Kind, weak_labels
+
+
+def check_data(command: of.CheckData) -> int:
+    """Print every problem of a list; 0 if there is none, else 2."""
+    pictures = open_list(command.boxes, command.classes, command.ignore)
+    found: list[str] = []
+    sizes: Counter[str] = Counter()
+    for picture in pictures:
+        try:
+            height, width = read_image(picture.image).shape[:2]
+        except DartError as error:
+            found.append(f"{picture.where}: {error}")
+            continue
+        sizes[f"{width} x {height}"] += 1
+        found += [f"{place}: {problem}" for place, problem in box_problems(picture, (height, width))]
+    splits = Counter(picture.split or "no split" for picture in pictures)
+    listed = ", ".join(f"{count} {split}" for split, count in splits.items())
+    boxes = [len(picture.boxes) for picture in pictures]
+    print(f"{len(pictures)} pictures ({listed}), {sum(boxes)} boxes, {boxes.count(0)} pictures without a box")
+    labels = Counter(label for picture in pictures for label in picture.labels)
+    print("classes: " + (", ".join(f"{name} {count}" for name, count in labels.most_common()) or "none"))
+    sides = np.concatenate([picture.boxes[:, 2:] - picture.boxes[:, :2] for picture in pictures])
+    if sizes:
+        print(f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes.most_common(5))}; all are resized to a square")
+    if len(sides):
+        low, middle, high = np.percentile(sides, [5, 50, 95])
+        print(f"sides of the boxes: {middle:.0f} pixels (5 % below {low:.0f}, 5 % above {high:.0f})")
+    if command.boxes.is_dir() and cellpose.recognise(command.boxes):
+        for line in cellpose.report_missing(command.boxes):
+            say(f"note: {line}")
+    for line in found:
+        print(line)
+    print(f"{len(found) or 'no'} problem{'s' * (len(found) != 1)}")
+    return 2 if found else 0
+
+
+def weak_label(command: of.WeakLabel) -> None:
+    """Write weak labels as a CSV file."""
+    out = command.out
+    if out.suffix.lower() != ".csv":
+        raise OutputError("the file name must end in .csv", where=out, remedy="rename --out")
+    if out.exists() and not command.overwrite:
+        raise OutputError("is there already", where=out, remedy="--overwrite replaces it")
+    if out.resolve() == command.pictures.resolve():
+        raise OutputError("is the list of the pictures itself", where=out, remedy="labels are new files: rename --out")
+    pictures = open_pictures(command.pictures)
+    chosen = [command.split in ("all", picture.split) for picture in pictures]
+    if not any(chosen):
+        raise InputError(f"no picture has split {command.split}", where=command.pictures, remedy="give --split all")
+    found = [
+        label_picture(picture, command.pipeline) if label else picture for picture, label in zip(pictures, chosen, strict=True)
+    ]
+    write_boxes(out, found)
+    _say_counts(found, chosen, out)
+
+
+def label_picture(picture: BoxedPicture, pipeline: of.Pipeline) -> BoxedPicture:
+    """A picture with the boxes that a pipeline finds.
+
+    Raises:
+        InputError: by-state for a picture that does not lie in a folder of CellLab's names, or an unreadable picture.
+    """
+    kind: Kind
+    if pipeline == "by-state":
+        state = picture.site or Path(picture.image).parent.name
+        if state not in celllab.STATES:
+            raise InputError(
+                f"the state of its cells is not known ({state or 'no site'})", where=picture.image,
+                remedy=f"lay the pictures out in folders {', '.join(celllab.STATES)}, or choose one --pipeline",
+            )  # fmt: skip
+        kind = celllab.STATES[state]  # type: ignore[assignment]
+    else:
+        kind = pipeline
+    image = np.ascontiguousarray(read_image(picture.image)[..., ::-1])
+    boxes = weak_labels(image, kind)
+    return replace(picture, boxes=boxes, labels=(CELL,) * len(boxes), scores=None, places=(), mask=None)
+
+
+def _say_counts(pictures: Iterable[BoxedPicture], chosen: list[bool], out: Path) -> None:
+    counts = [len(picture.boxes) for picture, label in zip(pictures, chosen, strict=True) if label]
+    empty = counts.count(0)
+    none = f"; {empty} of them without any" if empty else ""
+    say(f"weak labels: {out}: {sum(counts)} boxes in {len(counts)} pictures{none}")

@@ -1,0 +1,218 @@
+"""Detectors of torchvision with the paper's settings (specification 3), a small one, and their files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from dart_core.checkpoint import load_weights, read_metadata, read_weight_file, save_weights
+from dart_core.errors import CheckpointError, SettingError
+from sissi import settings as of
+
+PACKAGE, WEIGHTS, SMALL, PAPER = "sissi", "model.safetensors", "small", "fasterrcnn_resnet50_fpn"
+CLASSES = 2
+"""Background and cell."""
+_LABEL = "sissi-detector"
+_KINDS = ("fasterrcnn", "retinanet", "fcos")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a detector file says of itself."""
+
+    detector: str
+    size: int
+    frozen: bool
+    """Batch norm with frozen statistics."""
+    colours: str
+    score: float
+    nms: float
+    detections: int
+    method: str
+    """What tables call it."""
+    epochs: int
+    seed: int
+
+
+def names() -> list[str]:
+    """Detectors that can be chosen."""
+    found = [name for name in dir(detection) if name.startswith(_KINDS) and callable(getattr(detection, name))]
+    return [SMALL, *found]
+
+
+class AsGiven(GeneralizedRCNNTransform):
+    """Normalises pictures, and resizes them only where `resizes` is set: views of other scales are meant to differ (P1)."""
+
+    resizes = False
+
+    def resize(
+        self, image: Tensor, target: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The picture and its boxes as they are."""
+        found: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target) if self.resizes else (image, target)
+        return found
+
+
+class SmallBackbone(nn.Sequential):
+    """Four convolutions of 16 to 64 channels, a cell of the map every 8 pixels: for cells of 10 to 60 pixels and machines without GPU."""
+
+    out_channels = 32
+
+    def __init__(self) -> None:
+        layers: list[nn.Module] = []
+        for before, after, stride in ((3, 16, 2), (16, 32, 2), (32, 64, 2), (64, 32, 1)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+
+
+def build_detector(
+    name: str = PAPER,
+    size: int = 512,
+    *,
+    frozen: bool = False,
+    score: float = 0.05,
+    nms: float = 0.2,
+    detections: int = 400,
+) -> nn.Module:
+    """A detector of one class with random weights that takes pictures as they come, without resizing them.
+
+    Args:
+        name: of a Faster R-CNN, RetinaNet or FCOS in torchvision, or "small".
+        size: side that pictures are resized to where the detector does it (specification P1, `resizing`).
+        frozen: batch norm keeps its statistics (fasterrcnn_resnet50_fpn only).
+        score: lowest score of a detection.
+        nms: IoU above which the lower of two detections goes.
+        detections: at most, of a picture.
+
+    Raises:
+        SettingError: no such detector.
+    """
+    known = names()
+    if name not in known:
+        raise SettingError(f"no detector {name!r}", remedy=f"give one of {', '.join(known)}")
+    words: dict[str, Any] = {"min_size": size, "max_size": 2 * size}
+    faster = name.startswith(("fasterrcnn", SMALL))
+    prefix = "box_" if faster else ""
+    words |= {f"{prefix}score_thresh": score, f"{prefix}nms_thresh": nms}
+    words[f"{prefix}detections_per_img"] = detections
+    if name == SMALL:
+        anchors = AnchorGenerator(((16, 32, 64),), ((0.7, 1.0, 1.4),))
+        pool = MultiScaleRoIAlign(["0"], 4, 1)
+        head = nn.Sequential(nn.Flatten(), nn.Linear(32 * 16, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU())
+        made: Any = FasterRCNN(
+            SmallBackbone(), None, rpn_anchor_generator=anchors, box_roi_pool=pool, box_head=head,
+            box_predictor=detection.faster_rcnn.FastRCNNPredictor(128, CLASSES), rpn_pre_nms_top_n_train=600,
+            rpn_post_nms_top_n_train=300, rpn_pre_nms_top_n_test=400, rpn_post_nms_top_n_test=200,
+            box_batch_size_per_image=64, **words,
+        )  # fmt: skip
+    elif name == PAPER:
+        norm: Any = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
+        backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=5)
+        made = FasterRCNN(backbone, CLASSES, rpn_post_nms_top_n_train=2000, rpn_post_nms_top_n_test=1000, **words)
+    else:
+        made = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=CLASSES, **words)
+    old = made.transform
+    made.transform = AsGiven(size, 2 * size, old.image_mean, old.image_std)
+    return made  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def resizing(detector: nn.Module, on: bool = True) -> Generator[None]:
+    """Let the detector resize whatever it gets to its one size, as the authors do in all views (pitfall 3)."""
+    transform: Any = detector.transform
+    before, transform.resizes = transform.resizes, on
+    try:
+        yield
+    finally:
+        transform.resizes = before
+
+
+def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
+    """Take weights from a file; layers of another shape (the classes) keep their own.
+
+    Returns:
+        number of tensors taken, and the names of those left out.
+
+    Raises:
+        CheckpointError: less than 90 % of the tensors fit.
+    """
+    state = read_weight_file(path)
+    state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
+    own = detector.state_dict()
+    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
+    fitting = {name: state[name] for name in wanted if isinstance(state.get(name), Tensor) and state[name].shape == own[name].shape}  # fmt: skip
+    if len(fitting) < 0.9 * len(wanted):
+        raise CheckpointError(
+            f"only {len(fitting)} of {len(wanted)} tensors fit", where=path, remedy="give a file of this --detector"
+        )
+    detector.load_state_dict(fitting, strict=False)
+    return len(fitting), [name for name in wanted if name not in fitting]
+
+
+def make(settings: of.DetectorSettings) -> tuple[nn.Module, bool]:
+    """The detector that the settings ask for, with its initial weights; whether its batch norm is frozen."""
+    frozen = settings.batch_norm == "frozen" or (settings.batch_norm == "auto" and settings.init is not None)
+    detector = build_detector(
+        settings.detector, settings.size, frozen=frozen, score=settings.score, nms=settings.nms,
+        detections=settings.detections,
+    )  # fmt: skip
+    if settings.init is not None:
+        load_initial(detector, settings.init)
+    return detector, frozen and settings.detector == PAPER
+
+
+def save_detector(folder: Path, detector: nn.Module, about: About) -> None:
+    """Write model.safetensors into a run folder.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, detector, {_LABEL: json.dumps(asdict(about))})
+
+
+def describe(path: Path) -> About:
+    """What a run folder or detector file says of itself.
+
+    Raises:
+        CheckpointError: no such file, or one that is no detector of this package.
+    """
+    file = _file(path)
+    text = read_metadata(file).get(_LABEL)
+    if text is None:
+        raise CheckpointError("not a detector of this package", where=file, remedy="give a run folder of `sissi train`")
+    return About(**json.loads(text))
+
+
+def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, About]:
+    """The detector of a run folder or file, in evaluation mode.
+
+    Raises:
+        CheckpointError: missing or damaged file, or another network.
+    """
+    about = describe(path)
+    detector = build_detector(
+        about.detector, about.size, frozen=about.frozen, score=about.score, nms=about.nms, detections=about.detections
+    )
+    load_weights(_file(path), detector)
+    return detector.to(device).eval(), about
+
+
+def _file(path: Path) -> Path:
+    file = path / WEIGHTS if path.is_dir() else path
+    if path.is_dir() and not file.is_file():
+        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="give a finished run of `sissi train`")
+    return file

@@ -1,0 +1,324 @@
+"""Pictures with boxes as the detector learns from them: reading, the clone, the square frame, augmentation (specification D4, Y6)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dart_core.batches import Batches
+from dart_core.data.boxes import BoxedPicture, box_problems, boxes_from_labels, read_boxes, read_instances, select_classes
+from dart_core.data.catalog import celllab, cellpose
+from dart_core.data.images import find_pictures, read_image
+from dart_core.errors import InputError
+from sissi import settings as of
+from sissi.boxes import valid_boxes
+from sissi.cloning import hard_paste, seamless_synthetic
+from sissi.settings import BLUR, Background, Paste
+
+LARGEST_SHIFT, LARGEST_TURN = 0.2, 45.0
+"""Of the augmentation: share of the side, and degrees."""
+SMALLEST = 2.0
+"""Side in pixels of the frame below which a box that was cut by the frame's edge goes."""
+
+
+# --- Lists -----------------------------------------------------------------------------------------------------------
+
+
+def open_list(path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[BoxedPicture]:
+    """Read a list of pictures with boxes: what `dart_core.data.boxes.read_boxes` reads, Cellpose, or a folder like CellLab."""
+    if path.is_dir() and celllab.recognise(path):
+        found = celllab.index(path)
+    elif path.is_dir() and cellpose.recognise(path):
+        found = cellpose.index(path)
+    else:
+        found = read_boxes(path)
+    if classes or ignore:
+        found = select_classes(found, classes, ignore)
+    return found
+
+
+def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
+    """Pictures of a list or folder; their boxes are not asked for.
+
+    Raises:
+        InputError: none of that split.
+    """
+    if path.is_dir() and not celllab.recognise(path) and not cellpose.recognise(path) and not any(path.rglob("*.xml")):
+        return [BoxedPicture(file, np.zeros((0, 4)), (), where=str(file)) for file in find_pictures(path)]
+    found = open_list(path)
+    if split != "all" and any(picture.split for picture in found):
+        found = [picture for picture in found if picture.split == split]
+        if not found:
+            raise InputError(f"no picture has split {split}", where=path, remedy="give another --split")
+    return found
+
+
+def divide_source(pictures: Sequence[BoxedPicture], where: Path, seed: int) -> tuple[list[BoxedPicture], list[BoxedPicture]]:
+    """Source pictures to train on and to validate with: as their splits say, or a tenth drawn for validation.
+
+    Raises:
+        InputError: nothing to train on, or to validate with.
+    """
+    used = [picture for picture in pictures if picture.split != "test"]
+    validation = [picture for picture in used if picture.split == "val"]
+    training = [picture for picture in used if picture.split != "val"]
+    if not validation:
+        order = np.random.default_rng(seed).permutation(len(training))
+        count = max(1, len(training) // 10) if len(training) > 1 else 0
+        validation = [training[i] for i in sorted(order[:count])]
+        training = [training[i] for i in sorted(order[count:])]
+    if not training or not validation:
+        raise InputError(
+            f"{len(training)} pictures to train on and {len(validation)} to validate with", where=where, remedy="give more"
+        )
+    return training, validation
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of a picture."""
+    height, width = read_image(path).shape[:2]
+    return height, width
+
+
+def usable_boxes(
+    picture: BoxedPicture, size: tuple[int, int], edges: str, left_out: Counter[str]
+) -> BoxedPicture:
+    """The boxes that can be trained on; counts in `left_out` why others cannot.
+
+    With edges "clip", boxes that reach beyond the picture or touch its edge are cut to it.
+    """
+    height, width = size
+    reasons = {place: text.split("] ")[1].partition(" (")[0] for place, text in box_problems(picture, size)}
+    keep = valid_boxes(picture.boxes, size)
+    if edges == "clip":
+        cut = picture.boxes.clip(0, [width - 1, height - 1, width - 1, height - 1])
+        whole = (picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1)
+        picture = replace(picture, boxes=np.where(whole[:, None], cut, picture.boxes))
+        keep = valid_boxes(np.nan_to_num(picture.boxes, nan=-1), size) | (
+            whole & ((picture.boxes[:, 2:] - picture.boxes[:, :2]) >= 1).all(axis=1)
+        )
+    for i in np.flatnonzero(~keep):
+        left_out[reasons.get(picture.places[i] if picture.places else "", "touches the edge of the picture")] += 1
+    return picture.take(keep)
+
+
+class Files:
+    """Reads pictures, keeps them in memory if asked to, and says what is wrong with one by name.
+
+    Args:
+        memory: keep them.
+        colours: rgb or bgr.
+    """
+
+    def __init__(self, memory: bool, colours: str) -> None:
+        self.memory, self.colours = memory, colours
+        self._kept: dict[Path, NDArray[np.uint8]] = {}
+
+    def __call__(self, path: Path) -> NDArray[np.uint8]:
+        """uint8 (H, W, 3)."""
+        found = self._kept.get(path)
+        if found is None:
+            found = read_image(path)
+            found = np.ascontiguousarray(found[..., ::-1]) if self.colours == "bgr" else found
+            if self.memory:
+                self._kept[path] = found
+        return found
+
+
+# --- Samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes, each with probability one half (specification D4)."""
+
+    zoom: tuple[float, float] = (0.5, 1.5)
+    blur: str = "box"
+    """box or gaussian."""
+
+
+def to_frame(image: NDArray[np.uint8], boxes: NDArray[np.float64], side: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Resize a picture and its boxes to a square."""
+    height, width = image.shape[:2]
+    if (height, width) != (side, side):
+        shrinks = side * side < height * width
+        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return image, boxes * (side / np.array([width, height, width, height]))
+
+
+def augment(
+    image: NDArray[np.uint8], boxes: NDArray[np.float64], labels: NDArray[np.int32] | None, rng: np.random.Generator,
+    how: Augmentation,
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:  # fmt: skip
+    """Change a square picture and its boxes at random.
+
+    Args:
+        image: (S, S, 3).
+        boxes: (n, 4).
+        labels: (S, S) instance numbers, where there are any: boxes come from these afterwards, else from the hulls of the
+            transformed boxes, cut to the picture.
+        rng: of the draws.
+        how: ranges.
+    """
+    side = image.shape[0]
+    if rng.random() < 0.5:
+        image = image[..., rng.permutation(3)]
+    if rng.random() < 0.5:
+        kernel = (int(rng.choice([3, 5, 7])),) * 2
+        image = np.ascontiguousarray(image)
+        image = cv2.blur(image, kernel) if how.blur == "box" else cv2.GaussianBlur(image, kernel, 0)
+    # The way of a point, as one matrix.
+    matrix = np.eye(3)
+    if rng.random() < 0.5:
+        matrix = np.array([[-1.0, 0, side], [0, 1, 0], [0, 0, 1]]) @ matrix
+    if rng.random() < 0.5:
+        matrix = np.array([[1.0, 0, 0], [0, -1, side], [0, 0, 1]]) @ matrix
+    if rng.random() < 0.5:
+        shift = rng.uniform(-LARGEST_SHIFT, LARGEST_SHIFT, 2) * side
+        turned = np.eye(3)
+        turned[:2] = cv2.getRotationMatrix2D(
+            (side / 2, side / 2), rng.uniform(-LARGEST_TURN, LARGEST_TURN), rng.uniform(*how.zoom)
+        )
+        turned[:2, 2] += shift
+        matrix = turned @ matrix
+    # OpenCV's positions are the middles of pixels, boxes count their edges: half a pixel between them.
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    warp = (np.linalg.inv(half) @ matrix @ half)[:2]
+    image = cv2.warpAffine(np.ascontiguousarray(image), warp, (side, side), flags=cv2.INTER_LINEAR)
+    if labels is not None:
+        labels = cv2.warpAffine(labels.astype(np.float32), warp, (side, side), flags=cv2.INTER_NEAREST).astype(np.int32)
+        return image, boxes_from_labels(labels).astype(np.float64)
+    x, y = boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]]
+    moved_x, moved_y = (matrix[i, 0] * x + matrix[i, 1] * y + matrix[i, 2] for i in (0, 1))
+    hull = np.stack([moved_x.min(1), moved_y.min(1), moved_x.max(1), moved_y.max(1)], axis=1)
+    return image, hull
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Loads sample `index`: the picture in its frame, cloned onto its blur where asked for, augmented, with its boxes.
+
+    A sample is `image` (3, S, S) uint8, `boxes` (most, 4) float32 and `count`, how many of them are boxes.
+    """
+
+    pictures: Sequence[BoxedPicture]
+    files: Files
+    side: int
+    most: int
+    """Rows of `boxes`; of more boxes the first ones are taken."""
+    augmentation: Augmentation | None = None
+    background: Background = "none"
+    paste: Paste = "mixed"
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One sample; all its randomness is from `rng`."""
+        picture = self.pictures[index]
+        image, boxes = self.files(picture.image), picture.boxes
+        if self.background != "none":
+            image = synthetic(image, boxes, self.background, self.paste)
+        labels = None
+        if picture.mask is not None:
+            labels = read_instances(picture.mask).astype(np.int32)
+            labels = cv2.resize(labels.astype(np.float32), (self.side, self.side), interpolation=cv2.INTER_NEAREST).astype(np.int32)
+        image, boxes = to_frame(image, boxes, self.side)
+        if self.augmentation is not None:
+            image, boxes = augment(image, boxes, labels, rng, self.augmentation)
+        boxes = boxes.clip(0, self.side)
+        boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= SMALLEST).all(axis=1)][: self.most]
+        padded = np.zeros((self.most, 4), np.float32)
+        padded[: len(boxes)] = boxes
+        return {
+            "image": np.ascontiguousarray(image.transpose(2, 0, 1)), "boxes": padded, "count": np.int64(len(boxes))
+        }  # fmt: skip
+
+
+def synthetic(
+    image: NDArray[np.uint8], boxes: NDArray[np.float64], background: Background, paste: Paste = "mixed"
+) -> NDArray[np.uint8]:
+    """The picture in which only the cells with a box can be seen (specification 2E)."""
+    kernel, sigma = BLUR[background]
+    if paste == "hard":
+        return hard_paste(image, boxes, kernel, sigma)
+    if paste == "black":
+        return hard_paste(image, boxes, ground=np.zeros_like(image))
+    return seamless_synthetic(image, boxes, kernel, sigma, paste)
+
+
+class MixedBatches(Batches):
+    """Batches of as many target as source pictures, the target's first (D3).
+
+    Args:
+        target: batches of the target; None leaves that half out.
+        source: batches of the source, of the same size.
+    """
+
+    def __init__(self, target: Batches | None, source: Batches) -> None:
+        super().__init__(source.load, source.size, source.batch_size, source.seed)
+        self.parts = [part for part in (target, source) if part is not None]
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+        """One process's share of a joint batch."""
+        parts = [part.batch(step, rank, world_size) for part in self.parts]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def targets_of(batch: Mapping[str, Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Pictures from 0 to 1 and their targets as torchvision's detectors take them."""
+    images = list(batch["image"].float() / 255)
+    targets = []
+    for boxes, count in zip(batch["boxes"], batch["count"].tolist(), strict=True):
+        own = boxes[:count]
+        targets.append({"boxes": own, "labels": torch.ones(count, dtype=torch.int64, device=own.device)})
+    return images, targets
+
+
+def frame_tensor(image: NDArray[np.uint8], side: int) -> Tensor:
+    """A picture as the detector sees it: uint8 (3, S, S)."""
+    framed, _ = to_frame(image, np.zeros((0, 4)), side)
+    return torch.from_numpy(np.ascontiguousarray(framed.transpose(2, 0, 1)))
+
+
+def open_data(
+    command: of.DataSettings, seed: int
+) -> tuple[list[BoxedPicture], list[BoxedPicture], list[BoxedPicture], list[tuple[int, int]], Counter[str]]:
+    """Source pictures to train on and to validate with, target pictures to train on with their sizes, and what was left out.
+
+    Opens every picture once, so that a bad one is named before any work is done.
+
+    Raises:
+        InputError: one line about a list, a picture, or a list without anything to learn from.
+    """
+    source = open_list(command.source, command.classes, command.ignore)
+    target = open_list(command.target, command.classes, command.ignore)
+    chosen = [picture for picture in target if picture.split in ("train", "")]
+    if not chosen:
+        raise InputError("no picture with split train", where=command.target, remedy="name the pictures to train on")
+    training, validation = divide_source(source, command.source, seed)
+    left_out: Counter[str] = Counter()
+    sizes: list[tuple[int, int]] = []
+
+    def usable(pictures: Sequence[BoxedPicture], edges: str, keep: bool) -> list[BoxedPicture]:
+        found = []
+        for picture in pictures:
+            if not picture.image.is_file():
+                raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
+            size = image_size(picture.image)
+            sizes.extend([size] * keep)
+            found.append(usable_boxes(picture, size, edges, left_out))
+        return found
+
+    training, validation = usable(training, command.edges, False), usable(validation, command.edges, False)
+    chosen = usable(chosen, command.edges, True)
+    for pictures, path in ((training, command.source), (validation, command.source), (chosen, command.target)):
+        if not any(len(picture.boxes) for picture in pictures):
+            raise InputError("no usable box in any picture", where=path, remedy="see `sissi check-data`")
+    return training, validation, chosen, sizes, left_out

@@ -1,0 +1,163 @@
+"""The command `train`: read and check everything, then claim the output folder, then work and write."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dart_core import figures
+from dart_core.cli import say
+from dart_core.data.boxes import BoxedPicture, read_boxes, write_boxes
+from dart_core.errors import SettingError
+from dart_core.report import Report
+from dart_core.run import Run
+from sissi import settings as of
+from sissi.detectors import PACKAGE, About, make, save_detector
+from sissi.figures import Look, label_sheet
+from sissi.memorisation import fit_saturation, saturation
+from sissi.method import Material, Progress, Trainer
+from sissi.pictures import Files, open_data, synthetic
+
+LABELS = "labels"
+"""Folder of the corrected labels, a file for each epoch that began with a correction."""
+
+
+def labels_file(out: Path, epoch: int) -> Path:
+    """Where the labels of an epoch lie."""
+    return out / LABELS / f"epoch-{epoch:04d}.csv"
+
+
+def train(command: of.Train) -> None:
+    """Train a detector; write it, the labels of every cycle, and report.html."""
+    _check(command)
+    training, validation, target, sizes, left_out = open_data(command.data, command.run.seed)
+    given = command.detection
+    detector, frozen = make(given)  # whether it can be built, before the folder is touched
+    files = Files(command.data.memory, given.colours)
+    material = Material(training, validation, target, sizes, files, given.size)
+    with Run(command.run, command) as run:
+        if left_out and run.is_main:
+            listed = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+            say(f"boxes left out: {listed} (--edges {command.data.edges})")
+        detector, frozen = make(given)
+        trainer = Trainer(
+            run, run.prepare(detector), material, command.correction, command.training, say if run.is_main else _nothing,
+            lambda epoch, pictures: _save(run.out, epoch, pictures),
+        )  # fmt: skip
+        progress = trainer.train()
+        if not run.is_main:
+            return
+        about = About(
+            given.detector, given.size, frozen, given.colours, given.score, given.nms, given.detections,
+            _name(command), command.training.epochs, command.run.seed,
+        )  # fmt: skip
+        save_detector(run.out, trainer.detector, about)
+        if command.correction.starts == "adele" and progress.memorised < 0 and command.training.learn_from == "both":
+            say(f"the AP50 curve did not slow down within {command.training.epochs} epochs: no label was corrected")
+        run.finish({
+            "method": about.method, "source_pictures": len(training), "validation_pictures": len(validation),
+            "target_pictures": len(target), "boxes_left_out": dict(left_out), "steps": run.step,
+            "boxes_at_first": sum(len(picture.boxes) for picture in target),
+            "boxes_at_last": sum(map(len, progress.labels)), "cycles": progress.cycles,
+            "memorised_epoch": progress.memorised if progress.memorised >= 0 else None, "ap50_curve": progress.curve,
+            "validation_losses": progress.losses, "best_epoch": progress.best_epoch if progress.best_epoch >= 0 else None,
+        })  # fmt: skip
+        _report(command, material, progress)
+    say(f"detector: {run.out}   report: {run.out / 'report.html'}   next: {PACKAGE} predict --model {run.out} ...")
+
+
+def _check(command: of.Train) -> None:
+    if command.correction.starts == "validation" and command.training.epochs < 2 and command.training.learn_from == "both":
+        raise SettingError("--epochs is 1", remedy="a start by validation loss takes at least 2")
+
+
+def _name(command: of.Train) -> str:
+    if command.training.learn_from == "source":
+        return "source only"
+    if command.correction.starts == "never":
+        return "mixed batch, no correction"
+    return command.correction.name
+
+
+def _nothing(line: str) -> None:
+    """Only the main process speaks."""
+
+
+def _save(out: Path, epoch: int, pictures: Sequence[BoxedPicture]) -> None:
+    write_boxes(labels_file(out, epoch), pictures)
+
+
+# --- Report ----------------------------------------------------------------------------------------------------------
+
+
+def _report(command: of.Train, material: Material, progress: Progress) -> None:
+    out = command.run.out
+    report = Report(f"Training: {_name(command)}", f"{command.detection.detector} at {command.detection.size} pixels", package=PACKAGE)  # fmt: skip
+    first, last = sum(len(picture.boxes) for picture in material.target), sum(map(len, progress.labels))
+    report.text(
+        f"{len(material.source)} source pictures with good boxes, {len(material.target)} target pictures with imperfect ones, "
+        f"{command.training.epochs} epochs. "
+        + (
+            f"The labels of the target were corrected {progress.cycles} times: {first} boxes at first, {last} at last."
+            if progress.cycles
+            else f"The {first} boxes of the target were never corrected."
+        )
+    )
+    if progress.curve:
+        curve_section(report, progress.curve, progress.memorised, command.training.epochs)
+    steps = -(-len(material.target) // command.training.batch_size)
+    sheet = follow_labels(out, material, command, steps)
+    if sheet is not None:
+        report.section("Labels and what is learned from")
+        report.picture(
+            sheet,
+            "Target pictures with the first labels (orange), corrected ones (blue), and the last synthetic-like pictures",
+            "rows of microscope pictures with boxes",
+        )
+    report.section("Learning")
+    figures.training_curves(report, out, {"loss": "training", "validation_loss": "validation (source)"}, "loss", "Loss")
+    figures.training_curves(report, out, {"boxes": "boxes"}, "boxes", "Boxes of the target after each correction")
+    figures.training_curves(report, out, {"learning_rate": "learning rate"}, "learning rate", "Learning rate")
+    report.section("Settings")
+    report.settings(command)
+    report.write(out / "report.html")
+
+
+def curve_section(report: Report, curve: Sequence[float], memorised: int, epochs: int) -> None:
+    """The AP50 curve with its fit and the epoch in which memorisation began (the paper's Fig. 7)."""
+    report.section("When memorisation begins")
+    used = curve[: memorised + 1] if memorised >= 0 else curve
+    series = {"AP50 against the first labels": (np.arange(len(curve)), np.asarray(curve))}
+    fitted = fit_saturation(used)
+    if fitted is not None:
+        x = np.linspace(0, len(used), 100)
+        series["fit"] = (x * (len(used) - 1) / len(used), saturation(x, *fitted))
+    marks = {f"memorisation begins (epoch {memorised})": (float(memorised), curve[memorised])} if memorised >= 0 else {}
+    report.curves(series, "epoch", "AP50", "Agreement of the detector with the first labels of the target", marks)
+    if memorised < 0:
+        report.text(f"The curve did not slow down within {epochs} epochs, so that no label was corrected.")
+
+
+def follow_labels(out: Path, material: Material, command: of.Train, steps: int) -> object | None:
+    """A sheet of pictures: their labels at first, after the first and the last correction, and what is learned from."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    epochs = [line["epoch"] for line in lines if "boxes" in line]
+    shown = [i for i, picture in enumerate(material.target) if len(picture.boxes)][: command.training.examples]
+    if not shown:
+        return None
+    chosen = sorted({epochs[0], epochs[len(epochs) // 2], epochs[-1]}) if epochs else []
+    files = {epoch: read_boxes(labels_file(out, epoch)) for epoch in chosen}
+    rows = []
+    for i in shown:
+        picture = material.target[i]
+        image = Files(False, "rgb")(picture.image)
+        row = [Look("first labels", image, {"first": picture.boxes})]
+        row += [Look(f"epoch {epoch}", image, {"corrected": files[epoch][i].boxes}) for epoch in chosen]
+        if chosen and command.correction.blur != "none":
+            boxes = files[chosen[-1]][i].boxes
+            row.append(Look("synthetic-like", synthetic(image, boxes, command.correction.blur, command.correction.paste), {}))
+        rows.append(row)
+    return label_sheet(rows)
