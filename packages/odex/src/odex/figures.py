@@ -49,7 +49,7 @@ def stage_figure(matrices: Mapping[str, NDArray[np.float64]], stages: Sequence[s
     for j, cell in enumerate(axes):
         for i, (method, matrix) in enumerate(matrices.items()):
             cell.plot(
-                range(1, len(matrix) + 1), matrix[:, j], "o-", color=COLOURS[i % len(COLOURS)], markersize=3, linewidth=1.4,
+                range(1, len(matrix) + 1), matrix[:, j], marker="o", color=COLOURS[i % len(COLOURS)], markersize=3, linewidth=1.4,
                 linestyle=("-", "--", ":")[i // len(COLOURS) % 3], label=method,
             )  # fmt: skip
         cell.axvline(j + 1, color="0.6", linewidth=0.8, linestyle=":")

@@ -1,0 +1,367 @@
+"""Every command on phantoms, and every bad input: one line, exit status 2, and the pool as it was."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import odex
+from dart_core.checkpoint import load_weights
+from odex.settings import NAMES, POOLS
+from odex.store import read_pool
+
+METHODS = [name for name in NAMES if name != "joint"]
+PUBLIC = {
+    "ModelPool", "RWTracker", "build_unet", "dice_ex", "ewc_penalty", "fisher_information", "fit_gaussian", "gram_distance",
+    "gram_matrix", "lwf_loss", "mahalanobis", "mib_loss", "normalisation_bounds", "normalise_distance", "plop_loss",
+    "plop_thresholds", "pod_loss", "pool_features", "prediction_entropy", "rw_normalise", "rw_penalty", "smooth_stream",
+    "unbiased_ce", "unbiased_kd",
+}  # fmt: skip
+
+
+def test_public_names():
+    assert PUBLIC <= set(odex.__all__)
+    for name in odex.__all__:
+        assert getattr(odex, name).__doc__
+
+
+def digest(folder: Path) -> str:
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def rewrite(source: Path, target: Path, change) -> Path:
+    """A copy of a stage's folder whose rows are changed."""
+    shutil.copytree(source, target)
+    rows = [row for row in (change(dict(row)) for row in rows_of(target / "datalist.csv")) if row]
+    with (target / "datalist.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return target
+
+
+# --- What works ------------------------------------------------------------------------------------------------------
+
+
+def test_check_data(command, stages):
+    found = command("check-data", "--stage", *stages)
+    assert found.status == 0
+    assert "stage stage-2: 5 train, 1 val, 1 test" in found.out
+    assert "3 stages: no problems" in found.out
+
+
+def test_learning_stage_by_stage(learned):
+    before = digest(learned(count=1)[0])
+    runs = learned(count=3)
+    assert digest(runs[0]) == before  # the pool of the stage before is only read
+    for number, run in enumerate(runs, 1):
+        pool = read_pool(run)
+        assert pool.names == [f"stage-{i}" for i in range(1, number + 1)]
+        assert 1 <= len(pool.networks) <= number
+        assert sum(len(history) for history in pool.statistics.histories) >= number
+        metrics = json.loads((run / "metrics.json").read_text())
+        assert metrics["networks"] == len(pool.networks)
+        assert metrics["steps"] == 3
+        assert "Pool" in (run / "report.html").read_text()
+    # an older network that rested is the same file
+    pool, earlier = read_pool(runs[-1]), read_pool(runs[0])
+    touched = {stage.model for stage in pool.stages[1:]}
+    for index in range(len(earlier.networks)):
+        same = digest_of(pool.networks[index]) == digest_of(earlier.networks[index])
+        assert same == (index not in touched)
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(command, learned, method, tmp_path, stages):
+    runs = learned(method, 3 if method in ("odex-inf", "ewc") else 2)
+    pool = read_pool(runs[-1])
+    assert pool.method == method
+    assert (pool.statistics is not None) == (method in POOLS)
+    if method == "odex-inf":
+        assert len(pool.networks) == 3
+        assert len(pool.statistics.histories[2]) >= 2
+    if method not in POOLS:
+        assert len(pool.networks) == 1
+    if method == "odex-last":
+        assert all(len(history) == 1 for history in pool.statistics.histories)
+    if method in ("ewc", "rw", "lwf"):
+        assert {name.split("/")[0] for name in pool.memory} == {str(i) for i in range(len(runs))}
+    assert command("pool", "--pool", runs[-1]).out.startswith(NAMES[method])
+
+
+@pytest.mark.parametrize("method", ["ewc", "rw", "lwf", "mib", "plop"])
+def test_as_the_authors_program_computes_it(learned, method):
+    runs = learned(method, 2, "--compat", "lifelong-nnunet")
+    steps = json.loads((runs[1] / "metrics.json").read_text())["steps"]
+    assert steps == (6 if method == "lwf" else 3)  # LwF runs through the stage twice
+    assert read_pool(runs[1]).baselines.compat == "lifelong-nnunet"
+
+
+def test_regularisers_do_something(learned):
+    """From the same first stage, another second one than without; as coded, EWC is nearly frozen."""
+    states = {}
+    for method, flags in (("sequential", ()), ("ewc", ("--ewc-lambda", 50)), ("mib", ()), ("lwf", ())):
+        runs = learned(method, 2, *flags)
+        states[method] = [load_weights(read_pool(run).networks[0])[0] for run in runs]
+    name = "conv_blocks_context.0.blocks.0.conv.weight"
+    first = states["sequential"][0][name]
+    for method, (one, two) in states.items():
+        assert torch.equal(one[name], first)  # the same first stage
+        assert not torch.equal(two[name], first)
+        assert (method == "sequential") == torch.equal(two[name], states["sequential"][1][name])
+
+
+def test_joint(command, stages, tiny, tmp_path):
+    network, training = tiny
+    out = tmp_path / "joint"
+    assert command("learn", "--method", "joint", "--stage", *stages, *network, *training, "--out", out).status == 0
+    assert read_pool(out).stages[0].cases == 15
+    found = command("learn", "--method", "odex", "--stage", *stages, *network, *training, "--out", tmp_path / "no")
+    assert "only --method joint takes several" in found.line
+    found = command("learn", "--stage", stages[0], "--pool", out, *training, "--out", tmp_path / "no")
+    assert "--method joint learns once" in found.line
+
+
+def test_predict_and_evaluate(command, learned, stages, tmp_path):
+    folders = []
+    for method in ("odex-inf", "sequential"):
+        for number, run in enumerate(learned(method, 3), 1):
+            folders.append(tmp_path / f"{method}-{number}")
+            words = ("--pool", run, "--stage", *stages, "--out", folders[-1], "--device", "cpu")
+            assert command("predict", *words).status == 0
+    rows = rows_of(folders[2] / "predictions.csv")
+    assert [row["site"] for row in rows] == ["stage-1", "stage-2", "stage-3"]
+    assert {row["source_site"] for row in rows} == {"after stage 3"}
+    image = nib.load(folders[2] / rows[0]["prediction"])
+    original = nib.load(folders[2] / rows[0]["image"])
+    assert image.shape == original.shape
+    np.testing.assert_allclose(image.affine, original.affine)
+    out = tmp_path / "evaluation"
+    words = ("--predictions", *folders, "--reference", "ODEx −∞ξ", "--out", out)
+    found = command("evaluate", *words)
+    assert found.status == 0, found.err
+    assert found.out.count("Dice") == 2
+    summary = json.loads((out / "metrics.json").read_text())["summary"]
+    by_method = {row["method"]: row for row in summary}
+    assert by_method["ODEx −∞ξ"]["networks"] == 3
+    assert by_method["Seq."]["networks"] == 1
+    assert by_method["Seq."]["pairs"] == 3
+    assert by_method["Seq."]["p_wilcoxon"] is not None
+    # the matrix from the scores
+    scores = rows_of(out / "scores.csv")
+    a = np.array([[float(s["dice"]) for s in scores if s["method"] == "Seq." and s["after"] == str(i)] for i in (1, 2, 3)])
+    expected = np.mean([np.mean(a[j + 1 :, j] - a[j, j]) for j in range(2)])
+    assert by_method["Seq."]["bwt"] == pytest.approx(expected, abs=1e-5)
+    assert by_method["Seq."]["dice"] == pytest.approx(a[-1].mean(), abs=1e-5)
+    page = (out / "report.html").read_text()
+    assert "Stage by stage" in page
+    assert "HarP, Dryad and Decathlon" in page
+    again = command("evaluate", "--predictions", folders[0], folders[0], "--out", tmp_path / "twice")
+    assert "a second folder of ODEx −∞ξ after stage 1" in again.line
+    broken = command("evaluate", "--predictions", stages[0], "--out", tmp_path / "none")
+    assert "give folders that `odex predict` wrote" in broken.line
+
+
+def test_a_pool_without_growth_forgets_nothing_of_what_it_does_not_touch(command, learned, stages, tmp_path):
+    """odex-inf never changes a network, so a case that stays with its network keeps its mask."""
+    masks = {}
+    for number, run in enumerate(learned("odex-inf", 3), 1):
+        out = tmp_path / f"p{number}"
+        assert command("predict", "--pool", run, "--stage", stages[0], "--out", out, "--device", "cpu").status == 0
+        row = rows_of(out / "predictions.csv")[0]
+        masks.setdefault(row["network"], []).append(np.asarray(nib.load(out / row["prediction"]).dataobj))
+    for same in masks.values():
+        for mask in same:
+            np.testing.assert_array_equal(mask, same[0])
+
+
+def test_labels_may_stay_apart(command, stages, tiny, tmp_path):
+    network, training = tiny
+    out = tmp_path / "run"
+    words = ("--stage", stages[0], "--no-merge-labels", *network, *training)
+    assert command("learn", *words, "--out", out).status == 0
+    assert read_pool(out).plan.labels == ("1", "2")
+    assert read_pool(out).plan.network().seg_outputs[0].out_channels == 3
+
+
+# --- Bad input -------------------------------------------------------------------------------------------------------
+
+
+def refused(command, run: Path, tmp_path: Path, words, *expected: str) -> None:
+    """One line, exit status 2, nothing written, and the pool as it was."""
+    before = digest(run)
+    found = command("learn", *words, "--pool", run, "--device", "cpu", "--epochs", 1, "--batches", 1, "--out", tmp_path / "out")
+    assert found.status == 2
+    for words_ in expected:
+        assert words_ in found.line
+    assert not (tmp_path / "out").exists()
+    assert digest(run) == before
+
+
+@pytest.fixture
+def pool(learned):
+    return learned(count=1)[0]
+
+
+def test_a_stage_with_one_case(command, pool, stages, tmp_path):
+    stage = rewrite(stages[1], tmp_path / "one", lambda row: row if row["image"].endswith("2000.nii.gz") else None)
+    refused(command, pool, tmp_path, ("--stage", stage), "stage one has 1 training case", "gather at least 2")
+    found = command("check-data", "--stage", stage)
+    assert found.status == 2
+    assert "stage one has 1 training case" in found.out
+
+
+def test_a_stage_without_anything_to_compare_with(command, pool, stages, tmp_path):
+    keep = ("2000.nii.gz", "2001.nii.gz")
+    stage = rewrite(stages[1], tmp_path / "two", lambda row: row if row["image"].endswith(keep) else None)
+    refused(command, pool, tmp_path, ("--stage", stage), "has 2 training cases and 0 held-out ones")
+
+
+def test_a_case_smaller_than_the_patch(command, pool, stages, tmp_path):
+    stage = rewrite(stages[1], tmp_path / "small", lambda row: row)
+    row = rows_of(stage / "datalist.csv")[0]
+    for name in (row["image"], row["mask"]):
+        image = nib.load(stage / name)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, 10:16], image.affine), stage / name)
+    refused(command, pool, tmp_path, ("--stage", stage), row["image"], "less than half of its patch")
+    # in prediction too
+    found = command("predict", "--pool", pool, "--stage", stage, "--split", "all", "--out", tmp_path / "p", "--device", "cpu")
+    assert "less than half of its patch" in found.line
+    assert "may fill less than half" in command("check-data", "--stage", stage).out
+
+
+def test_a_case_a_little_smaller_is_padded(command, pool, stages, tmp_path):
+    stage = rewrite(stages[1], tmp_path / "padded", lambda row: row)
+    row = rows_of(stage / "datalist.csv")[0]
+    for name in (row["image"], row["mask"]):
+        image = nib.load(stage / name)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, 3:], image.affine), stage / name)
+    words = ("--stage", stage, "--pool", pool, "--epochs", 1, "--batches", 1, "--device", "cpu")
+    assert command("learn", *words, "--out", tmp_path / "out").status == 0
+
+
+@pytest.mark.parametrize("name", ["pool.json", "statistics.safetensors", "model-1.safetensors"])
+@pytest.mark.parametrize("how", ["missing", "cut", "other"])
+def test_a_broken_pool(command, pool, stages, tmp_path, name, how):
+    run = tmp_path / "run"
+    shutil.copytree(pool, run)
+    file = run / "pool" / name
+    content = file.read_bytes()
+    file.unlink()
+    if how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    elif how == "other":
+        file.write_bytes(b'{"version": 1}' if name.endswith(".json") else content[:-8] + b"12345678")
+    refused(command, run, tmp_path, ("--stage", stages[1]), "run")
+    for verb in (("pool",), ("predict", "--stage", stages[0], "--out", tmp_path / "p")):
+        found = command(*verb, "--pool", run)
+        assert found.status == 2
+        assert len(found.err.splitlines()) == 1
+    assert not (tmp_path / "p").exists()
+
+
+def test_folders_that_are_no_pool(command, stages, tmp_path):
+    found = command("learn", "--stage", stages[1], "--pool", tmp_path, "--out", tmp_path / "out")
+    assert "holds no pool" in found.line
+    assert "--resume" in found.line
+
+
+def test_damaged_cases(command, pool, stages, tmp_path):
+    stage = rewrite(stages[1], tmp_path / "damaged", lambda row: row)
+    row = rows_of(stage / "datalist.csv")[1]
+    (stage / row["image"]).write_bytes((stage / row["image"]).read_bytes()[:50])
+    refused(command, pool, tmp_path, ("--stage", stage), row["image"])
+    assert command("check-data", "--stage", stage).status == 2
+    stage = rewrite(stages[1], tmp_path / "maskless", lambda row: {**row, "mask": ""})
+    refused(command, pool, tmp_path, ("--stage", stage), "no mask")
+    assert "has no case for train" in command("learn", "--stage", rewrite(
+        stages[1], tmp_path / "testonly", lambda row: {**row, "split": "test"}), "--out", tmp_path / "out").line  # fmt: skip
+
+
+def test_labels_not_in_dataset_json(command, pool, stages, tmp_path):
+    stage = decathlon(stages[1], tmp_path / "Task04", {"0": "background", "1": "Anterior"})
+    refused(command, pool, tmp_path, ("--stage", stage), "the label 2 is not in dataset.json")
+    assert "the label 2 is not in dataset.json" in command("check-data", "--stage", stage).out
+    good = decathlon(stages[1], tmp_path / "Task04b", {"0": "background", "1": "Anterior", "2": "Posterior"})
+    words = ("--pool", pool, "--stage", good, "--epochs", 1, "--batches", 1, "--device", "cpu", "--out", tmp_path / "run")
+    assert command("learn", *words).status == 0
+    # seven cases without splits: nnU-Net's first fold of five is held out
+    assert read_pool(tmp_path / "run").stages[-1].cases == 5
+
+
+def decathlon(stage: Path, folder: Path, labels: dict[str, str]) -> Path:
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    entries = []
+    for row in rows_of(stage / "datalist.csv"):
+        name = Path(row["image"]).name
+        shutil.copy(stage / row["image"], folder / "imagesTr" / name)
+        shutil.copy(stage / row["mask"], folder / "labelsTr" / name)
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    content = {"modality": {"0": "MRI"}, "labels": labels, "training": entries, "test": []}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_flags_that_a_pool_remembers(command, pool, stages, tmp_path):
+    for flags, words in (
+        (("--method", "ewc"), "is a pool of --method odex"),
+        (("--base-features", 8), "--base-features was settled"),
+        (("--threshold", "0.5"), "--threshold was settled"),
+        (("--no-merge-labels",), "--merge-labels was settled"),
+    ):
+        refused(command, pool, tmp_path, ("--stage", stages[1], *flags), words)
+    refused(command, pool, tmp_path, ("--stage", stages[0]), "stage stage-1 has been learned already")
+
+
+def test_settings(command, stages, tmp_path):
+    for flags, words in (
+        (("--threshold", "many"), "--threshold is 'many'"),
+        (("--momentum", 1), "--momentum is 1"),
+        (("--epochs", 0), "--epochs is 0"),
+        (("--shrinkage", 2), "--shrinkage is 2"),
+        (("--temperature", 0), "--temperature is 0"),
+        (("--norm", "instance"), "the same for every image"),
+        (("--patch-size", 12, 16, 10), "side 3 is halved"),
+    ):
+        found = command("learn", "--stage", stages[0], *flags, "--out", tmp_path / "out")
+        assert found.status == 2
+        assert words in found.line
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_singular_covariance_is_said(command, stages, tmp_path):
+    """Five images, sixteen features: the empirical covariance cannot be of full rank."""
+    words = ("--base-features", 16, "--max-pools", 1, "--batch-size", 2, "--epochs", 1, "--batches", 1, "--device", "cpu")
+    found = command("learn", "--stage", stages[0], *words, "--out", tmp_path / "run")
+    assert found.status == 0
+    assert "warning: the covariance of 5 images with 16 features has rank 4" in found.err
+
+
+def test_norms_and_features(command, stages, tiny, tmp_path):
+    network, training = tiny
+    for i, flags in enumerate((("--norm", "instance", "--pooling", "statistics"), ("--pooling", "2"), ("--pooling", "authors"))):
+        words = ("--stage", stages[0], *network, *flags, *training)
+        assert command("learn", *words, "--out", tmp_path / f"run{i}").status == 0
+        pool = read_pool(tmp_path / f"run{i}")
+        assert len(pool.statistics.histories[0][0].mean) == {0: 4, 1: 16}.get(i, len(pool.statistics.histories[0][0].mean))
