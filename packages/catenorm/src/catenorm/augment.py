@@ -42,7 +42,7 @@ def rotate(image: NDArray[Any], label: NDArray[Any], degrees: float) -> Pair:
     from scipy import ndimage
 
     cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    matrix = np.array([[cos, -sin], [sin, cos]])
+    matrix = np.array([[cos, sin], [-sin, cos]])
     centre = (np.array(label.shape) - 1) / 2
     offset = centre - matrix @ centre
     turned = [ndimage.affine_transform(channel, matrix, offset, order=1, mode="constant") for channel in image]

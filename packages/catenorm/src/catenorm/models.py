@@ -123,7 +123,7 @@ def initialise(network: nn.Module, settings: of.Network, classes: int, weights: 
         weights: of `plain_network`, or of a network like `network` itself.
 
     Returns:
-        How many tensors were taken over.
+        How many kernels of convolutions were taken over.
     """
     if isinstance(network, SiteNetwork) and not any(name.startswith("network.") for name in weights):
         source = plain_network(settings, classes)
@@ -136,11 +136,11 @@ def initialise(network: nn.Module, settings: of.Network, classes: int, weights: 
 
 
 def take_over(network: nn.Module, weights: Mapping[str, Tensor]) -> int:
-    """Copy every tensor of equal name and shape; says how many."""
+    """Copy every tensor of equal name and shape; says how many kernels of convolutions were among them."""
     own = network.state_dict()
     same = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
     network.load_state_dict({**own, **same})
-    return len(same)
+    return sum(value.ndim == 4 for value in same.values())
 
 
 # --- Files ------------------------------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ def preprocess_ct(
     shape = (max(place.shape[0] // z_divisor, 1), size, size)
     x, y, z = (float(side) for side in spacing)
     depth, rows, columns = place.shape
-    new_spacing = (x * columns / shape[2], y * rows / shape[1], z * depth / shape[0])
+    new_spacing = (x * (columns / shape[2]), y * (rows / shape[1]), z * (depth / shape[0]))
     return kept_image(pixels, place, shape, True), kept_labels(classes, place, shape, True), new_spacing
 
 

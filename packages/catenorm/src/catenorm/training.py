@@ -135,7 +135,9 @@ def _warm_weights(command: of.Train, model: Model) -> dict[str, Tensor]:
     trial = build(model.network, model.classes, model.sites)
     if not initialise(trial, model.network, model.classes, weights):
         raise CheckpointError(
-            "none of its tensors fits this network", where=file, remedy="give a run with the same --width and labels"
+            "none of its convolutions fits this network",
+            where=file,
+            remedy="give a run of the same architecture and --width",
         )
     return weights
 
