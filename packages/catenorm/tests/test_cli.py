@@ -333,7 +333,6 @@ def test_export(method: str, outputs: int, command: Command, trained: dict[str, 
         (("--fold", 0, "--sites", "MR"), ("no row has site 'MR'",)),
         (("--keep", "lung"), ("--keep names lung", "spleen")),
         (("--blocks", 11), ("--blocks holds 11",)),
-        (("--missing-organs", "error"), ("has no", "--missing-organs allow")),
         (("--size", 8), ("--size is 8",)),
         (("--labels", "a"), ("--labels does not go with",)),
         (("--method", "dsbn", "--sites", "CT"), ("needs several sites",)),
@@ -357,12 +356,7 @@ def test_bad_flags(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "run"
-    given = (
-        tuple(word for word in data if word not in ("--missing-organs", "allow"))
-        if "--missing-organs" in words
-        else data
-    )
-    refused(command("train", *given, *tiny, *words, "--out", out), *parts)
+    refused(command("train", *data, *tiny, *words, "--out", out), *parts)
     assert not out.exists()
 
 
@@ -383,6 +377,14 @@ def test_bad_files(
     image = nib.load(rows[0].image)
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), image.affine), mask)
     refused(command("train", "--datalist", folder / "datalist.csv", "--size", 32, *flags), mask.name, "4 x 4 x 4")
+    mask.write_bytes(content)
+    label = nib.load(mask)
+    codes = np.asarray(label.dataobj).astype(np.uint8)
+    nib.save(nib.Nifti1Image(np.where(codes == 11, 0, codes), label.affine), mask)
+    strict = ("--preprocessing", "ct-multi", *tiny, "--out", tmp_path / "run")
+    refused(
+        command("train", "--datalist", folder / "datalist.csv", "--size", 32, *strict), mask.name, "has no pancreas"
+    )
     mask.write_bytes(content)
     small = nib.load(rows[0].image)
     nib.save(nib.Nifti1Image(np.asarray(small.dataobj)[:-3], small.affine), rows[0].image)

@@ -186,7 +186,7 @@ def _align_report(
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
-    content = {"target": target, "aligned": len(rows), "negative": sum(row[6] < 0 for row in table)}
+    content = {"target": target, "aligned": len(rows), "negative": sum(bool(row[6] < 0) for row in table)}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
 
 

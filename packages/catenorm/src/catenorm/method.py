@@ -79,7 +79,7 @@ class CateNorm2d(nn.Module):
         Raises:
             ValueError: another number of images or classes.
         """
-        if mask.ndim != 4 or len(mask) != len(x) or mask.shape[1] != self.classes:
+        if mask.ndim != 4 or mask.shape[0] != x.shape[0] or mask.shape[1] != self.classes:
             raise InputError(
                 f"the mask has shape {tuple(mask.shape)} for an input of {tuple(x.shape)}",
                 remedy=f"give the probabilities of {self.classes} classes for each image",

@@ -80,6 +80,11 @@ def plain_network(settings: of.Network, classes: int) -> nn.Module:
     return CateNormUNet(CHANNELS, classes, (), norm, width=settings.width)
 
 
+def plain_settings(settings: of.Network) -> of.Network:
+    """The same network with batch norm and one pass."""
+    return dataclasses.replace(settings, method="bn", blocks=(), mask_source="prediction", separate_statistics=False)
+
+
 def build(settings: of.Network, classes: int, sites: Sequence[str]) -> nn.Module:
     """A network with random weights.
 

@@ -211,6 +211,12 @@ class Train:
     name: str = ""
     """Name in tables; default: method and blocks."""
 
+    def __post_init__(self) -> None:
+        if self.run.accumulate > 1:
+            raise SettingError("batch norms look at whole batches", remedy="leave out --accumulate")
+        if self.run.precision == "fp16":
+            raise SettingError("clipped gradients do not go with fp16", remedy="give --precision bf16 or fp32")
+
 
 @dataclass(frozen=True)
 class Predict:

@@ -15,7 +15,7 @@ from catenorm.baselines import MSNet, WNet, ms_net_step
 from catenorm.cases import Case, check_sizes, load_cases, names_of
 from catenorm.losses import hard_dice_loss, one_hot, segmentation_loss
 from catenorm.method import Plateau, one_stage_step, two_stage_step
-from catenorm.models import Model, build, initialise, model_file, plain_network, save_model, take_over
+from catenorm.models import Model, build, initialise, model_file, plain_network, plain_settings, save_model, take_over
 from catenorm.rows import divide, open_cases
 from dart_core.batches import Batches, Sample
 from dart_core.checkpoint import load_weights
@@ -156,10 +156,6 @@ def _new_network(model: Model, weights: Mapping[str, Tensor] | None) -> nn.Modul
 def _check_run(run: Run) -> None:
     if run.world_size > 1:
         raise SettingError("training runs in one process", remedy="start it without torchrun")
-    if run.settings.accumulate > 1:
-        raise SettingError("batch norms look at whole batches", remedy="leave out --accumulate")
-    if run.settings.precision == "fp16":
-        raise SettingError("clipped gradients do not go with fp16", remedy="give --precision bf16 or fp32")
 
 
 def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Model, training: of.Training) -> None:
@@ -227,9 +223,7 @@ def _end_warmup(run: Run, network: nn.Module, model: Model, training: of.Trainin
     warm = dataclasses.replace(model, name=f"{model.name} warm-up", steps=0)
     plain: nn.Module = network
     if model.network.passes == 2:
-        settings = dataclasses.replace(
-            model.network, method="bn", blocks=(), mask_source="prediction", separate_statistics=False
-        )
+        settings = plain_settings(model.network)
         warm = dataclasses.replace(warm, network=settings)
         plain = plain_network(settings, model.classes)
         first = network.first if isinstance(network, WNet) else network
@@ -245,7 +239,7 @@ def _end_warmup(run: Run, network: nn.Module, model: Model, training: of.Trainin
 
 def parameter_ratio(model: Model, network: nn.Module) -> tuple[int, float]:
     """Parameters, and their number over that of the same network with batch norm and one pass (Table 3a)."""
-    plain = plain_network(dataclasses.replace(model.network, method="bn"), model.classes)
+    plain = plain_network(plain_settings(model.network), model.classes)
     count, base = (sum(p.numel() for p in module.parameters()) for module in (network, plain))
     return count, count / base
 
