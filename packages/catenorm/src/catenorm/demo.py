@@ -37,7 +37,7 @@ SUBJECTS, SHAPE = 6, (64, 48, 20)
 SIDE, WIDTH = 48, 8
 PANCREAS, PANCREAS_OF_BTCV = 10, 11
 # Rates far above the paper's: some dozens of steps must do what thousands do there.
-TRAINING = of.Training(steps=60, warmup_steps=60, batch_size=3, learning_rate=3e-3, log_every=5)
+TRAINING = of.Training(steps=140, warmup_steps=140, batch_size=3, learning_rate=3e-3, log_every=5)
 METHODS: tuple[of.Method, ...] = ("bn", "catenorm")
 
 

@@ -31,8 +31,8 @@ PACKAGE = "catenorm"
 Metric = Literal["dice", "asd", "assd"]
 TITLES: dict[Metric, str] = {
     "dice": "Dice (%)",
-    "asd": "average surface distance, prediction to truth (mm)",
-    "assd": "average surface distance, both directions (mm)",
+    "asd": "Average surface distance, prediction to truth (mm)",
+    "assd": "Average surface distance, both directions (mm)",
 }
 
 
@@ -321,26 +321,31 @@ def _tables(
     scores: Sequence[Score],
 ) -> None:
     sites = unique(s.site for s in scores)
-    heads = [*(sites if len(sites) > 1 else []), *(organs if len(organs) > 1 else [])]
-    if not heads:
-        heads = [*sites]
     compared = metric == "dice" and any("p" in row for row in summary)
     lines: list[list[Cell]] = []
     for row in summary:
-        known = row[f"{metric}_sites"] | row[f"{metric}_organs"]
-        line: list[Cell] = [row["method"], row["cases"], _text(row[metric]), *(_text(known[name]) for name in heads)]
+        known = row[f"{metric}_sites"]
+        line: list[Cell] = [row["method"], row["cases"], *(_text(known[site]) for site in sites), _text(row[metric])]
         if compared:
             line += [_text(row.get("difference"), "+.2f"), _text(row.get("p"), ".3g")]
         elif metric != "dice":
             line.append(row["undefined_asd"])
         lines.append(line)
     more = [f"difference to {baseline}", "p"] if compared else (["undefined"] if metric != "dice" else [])
-    caption = f"{TITLES[metric]}. Sites: means over cases; organs: means over sites; average: over organs"
+    caption = (
+        f"{TITLES[metric]} of each site: mean over organs of the mean over cases; average: mean over organs and sites"
+    )
     if compared:
         caption += ". Difference and p (two-sided Wilcoxon signed-rank test) over cases, each the mean of its organs"
     elif metric != "dice":
         caption += ". Undefined: organs of cases where prediction or truth is empty; they are left out of the means"
-    report.table(["method", "cases", "average", *heads, *more], lines, caption + ".")
+    report.table(["method", "cases", *(site or "all" for site in sites), "average", *more], lines, caption + ".")
+    if len(organs) > 1:
+        by_organ = [[organ, *(_text(row[f"{metric}_organs"][organ]) for row in summary)] for organ in organs]
+        names = [row["method"] for row in summary]
+        report.table(
+            ["organ", *names], by_organ, f"{TITLES[metric]} of each organ: mean over sites of the mean over cases."
+        )
 
 
 def _text(value: float | None, form: str = ".2f") -> str | None:
