@@ -5,7 +5,8 @@
 FLAIR slices of 128 pixels, halved to 64, with two classes beside the background: brain (silver standard, automatic) and tumour (drawn by
 hand). A seed draws first weights, batches, and the split of every hospital's patients (a quarter is for test). For each seed batch
 norm, instance norm and group norm are warmed up by themselves; then each goes on for as many steps, and CateNorm (block 1, and
-blocks 1-4) and DSBN go on from batch norm's warm-up: every method has the same number of iterations. The last network is scored, by
+blocks 1-4) and DSBN go on from batch norm's warm-up: every method has the same number of iterations. (An iteration of CateNorm has two optimiser
+steps, as in the paper.) The last network is scored, by
 hospital: Dice and average surface distance of both classes in 3-D, without the outermost slices, paired with batch norm over test
 patients (Wilcoxon). Writes a record to benchmarks/results. Stops and resumes between any two trainings and within one; one process,
 one thread. --smoke times a few steps of everything and prints an estimate.
