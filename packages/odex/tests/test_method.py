@@ -295,6 +295,14 @@ def test_training_in_between():
         pool.record(7, draw(50))
 
 
+def test_a_decision_may_be_overruled():
+    pool, _ = run((0,))
+    assert pool.decide(draw(50, shift=9.0, seed=2)) == "expand"
+    pool.record(0, draw(50, shift=9.0, seed=2), action="update")
+    assert len(pool) == 1
+    assert pool.stages == [[0, 1]]
+
+
 def test_each_model_has_its_own_features():
     pool, _ = run((0, 8))
     near, far = draw(20, seed=3), draw(20, shift=30.0, seed=3)

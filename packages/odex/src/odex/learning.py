@@ -21,7 +21,7 @@ from dart_core.sliding_window import predict_volume
 from odex import settings as of
 from odex.cases import Case, Stage, joined, load_case, make_plan, read_stage, stage_cases, subjects
 from odex.features import FeatureExtractor
-from odex.method import dice_ex, rank_warning
+from odex.method import ModelPool, dice_ex, rank_warning
 from odex.regularisers import regulariser_of
 from odex.store import StageRecord, Stored, check_same, make_statistics, read_pool, write_pool
 from odex.training import fisher_batches, train_stage
@@ -63,7 +63,7 @@ def learn(command: of.Learn) -> None:
         count = command.baselines.fisher_batches or command.training.batches
         regulariser.end(network, lambda: fisher_batches(run, cases, plan, count, network))
         if statistics is not None:
-            _record(statistics, network, pool, index, cases, held_out)
+            _record(statistics, network, pool, record, cases, held_out)
         if method == "dice-ex":
             record = replace(record, dice=training_dice(network, cases, plan.patch_size))
         record = replace(record, steps=run.step, seconds=time.monotonic() - started)
@@ -114,7 +114,7 @@ def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
 
 
 def _decide(
-    pool: Stored, statistics: Any, stage: Stage, cases: Sequence[Case], device: torch.device
+    pool: Stored, statistics: ModelPool | None, stage: Stage, cases: Sequence[Case], device: torch.device
 ) -> tuple[int | None, int, StageRecord]:
     """What to start from (None: random weights), which network to train, and why."""
     record = StageRecord(stage.name, "expand", 0, None, cases=len(cases))
@@ -148,13 +148,18 @@ def _finite(value: float) -> float | None:
 
 
 def _record(
-    statistics: Any, network: GenericUNet, pool: Stored, index: int, cases: Sequence[Case], held_out: Sequence[Case]
+    statistics: ModelPool,
+    network: GenericUNet,
+    pool: Stored,
+    record: StageRecord,
+    cases: Sequence[Case],
+    held_out: Sequence[Case],
 ) -> None:
     """Statistics of the freshly trained network (2.2), and its reference distances (2.6)."""
     z = features_of(network, cases, pool)
     reference = features_of(network, held_out, pool) if len(held_out) > 1 else None
-    statistics.record(index, z, reference)
-    newest = statistics.histories[index][-1]
+    statistics.record(record.model, z, reference, action="update" if record.action == "update" else "expand")
+    newest = statistics.histories[record.model][-1]
     if statistics.distance == "mahalanobis" and statistics.covariance == "empirical" and newest.rank < z.shape[1]:
         say(f"warning: {rank_warning(len(z), z.shape[1], newest.rank)}")
 

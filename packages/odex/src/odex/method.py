@@ -408,7 +408,14 @@ class ModelPool:
         self._parent = index if action == "expand" else None
         return action
 
-    def record(self, index: int, features: Array, validation_features: Array | None = None) -> None:
+    def record(
+        self,
+        index: int,
+        features: Array,
+        validation_features: Array | None = None,
+        *,
+        action: Action | None = None,
+    ) -> None:
         """Append a stage to the history of the model that was trained on it.
 
         Args:
@@ -416,11 +423,12 @@ class ModelPool:
                 decision named (so does that model's own index right after a decision to expand).
             features: (n, d) of the stage's training images, by the trained network.
             validation_features: (m, d) of held-out images; without at least two, leave-one-out distances take their place.
+            action: what was done, where it was decided otherwise (DiceEx); None: what `decide` said.
 
         Raises:
             ValueError: no such model, or features that do not fit its history.
         """
-        if index == self._parent and self._parent is not None:
+        if action != "update" and index == self._parent and self._parent is not None:
             index = len(self)
         if not 0 <= index <= len(self):
             raise InputError(f"no model {index}; there are {len(self)}")
