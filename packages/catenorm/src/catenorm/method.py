@@ -99,6 +99,8 @@ def resize_mask(mask: Tensor, size: Iterable[int], mode: MaskMode = "soft") -> T
     """A mask (N, K, h, w) at another size (H, W); see `CateNorm2d`."""
     sides = [int(side) for side in size]
     if mode == "soft":
+        if list(mask.shape[2:]) == sides:
+            return mask
         return F.interpolate(mask, sides, mode="bilinear", align_corners=True)
     if mode == "hard":
         mask = F.one_hot(mask.argmax(1), mask.shape[1]).movedim(-1, 1).to(mask.dtype)
