@@ -24,6 +24,7 @@ from catenorm.prediction import segment
 from catenorm.rows import divide, open_cases
 from catenorm.settings import Cases
 from dart_core.data.datalist import Datalist
+from dart_core.data.phantoms import write_prostate_mr
 from dart_core.data.volumes import read_labels, read_volume
 from dart_core.metrics import dice
 
@@ -424,3 +425,22 @@ def test_settings_of_cases_come_with_the_network(trained: dict[str, Path], cases
     assert model.cases.preprocessing == cases.preprocessing
     assert model.cases.size == cases.size
     assert model.cases.datalist == tuple(path.resolve() for path in cases.datalist)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--separate-statistics", "--mask-mode", "hard", "--form", "paper", "--loss", "paper", "--precision", "bf16"),
+        pytest.param(("--architecture", "deeplabv3plus", "--blocks", 1, 2), marks=pytest.mark.slow),
+    ],
+)
+def test_prostates_of_three_sites(words: tuple[object, ...], command: Command, tmp_path: Path) -> None:
+    """Folds, options that depart from the code, and maps."""
+    listed = write_prostate_mr(tmp_path / "phantoms", ("RUNMC", "BMC", "I2CVB"), 5, (32, 32, 6))
+    flags = ("--width", 4, "--steps", 1, "--warmup-steps", 1, "--fold", 1, "--device", "cpu")
+    data = ("--datalist", listed, "--preprocessing", "prostate")
+    assert command("train", *data, *flags, *words, "--out", tmp_path / "run").status == 0
+    predict = ("predict", "--model", tmp_path / "run", "--maps", 2, "--maps-block", 2, "--device", "cpu")
+    assert command(*predict, "--out", tmp_path / "p").status == 0
+    assert [row["site"] for row in read_csv(tmp_path / "p" / "predictions.csv")][::2] == ["RUNMC", "BMC", "I2CVB"]
+    assert is_report(tmp_path / "p" / "report.html", "of block 2")
