@@ -281,7 +281,9 @@ def test_overlapping_tiles_of_a_volume_are_weighted():
     calls = iter(range(9))
 
     def network(x):
-        return torch.full_like(x, float(next(calls))).expand(-1, 2, -1, -1, -1) * torch.tensor([0.0, 1]).view(1, 2, 1, 1, 1)
+        return torch.full_like(x, float(next(calls))).expand(-1, 2, -1, -1, -1) * torch.tensor([0.0, 1]).view(
+            1, 2, 1, 1, 1
+        )
 
     found = predict_volume(network, volume, (4, 4, 4), batch_size=1)
     importance = importance_map((4, 4, 4))

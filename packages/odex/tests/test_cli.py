@@ -169,7 +169,9 @@ def test_predict_and_evaluate(command, learned, stages, tmp_path):
     assert by_method["Seq."]["p_wilcoxon"] is not None
     # the matrix from the scores
     scores = rows_of(out / "scores.csv")
-    a = np.array([[float(s["dice"]) for s in scores if s["method"] == "Seq." and s["after"] == str(i)] for i in (1, 2, 3)])
+    a = np.array(
+        [[float(s["dice"]) for s in scores if s["method"] == "Seq." and s["after"] == str(i)] for i in (1, 2, 3)]
+    )
     expected = np.mean([np.mean(a[j + 1 :, j] - a[j, j]) for j in range(2)])
     assert by_method["Seq."]["bwt"] == pytest.approx(expected, abs=1e-5)
     assert by_method["Seq."]["dice"] == pytest.approx(a[-1].mean(), abs=1e-5)
@@ -210,7 +212,9 @@ def test_labels_may_stay_apart(command, stages, tiny, tmp_path):
 def refused(command, run: Path, tmp_path: Path, words, *expected: str) -> None:
     """One line, exit status 2, nothing written, and the pool as it was."""
     before = digest(run)
-    found = command("learn", *words, "--pool", run, "--device", "cpu", "--epochs", 1, "--batches", 1, "--out", tmp_path / "out")
+    found = command(
+        "learn", *words, "--pool", run, "--device", "cpu", "--epochs", 1, "--batches", 1, "--out", tmp_path / "out"
+    )
     assert found.status == 2
     for words_ in expected:
         assert words_ in found.line
@@ -245,7 +249,9 @@ def test_a_case_smaller_than_the_patch(command, pool, stages, tmp_path):
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:, 10:16], image.affine), stage / name)
     refused(command, pool, tmp_path, ("--stage", stage), row["image"], "less than half of its patch")
     # in prediction too
-    found = command("predict", "--pool", pool, "--stage", stage, "--split", "all", "--out", tmp_path / "p", "--device", "cpu")
+    found = command(
+        "predict", "--pool", pool, "--stage", stage, "--split", "all", "--out", tmp_path / "p", "--device", "cpu"
+    )
     assert "less than half of its patch" in found.line
     assert "may fill less than half" in command("check-data", "--stage", stage).out
 
@@ -303,7 +309,20 @@ def test_labels_not_in_dataset_json(command, pool, stages, tmp_path):
     refused(command, pool, tmp_path, ("--stage", stage), "the label 2 is not in dataset.json")
     assert "the label 2 is not in dataset.json" in command("check-data", "--stage", stage).out
     good = decathlon(stages[1], tmp_path / "Task04b", {"0": "background", "1": "Anterior", "2": "Posterior"})
-    words = ("--pool", pool, "--stage", good, "--epochs", 1, "--batches", 1, "--device", "cpu", "--out", tmp_path / "run")
+    words = (
+        "--pool",
+        pool,
+        "--stage",
+        good,
+        "--epochs",
+        1,
+        "--batches",
+        1,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "run",
+    )
     assert command("learn", *words).status == 0
     # seven cases without splits: nnU-Net's first fold of five is held out
     assert read_pool(tmp_path / "run").stages[-1].cases == 5
@@ -352,7 +371,20 @@ def test_settings(command, stages, tmp_path):
 
 def test_a_singular_covariance_is_said(command, stages, tmp_path):
     """Five images, sixteen features: the empirical covariance cannot be of full rank."""
-    words = ("--base-features", 16, "--max-pools", 1, "--batch-size", 2, "--epochs", 1, "--batches", 1, "--device", "cpu")
+    words = (
+        "--base-features",
+        16,
+        "--max-pools",
+        1,
+        "--batch-size",
+        2,
+        "--epochs",
+        1,
+        "--batches",
+        1,
+        "--device",
+        "cpu",
+    )
     found = command("learn", "--stage", stages[0], *words, "--out", tmp_path / "run")
     assert found.status == 0
     assert "warning: the covariance of 5 images with 16 features has rank 4" in found.err
@@ -360,8 +392,12 @@ def test_a_singular_covariance_is_said(command, stages, tmp_path):
 
 def test_norms_and_features(command, stages, tiny, tmp_path):
     network, training = tiny
-    for i, flags in enumerate((("--norm", "instance", "--pooling", "statistics"), ("--pooling", "2"), ("--pooling", "authors"))):
+    for i, flags in enumerate(
+        (("--norm", "instance", "--pooling", "statistics"), ("--pooling", "2"), ("--pooling", "authors"))
+    ):
         words = ("--stage", stages[0], *network, *flags, *training)
         assert command("learn", *words, "--out", tmp_path / f"run{i}").status == 0
         pool = read_pool(tmp_path / f"run{i}")
-        assert len(pool.statistics.histories[0][0].mean) == {0: 4, 1: 16}.get(i, len(pool.statistics.histories[0][0].mean))
+        assert len(pool.statistics.histories[0][0].mean) == {0: 4, 1: 16}.get(
+            i, len(pool.statistics.histories[0][0].mean)
+        )

@@ -49,5 +49,7 @@ def test_a_resumed_stage_goes_on_to_the_same_next_one(command, trainings, learne
     whole = trainings.whole(words)
     assert command(*words, "--out", tmp_path / "again").status == 0
     assert_equal_states(decided(tmp_path / "again"), decided(whole))
-    assert command(*words, "--out", tmp_path / "again", "--resume").status == 0  # finished already: the same pool once more
+    assert (
+        command(*words, "--out", tmp_path / "again", "--resume").status == 0
+    )  # finished already: the same pool once more
     assert_equal_states(decided(tmp_path / "again"), decided(whole))

@@ -135,11 +135,14 @@ def predict_volume(
         )
     patch = tuple(int(p) for p in patch_size)
     if len(patch) != 3 or min(patch) < 1 or batch_size < 1:
-        raise SettingError(f"patch size {patch}, batch size {batch_size}", remedy="give three positive numbers, and one")
+        raise SettingError(
+            f"patch size {patch}, batch size {batch_size}", remedy="give three positive numbers, and one"
+        )
     padded, front = pad_to_patch(volume if volume.is_floating_point() else volume.float(), patch)
     starts = [window_starts(n, p) for n, p in zip(padded.shape[1:], patch, strict=True)]
     windows = [
-        (slice(None), *(slice(s, s + p) for s, p in zip(place, patch, strict=True))) for place in itertools.product(*starts)
+        (slice(None), *(slice(s, s + p) for s, p in zip(place, patch, strict=True)))
+        for place in itertools.product(*starts)
     ]
     passes = [axes for count in range(4 if mirror else 1) for axes in itertools.combinations((-3, -2, -1), count)]
     parameter = next(network.parameters(), volume) if isinstance(network, nn.Module) else volume

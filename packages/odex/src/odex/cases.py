@@ -187,7 +187,9 @@ def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, n
             found = (found > 0).astype(found.dtype)
         if found.max(initial=0) > 127:
             raise InputError(
-                f"has label {found.max()}", where=row.mask, remedy="number the labels from 1, or leave out --no-merge-labels"
+                f"has label {found.max()}",
+                where=row.mask,
+                remedy="number the labels from 1, or leave out --no-merge-labels",
             )
         labels = found[box].astype(np.int8)
         labels[(labels == 0) & ~inside[box]] = OUTSIDE

@@ -46,7 +46,9 @@ def show_pool(command: of.ShowPool) -> None:
     """Print networks, sizes and decisions."""
     pool = read_pool(command.pool)
     networks, stages = pool_rows(pool)
-    print(f"{of.NAMES[pool.method]}: {len(networks)} network{'s' * (len(networks) > 1)}, {sum(pool.sizes) / 1e6:.1f} MB")
+    print(
+        f"{of.NAMES[pool.method]}: {len(networks)} network{'s' * (len(networks) > 1)}, {sum(pool.sizes) / 1e6:.1f} MB"
+    )
     for columns, rows in ((NETWORK_COLUMNS, networks), (STAGE_COLUMNS, stages)):
         texts = [columns, *([_cell(value) for value in row] for row in rows)]
         widths = [max(len(row[i]) for row in texts) for i in range(len(columns))]

@@ -25,6 +25,8 @@ STAGES, CASES, SHAPE = 3, 15, (16, 24, 16)
 METHODS: tuple[of.Method, ...] = ("odex", "sequential", "ewc")
 NETWORK = of.Network(base_features=6, max_pools=2, batch_size=4)
 TRAINING = of.Training(epochs=6, batches=8, momentum=0.9, learning_rate=0.03, augmentation=False, log_every=4)
+DISTANCES = of.Pool(covariance="shrunk")
+"""Nine images tell little about a covariance."""
 BASELINES = of.Baselines(fisher_per="batch", ewc_lambda=50)
 
 
@@ -50,7 +52,9 @@ def demo(command: of.Demo) -> None:
     evaluate(evaluation)
     courses = read_courses(folders)
     report = Report(
-        "odex demo", "A stream of phantoms that shifts from one made-up scanner to another, learned stage by stage", package=PACKAGE
+        "odex demo",
+        "A stream of phantoms that shifts from one made-up scanner to another, learned stage by stage",
+        package=PACKAGE,
     )
     report.text(
         f"{STAGES} stages of {CASES} made-up crops around the hippocampus: the first stage comes from one made-up scanner, the last from"
@@ -73,7 +77,9 @@ def demo(command: of.Demo) -> None:
     )  # fmt: skip
     sections(report, courses, summarise(courses, evaluation), printed=False)
     report.section("Settings")
-    report.settings({"demo": command, "network": NETWORK, "training": TRAINING, "baselines": BASELINES})
+    report.settings(
+        {"demo": command, "network": NETWORK, "training": TRAINING, "distances": DISTANCES, "baselines": BASELINES}
+    )
     report.write(out / "report.html")
     say(f"demo finished in {time.monotonic() - started:.0f} s; open {out / 'report.html'}")
 
@@ -83,7 +89,7 @@ def _course(command: of.Demo, method: of.Method, stages: tuple[Path, ...]) -> li
     folders, pool = [], None
     for number, stage in enumerate(stages, 1):
         run = command.out / f"{method}-{number}"
-        first = {} if pool else {"method": method, "network": NETWORK, "baselines": BASELINES}
+        first = {} if pool else {"method": method, "network": NETWORK, "distances": DISTANCES, "baselines": BASELINES}
         learn(
             of.Learn(RunSettings(run, seed=command.seed, device="cpu"), (stage,), pool, training=TRAINING, **first)  # type: ignore[arg-type]
         )

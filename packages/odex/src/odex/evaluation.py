@@ -172,8 +172,20 @@ def _numbers(course: Course, command: of.Evaluate) -> dict[str, float | None]:
 
 def _compared(courses: Sequence[Course], method: str, reference: str) -> dict[str, float | None]:
     """Wilcoxon's one-sided signed-rank test, case by case in the final state: is the reference better?"""
-    ours = {(str(c.seed), s, k): v for c in courses if c.method == reference for s, cs in c.states[c.final].items() for k, v in cs.items()}
-    theirs = {(str(c.seed), s, k): v for c in courses if c.method == method for s, cs in c.states[c.final].items() for k, v in cs.items()}
+    ours = {
+        (str(c.seed), s, k): v
+        for c in courses
+        if c.method == reference
+        for s, cs in c.states[c.final].items()
+        for k, v in cs.items()
+    }
+    theirs = {
+        (str(c.seed), s, k): v
+        for c in courses
+        if c.method == method
+        for s, cs in c.states[c.final].items()
+        for k, v in cs.items()
+    }
     # Repetitions of one case are not independent: their mean stands for them.
     both: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for key in ours.keys() & theirs.keys():
@@ -214,7 +226,9 @@ def summary_line(row: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def sections(report: Report, courses: Sequence[Course], rows: Sequence[Mapping[str, Any]], printed: bool = True) -> None:
+def sections(
+    report: Report, courses: Sequence[Course], rows: Sequence[Mapping[str, Any]], printed: bool = True
+) -> None:
     """Tables and pictures of an evaluation."""
     report.section("Dice, forgetting, learning")
     report.text(
@@ -250,10 +264,13 @@ def sections(report: Report, courses: Sequence[Course], rows: Sequence[Mapping[s
                 f"{method}: Dice on the test images of each stage (columns) after each training (rows)",
             )
     seconds = {
-        course.method if course.seed is None else f"{course.method}, seed {course.seed}": course.last["seconds"] for course in courses
+        course.method if course.seed is None else f"{course.method}, seed {course.seed}": course.last["seconds"]
+        for course in courses
     }
     report.section("Time")
-    report.picture(time_figure(seconds), "Training time, stage upon stage (Fig. 3, right, of the paper)", "bars by method")
+    report.picture(
+        time_figure(seconds), "Training time, stage upon stage (Fig. 3, right, of the paper)", "bars by method"
+    )
     if printed:
         report.section("The paper")
         for name, caption in (("table1", "Table 1"), ("table2", "Table 2")):

@@ -46,7 +46,8 @@ def learn(command: of.Learn) -> None:
     statistics = pool.statistics if before is not None else make_statistics(method, distances)
     if plan.norm == "instance" and distances.pooling == "1" and statistics is not None and method != "gram":
         raise SettingError(
-            "channel means behind instance norm are the same for every image", remedy="give --pooling statistics, or --norm batch"
+            "channel means behind instance norm are the same for every image",
+            remedy="give --pooling statistics, or --norm batch",
         )
     cases = [load_case(row, plan, stage.labels) for row in stage.of("train")]
     held_out = [load_case(replace(row), plan, stage.labels) for row in stage.rows["val"]]
@@ -76,7 +77,9 @@ def learn(command: of.Learn) -> None:
         after = write_pool(run.out, after, network, index)
         run.finish(_metrics(after, record))
         _report(run, command, after, stage)
-    say(f"pool: {len(after.networks)} network{'s' * (len(after.networks) > 1)} in {run.out}   report: {run.out / 'report.html'}")
+    say(
+        f"pool: {len(after.networks)} network{'s' * (len(after.networks) > 1)} in {run.out}   report: {run.out / 'report.html'}"
+    )
 
 
 def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
@@ -92,7 +95,9 @@ def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
     stage = replace(stage, name=command.name or stage.name)
     if before is not None and stage.name in before.names:
         raise InputError(
-            f"stage {stage.name} has been learned already", where=command.pool, remedy="name this one otherwise with --name"
+            f"stage {stage.name} has been learned already",
+            where=command.pool,
+            remedy="name this one otherwise with --name",
         )
     rows = stage.of("train")
     if len(rows) < LEAST_CASES:
@@ -242,7 +247,9 @@ def _report(run: Run, command: of.Learn, pool: Stored, stage: Stage) -> None:
 
     record = pool.stages[-1]
     report = Report(
-        f"Stage {stage.name}: {of.NAMES[pool.method]}", f"{_words(record, pool.method)}; {stage_cases(stage)} cases", package=PACKAGE
+        f"Stage {stage.name}: {of.NAMES[pool.method]}",
+        f"{_words(record, pool.method)}; {stage_cases(stage)} cases",
+        package=PACKAGE,
     )
     networks, stages = pool_rows(pool)
     report.section("Pool")
@@ -252,7 +259,9 @@ def _report(run: Run, command: of.Learn, pool: Stored, stage: Stage) -> None:
         " a new network; dice-ex: falls by more than the allowed drop below it",
     )  # fmt: skip
     report.section("Training")
-    training_curves(report, run.out, {"loss": "training batch"}, "loss", "Loss of the method, deep supervision included")
+    training_curves(
+        report, run.out, {"loss": "training batch"}, "loss", "Loss of the method, deep supervision included"
+    )
     report.section("Plan")
     plan = pool.plan
     report.table(

@@ -70,14 +70,6 @@ class Gaussian:
         found.diagonal().add_(self.rest)
         return found
 
-    @property
-    def precision(self) -> Tensor:
-        """(d, d) float64, the pseudo-inverse of the covariance."""
-        rest = 1 / self.rest if self.rest else 0.0
-        found = (self.directions * (1 / self.variances - rest)) @ self.directions.T
-        found.diagonal().add_(rest)
-        return found
-
     def distance(self, features: Tensor, squared: bool = True) -> Tensor:
         """Mahalanobis distance (n,) float64 of features (n, d)."""
         centred = features.double() - self.mean
@@ -224,11 +216,16 @@ def summed_distance(history: Sequence[Gaussian], features: Tensor, squared: bool
     if not squared or len(history) == 1 or 2 * sum(stage.rank for stage in history) < len(history[0].mean):
         return torch.stack([stage.distance(features, squared) for stage in history]).sum(0)
     origin = torch.stack([stage.mean for stage in history]).mean(0)
-    form, linear, constant = torch.zeros_like(history[0].covariance), torch.zeros_like(origin), 0.0
-    for stage in history:
-        precision, offset = stage.precision, stage.mean - origin
-        pulled = precision @ offset
-        form, linear, constant = form + precision, linear + pulled, constant + float(offset @ pulled)
+    directions = torch.cat([stage.directions for stage in history], 1)
+    rests = [1 / stage.rest if stage.rest else 0.0 for stage in history]
+    weights = torch.cat([1 / stage.variances - rest for stage, rest in zip(history, rests, strict=True)])
+    form = (directions * weights) @ directions.T  # the sum of all precisions
+    form.diagonal().add_(sum(rests))
+    linear, constant = torch.zeros_like(origin), 0.0
+    for stage, rest in zip(history, rests, strict=True):
+        offset = stage.mean - origin
+        pulled = stage.directions @ ((1 / stage.variances - rest) * (stage.directions.T @ offset)) + rest * offset
+        linear, constant = linear + pulled, constant + float(offset @ pulled)
     centred = features.double() - origin
     return (torch.linalg.vecdot(centred @ form, centred) - 2 * (centred @ linear) + constant).clamp(min=0)
 

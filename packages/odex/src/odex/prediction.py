@@ -49,9 +49,7 @@ def predict(command: of.Predict) -> None:
         image = torch.from_numpy(prepare(raw, pool.plan)[0])
         index = _closest(pool, extractors, image)
         network = networks[index]
-        p = predict_volume(
-            network, image.to(device), pool.plan.patch_size, command.mirror, batch_size=command.tiles
-        )
+        p = predict_volume(network, image.to(device), pool.plan.patch_size, command.mirror, batch_size=command.tiles)
         labels = to_file(p.cpu().numpy(), raw)
         named = replace(row, site=stage.name)
         scan = Scan(named, raw.file.array, None, raw.file, raw.file, raw.file.spacing)
@@ -71,7 +69,9 @@ def predict(command: of.Predict) -> None:
     }  # fmt: skip
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     report = Report("Predictions", f"{method} after {after} stages, {len(table)} images", package=PACKAGE)
-    report.picture(cases_figure(panels), "Slice with the most foreground of some images", "slices with outlines of predictions")
+    report.picture(
+        cases_figure(panels), "Slice with the most foreground of some images", "slices with outlines of predictions"
+    )
     report.section("Which network")
     columns = [f"network {n + 1}" for n in range(len(networks))]
     report.table(

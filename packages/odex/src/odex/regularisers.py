@@ -332,8 +332,6 @@ class PLOP(Distilling):
 KINDS: dict[str, type[Regulariser]] = {"ewc": EWC, "rw": RW, "lwf": LwF, "mib": MiB, "plop": PLOP}
 
 
-def regulariser_of(
-    method: str, settings: of.Baselines, memory: Mapping[str, Tensor], stage: int
-) -> Regulariser:
+def regulariser_of(method: str, settings: of.Baselines, memory: Mapping[str, Tensor], stage: int) -> Regulariser:
     """The regulariser of a method."""
     return KINDS.get(method, Regulariser)(settings, memory, stage)

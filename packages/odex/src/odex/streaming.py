@@ -147,7 +147,11 @@ def transform_case(
     s = strength
     scales, degrees, shift = (
         tuple(rng.uniform(low, high, 3).tolist())
-        for low, high in ((1 - SCALE * s, 1 + SCALE * s), (-DEGREES * s, DEGREES * s), (-TRANSLATION * s, TRANSLATION * s))
+        for low, high in (
+            (1 - SCALE * s, 1 + SCALE * s),
+            (-DEGREES * s, DEGREES * s),
+            (-TRANSLATION * s, TRANSLATION * s),
+        )
     )
     subject = tio.Subject(
         image=tio.ScalarImage(tensor=torch.from_numpy(np.ascontiguousarray(volume.array))[None], affine=volume.affine),

@@ -11,9 +11,7 @@ from dart_core.errors import InputError, SettingError
 from dart_core.metrics._masks import to_numpy
 
 
-def backward_transfer(
-    a: npt.ArrayLike, definition: Literal["all_later", "final"] = "all_later"
-) -> tuple[float, float]:
+def backward_transfer(a: npt.ArrayLike, definition: Literal["all_later", "final"] = "all_later") -> tuple[float, float]:
     """Inverse forgetting (specification odex 6): 0 where nothing is forgotten.
 
     Args:

@@ -148,7 +148,9 @@ def write_hippocampus_stream(
     return lists
 
 
-def _crop(rng: np.random.Generator, axes: Sequence[Field], voxel: float) -> tuple[list[Layer], Field, NDArray[np.bool_]]:
+def _crop(
+    rng: np.random.Generator, axes: Sequence[Field], voxel: float
+) -> tuple[list[Layer], Field, NDArray[np.bool_]]:
     """Make the anatomy of one subject.
 
     Returns:
