@@ -144,7 +144,7 @@ def test_sum_over_a_history(squared):
 
 def test_what_gives_no_gaussian():
     for z in (np.zeros((1, 4)), np.zeros((3, 2, 2)), np.array([[np.nan, 1], [1, 2]])):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=r"images|shape|finite|one image"):
             fit_gaussian(z)
     with pytest.raises(ValueError, match="shrinkage is 2"):
         fit_gaussian(draw(5), "shrunk", 2)
@@ -234,7 +234,7 @@ def test_decisions_are_invariant_under_scaling():
 def test_always_expanding():
     pool, trained = run((0, 0, 0, 0, 0), threshold=-math.inf)
     assert trained == [0, 1, 2, 3, 4]
-    assert [len(history) for history in pool.histories][0] == 1
+    assert len(pool.histories[0]) == 1
     for history, stages in zip(pool.histories, pool.stages, strict=True):
         assert len(history) == len(stages) == len(set(stages))
 

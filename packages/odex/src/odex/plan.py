@@ -68,7 +68,7 @@ def plan_unet_3d(
     shape: Sequence[float],
     cases: int,
     classes: int,
-    settings: of.Network = of.Network(),
+    settings: of.Network | None = None,
 ) -> tuple[tuple[int, ...], int, Kernels, Kernels, tuple[int, ...]]:
     """Patch size, batch size, reductions, kernels and feature maps.
 
@@ -77,11 +77,12 @@ def plan_unet_3d(
         shape: (3,) median voxels of a case at that spacing.
         cases: training cases of the stage.
         classes: with the background.
-        settings: what the planner may not decide.
+        settings: what the planner may not decide; None: nothing.
 
     Raises:
         ValueError: cases that cannot be halved once, or a patch size that the reductions do not divide.
     """
+    settings = settings or of.Network()
     median = [round(side) for side in shape]
     if min(median) < 1 or max(median) < 2 * MINIMUM_EDGE:
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def equal_parts(cases: Sequence[Key], stages: int) -> list[list[Key]]:
     if len(cases) < 2 * stages:
         raise InputError(f"{len(cases)} cases for {stages} stages", remedy="give at least two cases for each stage")
     ends = [round(len(cases) * number / stages) for number in range(stages + 1)]
-    return [list(cases[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+    return [list(cases[a:b]) for a, b in itertools.pairwise(ends)]
 
 
 def with_splits(rows: Sequence[Row]) -> list[Row]:

@@ -30,7 +30,7 @@ def smooth_stream(
     Raises:
         ValueError: a source with fewer cases than the composition asks for, another number of sources, or an empty stage.
     """
-    taken = {name: 0 for name in sources}
+    taken = dict.fromkeys(sources, 0)
     ordered = {name: sorted(cases) for name, cases in sources.items()}  # type: ignore[type-var]
     stages: list[list[Item]] = []
     for number, counts in enumerate(composition, 1):
