@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -7,11 +8,12 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from dart_core.augment._shuffling import by_sorting
 from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
 
 IDENTITY = torch.tensor([[0, 0], [1 / 3, 1 / 3], [2 / 3, 2 / 3], [1, 1]], dtype=torch.float64)
@@ -45,6 +47,12 @@ def shuffled_one_by_one(x: np.ndarray, blocks: int, rng: np.random.Generator) ->
     return result
 
 
+@functools.cache
+def all_shuffled_one_by_one(samples: int, shape: tuple[int, ...], blocks: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.stack([shuffled_one_by_one(sample.numpy(), blocks, rng) for sample in numbered(samples, *shape)])
+
+
 def same_distribution(a: np.ndarray, b: np.ndarray) -> None:
     """Chi-squared test of two samples of whole numbers, rare ones pooled."""
     values = np.union1d(a, b)
@@ -55,6 +63,14 @@ def same_distribution(a: np.ndarray, b: np.ndarray) -> None:
     assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
+@pytest.fixture(params=["block by block", "by sorting"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's form and the GPU's, both on the CPU."""
+    if request.param == "by sorting":
+        monkeypatch.setattr("dart_core.augment.genesis.sources", by_sorting)
+
+
+@pytest.mark.usefixtures("form")
 class TestLocalPixelShuffle:
     @given(
         st.sampled_from([(2, 3, 20, 31), (1, 1, 10, 45), (3, 2, 12, 20, 33), (1, 1, 10, 10, 10)]),
@@ -62,7 +78,7 @@ class TestLocalPixelShuffle:
         st.integers(0, 300),
         st.integers(0, 2**32),
     )
-    @settings(deadline=None)
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_values_come_from_near_in_the_undistorted_input(
         self, shape: tuple[int, ...], channels: Literal["mixed", "together"], blocks: int, seed: int
     ) -> None:
@@ -119,9 +135,8 @@ class TestLocalPixelShuffle:
     def test_as_one_block_after_the_other(self, shape: tuple[int, ...]) -> None:
         samples, blocks = 300, 60 if len(shape) == 3 else 900
         x = numbered(samples, *shape)
-        rng = np.random.default_rng(0)
         ours = local_pixel_shuffle(x, blocks, generator=seeded()).numpy()
-        theirs = np.stack([shuffled_one_by_one(sample.numpy(), blocks, rng) for sample in x])
+        theirs = all_shuffled_one_by_one(samples, shape, blocks)
         # One value of each sample, because those of one sample depend on each other; corner, edge and middle.
         for place in ((0,) * len(shape), (0, *(side // 2 for side in shape[1:])), (0, 0, *(s // 2 for s in shape[2:]))):
             same_distribution(ours[:, *place], theirs[:, *place])
@@ -158,7 +173,7 @@ class TestLocalPixelShuffle:
 
     def test_many_samples_are_done_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = numbered(7, 1, 30, 30)
-        monkeypatch.setattr("dart_core.augment.genesis._AT_ONCE", {"cpu": 2 * 40 * 1.5**2})
+        monkeypatch.setattr("dart_core.augment._parts.AT_ONCE", {"cpu": 2 * 40 * 1.5**2})
         result = local_pixel_shuffle(x, generator=seeded())
         assert all((sample != x[0]).any() for sample in result)
         assert torch.equal(result.flatten(1).sort(1).values[:, 0], x[:, 0, 0, 0])
