@@ -10,7 +10,8 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ class _Pool:
     """Processes that wait for (step, weights) and answer with results."""
 
     def __init__(self, trainer: TaskTrainer, device: torch.device, processes: int, threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.processes: dict[Connection, SpawnProcess] = {}
+        context = _context()
+        self.processes: dict[Connection, BaseProcess] = {}
         for number in range(processes):
             own, other = context.Pipe()
             place = f"cuda:{number % torch.cuda.device_count()}" if device.type == "cuda" else str(device)
@@ -100,6 +101,15 @@ class _Pool:
         for connection, process in self.processes.items():
             process.join()
             connection.close()
+
+
+def _context() -> BaseContext:
+    """How processes start: from a server that has imported what they need, where the system has such; else afresh."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["metamedseg.method", "torch._dynamo"])
+    return context
 
 
 def _serve(connection: Connection, trainer: TaskTrainer, place: str, threads: int) -> None:

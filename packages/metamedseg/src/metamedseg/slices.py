@@ -94,7 +94,7 @@ def greys_r(levels: Any) -> Any:
 
     def look_up(values: NDArray[Any]) -> NDArray[Any]:
         colours = np.asarray(matplotlib.colormaps["Greys_r"](values.astype(np.int64)))
-        return np.rint(255 * colours[..., 0]).astype(np.uint8)
+        return np.asarray(np.rint(255 * colours[..., 0]), dtype=np.uint8)
 
     return _like(levels, look_up)
 

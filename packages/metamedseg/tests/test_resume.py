@@ -1,0 +1,72 @@
+"""`metamedseg meta-train` and `fine-tune`, killed or stopped and resumed, against the runs that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+import pytest
+
+from dart_core.testing import Trainings, last_checkpoint, logged
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+META = ("--exclude", "spleen", "--width", 2, "--shots", 3, "--per-epoch", 3, "--inner-epochs", 2, "--meta-epochs", 4,
+        "--device", "cpu", "--seed", 3)  # fmt: skip
+TUNE = ("--target", "spleen", "--width", 2, "--shots", 4, "--epochs", 6, "--selections", 1, 6, "--device", "cpu",
+        "--log-every", 1, "--checkpoint-every", 2)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trainings(tmp_path_factory):
+    preload = ("metamedseg.commands", "metamedseg.tuning")
+    with Trainings("metamedseg", tmp_path_factory.mktemp("trainings"), preload) as made:
+        yield made
+
+
+def test_meta_training_survives_kill(trainings, slices, tmp_path):
+    trainings.assert_survives_kill(("meta-train", "--slices", slices, *META), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_meta_training_survives_interrupt(trainings, slices, tmp_path):
+    trainings.assert_survives_interrupt(("meta-train", "--slices", slices, *META), tmp_path / "run")
+
+
+def test_a_task_that_is_done_is_not_trained_again(trainings, slices, tmp_path):
+    """kill -9 between the second and the third task of a meta-epoch: the checkpoint holds both results."""
+    words, out = ("meta-train", "--slices", slices, *META), tmp_path / "run"
+    whole = trainings.whole(words)
+    started = trainings.start(*words, "--out", out)
+    while sum("dataset" in line for line in logged(out)) < 5:
+        assert started.process.exitcode is None, started.stderr.read_text()
+        time.sleep(0.001)
+    os.kill(started.process.pid, 9)
+    started.status()
+    checkpoint = last_checkpoint(out)
+    assert len(checkpoint["state"]["pending"]["results"]) == checkpoint["step"] % 3
+    trainings.finish(*words, "--out", out, "--resume")
+    assert logged(out) == logged(whole)
+
+
+@pytest.mark.slow
+def test_several_processes_survive_kill(trainings, slices, tmp_path):
+    words = ("meta-train", "--slices", slices, *META, "--processes", 2)
+    trainings.assert_survives_kill(words, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_fine_tuning_survives_kill(trainings, slices, tmp_path):
+    trainings.assert_survives_kill(("fine-tune", "--slices", slices, *TUNE), tmp_path / "run")
+
+
+def test_fine_tuning_survives_interrupt(trainings, slices, tmp_path):
+    trainings.assert_survives_interrupt(("fine-tune", "--slices", slices, *TUNE), tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["transfer", "dawoud"])
+def test_baselines_survive_kill(method, trainings, slices, tmp_path):
+    words = ("meta-train", "--slices", slices, *META, "--method", method, "--epochs", 2, "--checkpoint-every", 1)
+    trainings.assert_survives_kill(words, tmp_path / "run")
