@@ -19,7 +19,7 @@ def test_size_and_initialisation():
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             assert not module.bias.any()
-    weights = torch.cat([p.flatten() for p in parameters if p.ndim == 4])
+    weights = torch.cat([p.flatten() for p in parameters if p.ndim == 4]).detach()
     assert abs(float(weights.mean())) < 0.01
     assert float(weights.std()) == pytest.approx(1, abs=0.01)
 

@@ -133,7 +133,10 @@ def test_gradients_are_those_of_the_joint_batch():
     gradients = []
     images, targets = targets_of(batch)
     apart = [
-        {"boxes": batch["boxes"][i, : batch["count"][i]], "labels": torch.ones(int(batch["count"][i]), dtype=torch.int64)}
+        {
+            "boxes": batch["boxes"][i, : batch["count"][i]],
+            "labels": torch.ones(int(batch["count"][i]), dtype=torch.int64),
+        }
         for i in range(4)
     ]
     for given in (targets, apart):
@@ -181,7 +184,9 @@ def test_views_keep_their_size_unless_asked():
     assert seen == [96, 64, 32]
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name", ["fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn", "fcos_resnet50_fpn"]
+)
 def test_other_detectors_can_be_built(name):
     with torch.device("meta"):
         made = build_detector(name, 64)

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dart_core.data.boxes import BoxedPicture, read_boxes
-from sissi.pictures import Augmentation, Files, Samples, augment, divide_source, open_list, open_pictures, synthetic, to_frame, usable_boxes  # fmt: skip
+from sissi.pictures import (  # fmt: skip
+    Augmentation,
+    Files,
+    Samples,
+    augment,
+    divide_source,
+    open_list,
+    open_pictures,
+    synthetic,
+    to_frame,
+    usable_boxes,
+)
 
 
 def rectangle(side=64, box=(20, 24, 40, 36)):
@@ -159,9 +170,9 @@ def test_kinds_of_lists(tmp_path, cells):
     assert len(open_list(cells["phase"])) == 12
     assert len(open_pictures(cells["phase"].parent / "phase")) == 12
     assert len(open_pictures(cells["phase"], "test")) == 4
+    path = tmp_path / "a.csv"
+    path.write_text("image,split,xmin,ymin,xmax,ymax\na.png,train,1,1,2,2\n")
     with pytest.raises(ValueError, match="no picture has split test"):
-        path = tmp_path / "a.csv"
-        path.write_text("image,split,xmin,ymin,xmax,ymax\na.png,train,1,1,2,2\n")
         open_pictures(path, "test")
     for part in ("dead", "weak_labels_reduced_nms/dead"):
         (tmp_path / part).mkdir(parents=True)

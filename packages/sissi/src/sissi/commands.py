@@ -40,7 +40,9 @@ def check_data(command: of.CheckData) -> int:
     print("classes: " + (", ".join(f"{name} {count}" for name, count in labels.most_common()) or "none"))
     sides = np.concatenate([picture.boxes[:, 2:] - picture.boxes[:, :2] for picture in pictures])
     if sizes:
-        print(f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes.most_common(5))}; all are resized to a square")
+        print(
+            f"sizes: {', '.join(f'{size} ({count})' for size, count in sizes.most_common(5))}; all are resized to a square"
+        )
     if len(sides):
         low, middle, high = np.percentile(sides, [5, 50, 95])
         print(f"sides of the boxes: {middle:.0f} pixels (5 % below {low:.0f}, 5 % above {high:.0f})")
@@ -67,7 +69,8 @@ def weak_label(command: of.WeakLabel) -> None:
     if not any(chosen):
         raise InputError(f"no picture has split {command.split}", where=command.pictures, remedy="give --split all")
     found = [
-        label_picture(picture, command.pipeline) if label else picture for picture, label in zip(pictures, chosen, strict=True)
+        label_picture(picture, command.pipeline) if label else picture
+        for picture, label in zip(pictures, chosen, strict=True)
     ]
     write_boxes(out, found)
     _say_counts(found, chosen, out)

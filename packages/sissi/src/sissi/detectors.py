@@ -59,11 +59,11 @@ class AsGiven(GeneralizedRCNNTransform):
 
     resizes = False
 
-    def resize(
-        self, image: Tensor, target: dict[str, Tensor] | None = None
-    ) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The picture and its boxes as they are."""
-        found: tuple[Tensor, dict[str, Tensor] | None] = super().resize(image, target) if self.resizes else (image, target)
+        found: tuple[Tensor, dict[str, Tensor] | None] = (
+            super().resize(image, target) if self.resizes else (image, target)
+        )
         return found
 
 

@@ -64,7 +64,9 @@ def read_scored(path: Path) -> Scored:
         name = f"{model.get('method', path.name)}"
         return Scored(name, model.get("seed"), by_name(read_boxes(path / FILE), path / FILE))
     if path.is_dir():
-        raise InputError(f"holds no {FILE}", where=path, remedy=f"give a folder of `{PACKAGE} predict`, or a list of boxes")
+        raise InputError(
+            f"holds no {FILE}", where=path, remedy=f"give a folder of `{PACKAGE} predict`, or a list of boxes"
+        )
     return Scored(path.stem, None, by_name(read_boxes(path), path))
 
 
@@ -154,7 +156,9 @@ def evaluate(command: of.Evaluate) -> None:
     rows: list[dict[str, Any]] = []
     for item in scored:
         for reader, truth in readers.items():
-            rows.append({"method": item.name, "seed": item.seed, "reader": reader, **measure(truth, item, command.limit)})
+            rows.append(
+                {"method": item.name, "seed": item.seed, "reader": reader, **measure(truth, item, command.limit)}
+            )
     agreement: list[dict[str, Any]] = []
     for one, pictures in readers.items():
         for other, truth in readers.items():
@@ -205,7 +209,9 @@ def _report(
     means: Sequence[Mapping[str, Any]], agreement: Sequence[Mapping[str, Any]],
 ) -> None:  # fmt: skip
     count = len(next(iter(readers.values())))
-    report = Report("Evaluation", f"{len(scored)} sets of boxes, {len(readers)} readers, {count} pictures", package=PACKAGE)
+    report = Report(
+        "Evaluation", f"{len(scored)} sets of boxes, {len(readers)} readers, {count} pictures", package=PACKAGE
+    )
     report.section("Scores")
     score_section(report, means)
     if agreement:
@@ -223,7 +229,11 @@ def _report(
     if command.table:
         report.section("Printed in the paper")
         rows = printed_table()
-        report.table(tuple(rows[0]), [tuple(row.values()) for row in rows], "Table 1: five pictures of CellLab, three readers, one seed")
+        report.table(
+            tuple(rows[0]),
+            [tuple(row.values()) for row in rows],
+            "Table 1: five pictures of CellLab, three readers, one seed",
+        )
         report.text(
             "The authors scored their detectors in training mode, which adds true boxes to the proposals and draws some of them at "
             "random; the numbers are not comparable with those above."
@@ -233,7 +243,9 @@ def _report(
     report.write(command.output.out / "report.html")
 
 
-def detection_sheet(truth: Sequence[BoxedPicture], scored: Sequence[Scored], shown: int = 2, columns: int = SHOWN) -> Any:
+def detection_sheet(
+    truth: Sequence[BoxedPicture], scored: Sequence[Scored], shown: int = 2, columns: int = SHOWN
+) -> Any:
     """Rows of pictures, a column for each set of boxes; None where no picture file is there."""
     rows = []
     for picture in truth:

@@ -23,7 +23,9 @@ def export(command: of.Export) -> None:
     check_file(path, ".safetensors", command.overwrite)
     detector, about = load_detector(command.model)
     if about.detector == SMALL:
-        raise OutputError("torchvision has no detector 'small'", where=command.model, remedy="keep its model.safetensors")
+        raise OutputError(
+            "torchvision has no detector 'small'", where=command.model, remedy="keep its model.safetensors"
+        )
     state = _with_counters(detector)
     side, faster = about.size, about.detector.startswith("fasterrcnn")
     prefix = "box_" if faster else ""
@@ -36,7 +38,9 @@ def export(command: of.Export) -> None:
         raise OutputError(f"torchvision's detector differs by {worst:.1e}", where=path, remedy="use the tested version")
     save_tensors(path, state, {"torchvision": json.dumps({"detector": about.detector, **words})})
     listed = "".join(f", {name}={value}" for name, value in words.items())
-    say(f"{path}: torchvision.models.detection.{about.detector}(weights=None, weights_backbone=None{listed}), then load_state_dict")
+    say(
+        f"{path}: torchvision.models.detection.{about.detector}(weights=None, weights_backbone=None{listed}), then load_state_dict"
+    )
 
 
 def _with_counters(detector: nn.Module) -> dict[str, Tensor]:

@@ -86,7 +86,9 @@ def detect_views(
     boxes, scores, views, owners = [], [], [], []
     frames = frames.to(device)
     for scale in SCALES if settings.views == "all" else (1.0,):
-        chosen = [i for i, view in enumerate(VIEWS) if view.scale == scale and (settings.views == "all" or i == ONE_VIEW)]
+        chosen = [
+            i for i, view in enumerate(VIEWS) if view.scale == scale and (settings.views == "all" or i == ONE_VIEW)
+        ]
         versions = [view_of(frames, VIEWS[i], VIEWS[i].size((side, side))) for i in chosen]
         with resizing(unwrap(detector), settings.authors_tta):
             found = detect(detector, torch.cat(versions), device)
@@ -137,9 +139,7 @@ def pseudo_labels(
     return labels
 
 
-def validation_loss(
-    detector: nn.Module, samples: Samples, device: torch.device, batch_size: int
-) -> float:
+def validation_loss(detector: nn.Module, samples: Samples, device: torch.device, batch_size: int) -> float:
     """Loss on the validation pictures of the source (D5), with the same draws of proposals each time."""
     losses, counts = [], []
     frozen = [module for module in detector.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -151,7 +151,9 @@ def validation_loss(
             module.eval()  # but the statistics of the validation pictures stay out
         for part in _in_parts(len(samples.pictures), batch_size):
             loaded = [samples(i, np.random.default_rng(0)) for i in range(part.start, part.stop)]
-            batch = {name: torch.stack([torch.as_tensor(item[name]) for item in loaded]).to(device) for name in loaded[0]}
+            batch = {
+                name: torch.stack([torch.as_tensor(item[name]) for item in loaded]).to(device) for name in loaded[0]
+            }
             losses.append(float(sum(detector(*targets_of(batch)).values())))
             counts.append(len(loaded))
     detector.train(was_training)
@@ -208,7 +210,9 @@ class Material:
     @property
     def most(self) -> int:
         """Boxes of the fullest picture, or the 200 that a correction can give."""
-        return max(200, *(len(picture.boxes) for part in (self.source, self.validation, self.target) for picture in part))
+        return max(
+            200, *(len(picture.boxes) for part in (self.source, self.validation, self.target) for picture in part)
+        )
 
     def frames(self, part: slice) -> Tensor:
         """Target pictures in their frames, uint8 (N, 3, S, S)."""
@@ -255,9 +259,7 @@ class Trainer:
     def train(self) -> Progress:
         """Train to the end; resumes where a checkpoint says."""
         run, steps = self.run, self.epoch_steps
-        run.restore(
-            detector=self.detector, optimizer=self.optimizer, schedule=self.schedule, progress=self.progress
-        )
+        run.restore(detector=self.detector, optimizer=self.optimizer, schedule=self.schedule, progress=self.progress)
         for epoch in range(run.step // steps, self.training.epochs):
             if self.progress.begun < epoch:
                 self.begin(epoch)
@@ -312,7 +314,11 @@ class Trainer:
             raise InputError("the validation loss is not finite", remedy="train with a lower --learning-rate")
         self.schedule.step(loss)
         # Only epochs with the first labels compete; after that there is nothing to go back to.
-        if self.correction.starts == "validation" and epoch <= self.supervised and loss <= min([loss, *progress.losses]):
+        if (
+            self.correction.starts == "validation"
+            and epoch <= self.supervised
+            and loss <= min([loss, *progress.losses])
+        ):
             progress.best_epoch = epoch - 1
             progress.best = {
                 "detector": self.run.weights(self.detector), "optimizer": self.optimizer.state_dict()
@@ -325,7 +331,9 @@ class Trainer:
         unwrap(self.detector).load_state_dict(self.progress.best["detector"])
         self.optimizer.load_state_dict(self.progress.best["optimizer"])
         self.progress.best = {}
-        self.say(f"epoch {epoch}: back to the detector after epoch {self.progress.best_epoch}, which had the lowest validation loss")
+        self.say(
+            f"epoch {epoch}: back to the detector after epoch {self.progress.best_epoch}, which had the lowest validation loss"
+        )
 
     @torch.no_grad()
     def ask(self, epoch: int, last: bool) -> dict[str, float]:
@@ -341,7 +349,9 @@ class Trainer:
         flag, update = memorisation_epoch(progress.curve, self.training.epochs, self.correction.memorisation)
         if flag:
             progress.memorised = epoch
-            self.say(f"epoch {epoch}: the AP50 curve has slowed down (expected from epoch {update}); labels are corrected from the next epoch on")
+            self.say(
+                f"epoch {epoch}: the AP50 curve has slowed down (expected from epoch {update}); labels are corrected from the next epoch on"
+            )
         return {"ap50": value, "memorisation": update}
 
     def correct(self, epoch: int) -> dict[str, float]:
@@ -367,7 +377,13 @@ class Trainer:
         """Target pictures with the labels as they are now."""
         pairs = zip(self.material.target, self.progress.labels, strict=True)
         return [
-            replace(picture, boxes=boxes, labels=(CELL,) * len(boxes), places=(), mask=None if self.progress.cycles else picture.mask)
+            replace(
+                picture,
+                boxes=boxes,
+                labels=(CELL,) * len(boxes),
+                places=(),
+                mask=None if self.progress.cycles else picture.mask,
+            )
             for picture, boxes in pairs
         ]
 
@@ -400,5 +416,6 @@ class Trainer:
             if not np.isfinite(value):
                 raise InputError(f"the loss of step {step} is not finite", remedy="train with a lower --learning-rate")
             rate = self.optimizer.param_groups[0]["lr"]
-            self.run.log.write(step, loss=value, learning_rate=rate, **{name: float(part) for name, part in parts.items()})
-
+            self.run.log.write(
+                step, loss=value, learning_rate=rate, **{name: float(part) for name, part in parts.items()}
+            )

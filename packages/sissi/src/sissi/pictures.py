@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dart_core.batches import Batches
-from dart_core.data.boxes import BoxedPicture, box_problems, boxes_from_labels, read_boxes, read_instances, select_classes
+from dart_core.data.boxes import (
+    BoxedPicture,
+    box_problems,
+    boxes_from_labels,
+    read_boxes,
+    read_instances,
+    select_classes,
+)
 from dart_core.data.catalog import celllab, cellpose
 from dart_core.data.images import find_pictures, read_image
 from dart_core.errors import InputError
@@ -62,7 +69,9 @@ def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
     return found
 
 
-def divide_source(pictures: Sequence[BoxedPicture], where: Path, seed: int) -> tuple[list[BoxedPicture], list[BoxedPicture]]:
+def divide_source(
+    pictures: Sequence[BoxedPicture], where: Path, seed: int
+) -> tuple[list[BoxedPicture], list[BoxedPicture]]:
     """Source pictures to train on and to validate with: as their splits say, or a tenth drawn for validation.
 
     Raises:
@@ -78,7 +87,9 @@ def divide_source(pictures: Sequence[BoxedPicture], where: Path, seed: int) -> t
         training = [training[i] for i in sorted(order[count:])]
     if not training or not validation:
         raise InputError(
-            f"{len(training)} pictures to train on and {len(validation)} to validate with", where=where, remedy="give more"
+            f"{len(training)} pictures to train on and {len(validation)} to validate with",
+            where=where,
+            remedy="give more",
         )
     return training, validation
 
@@ -89,9 +100,7 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def usable_boxes(
-    picture: BoxedPicture, size: tuple[int, int], edges: str, left_out: Counter[str]
-) -> BoxedPicture:
+def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_out: Counter[str]) -> BoxedPicture:
     """The boxes that can be trained on; counts in `left_out` why others cannot.
 
     With edges "clip", boxes that reach beyond the picture or touch its edge are cut to it.
@@ -146,7 +155,9 @@ class Augmentation:
     """box or gaussian."""
 
 
-def to_frame(image: NDArray[np.uint8], boxes: NDArray[np.float64], side: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+def to_frame(
+    image: NDArray[np.uint8], boxes: NDArray[np.float64], side: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """Resize a picture and its boxes to a square."""
     height, width = image.shape[:2]
     if (height, width) != (side, side):
@@ -228,7 +239,9 @@ class Samples:
         labels = None
         if picture.mask is not None:
             labels = read_instances(picture.mask).astype(np.int32)
-            labels = cv2.resize(labels.astype(np.float32), (self.side, self.side), interpolation=cv2.INTER_NEAREST).astype(np.int32)
+            labels = cv2.resize(
+                labels.astype(np.float32), (self.side, self.side), interpolation=cv2.INTER_NEAREST
+            ).astype(np.int32)
         image, boxes = to_frame(image, boxes, self.side)
         if self.augmentation is not None:
             image, boxes = augment(image, boxes, labels, rng, self.augmentation)

@@ -172,7 +172,9 @@ class Training:
         at_least(1, epochs=self.epochs, batch_size=self.batch_size, log_every=self.log_every)
         at_least(0, learning_rate=self.learning_rate, weight_decay=self.weight_decay, examples=self.examples)
         if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise SettingError(f"--zoom is {self.zoom[0]:g} {self.zoom[1]:g}", remedy="give a lower and an upper factor")
+            raise SettingError(
+                f"--zoom is {self.zoom[0]:g} {self.zoom[1]:g}", remedy="give a lower and an upper factor"
+            )
 
 
 def _share(name: str, value: float) -> None:

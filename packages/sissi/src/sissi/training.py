@@ -70,7 +70,11 @@ def train(command: of.Train) -> None:
 
 
 def _check(command: of.Train) -> None:
-    if command.correction.starts == "validation" and command.training.epochs < 2 and command.training.learn_from == "both":
+    if (
+        command.correction.starts == "validation"
+        and command.training.epochs < 2
+        and command.training.learn_from == "both"
+    ):
         raise SettingError("--epochs is 1", remedy="a start by validation loss takes at least 2")
 
 
@@ -158,6 +162,8 @@ def follow_labels(out: Path, material: Material, command: of.Train, steps: int) 
         row += [Look(f"epoch {epoch}", image, {"corrected": files[epoch][i].boxes}) for epoch in chosen]
         if chosen and command.correction.blur != "none":
             boxes = files[chosen[-1]][i].boxes
-            row.append(Look("synthetic-like", synthetic(image, boxes, command.correction.blur, command.correction.paste), {}))
+            row.append(
+                Look("synthetic-like", synthetic(image, boxes, command.correction.blur, command.correction.paste), {})
+            )
         rows.append(row)
     return label_sheet(rows)

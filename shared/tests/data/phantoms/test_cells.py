@@ -70,7 +70,7 @@ def test_written(tmp_path):
 
 @pytest.mark.parametrize("words", [{"microscope": "x"}, {"size": 16}])
 def test_refused(words):
-    with pytest.raises(ValueError, match="give a side of at least 32|choose from phase, smear"):
+    with pytest.raises(ValueError, match=r"give a side of at least 32|choose from phase, smear"):
         cell_picture(0, **words)
 
 
