@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -103,7 +103,7 @@ class _Pool:
             connection.close()
 
 
-def _context() -> BaseContext:
+def _context() -> SpawnContext | ForkServerContext:
     """How processes start: from a server that has imported what they need, where the system has such; else afresh."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -1,0 +1,74 @@
+"""The settings files of the paper's tables are understood by the command that their first lines name."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dart_core.cli import main
+from dart_core.errors import SettingError
+from metamedseg.baselines import printed_table
+from metamedseg.cli import COMMANDS
+from metamedseg.settings import Inner, Meta, Tasks
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def accepted(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The settings that the command of the first lines gets."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith("#   "))
+    words = shlex.split(line[4:])
+    verb, *words = words[words.index("metamedseg") + 1 :]
+    assert f"configs/{path.name}" in words
+    words[words.index("--config") + 1] = str(path)
+    settings, _ = COMMANDS[verb]
+    seen = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("metamedseg", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    assert type(seen[0]) is settings
+    return seen[0]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_is_accepted(path, monkeypatch):
+    accepted(path, monkeypatch)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.startswith(("table1_AW", "table1_IDW", "table2"))])
+def test_what_is_written_out_is_the_default(path, monkeypatch):
+    """The rows differ in tasks, loss and weighting alone; leaving another line out must not change the run."""
+    command = accepted(path, monkeypatch)
+    varied = {"tasks", "loss", "weighting"}
+    for found, default in ((command.definition, Tasks()), (command.inner, Inner()), (command.meta, Meta())):
+        for name, value in vars(default).items():
+            assert name in varied or getattr(found, name) == value, name
+    assert {key for key in yaml.safe_load(path.read_text())} > varied
+
+
+def test_fine_tuning_is_the_default(monkeypatch):
+    for path in (path for path in CONFIGS if path.stem.startswith("tune")):
+        command = accepted(path, monkeypatch)
+        assert (command.rate, command.decay) == ((0.005, 0.7) if command.shots else (0.001, 1.0))
+
+
+def test_rows_of_the_tables():
+    names = {path.stem for path in CONFIGS}
+    assert {f"table1_{method}_{kind}" for method in ("AW", "IDW", "dawoud") for kind in ("standard", "vol")} <= names
+    assert "table1_transfer" in names
+    assert len([name for name in names if name.startswith("table2")]) == 2 * len(printed_table("table2")) == 20
+
+
+def test_printed_tables():
+    rows = printed_table("table1")
+    assert len(rows) == 20
+    assert rows[4] == {
+        "method": "MetaMedSeg + AW", "target_organ": "Cardiac", "iou_15shots_standard": 67.83,
+        "iou_15shots_volumetric": 68.33, "iou_full_standard": 91.08, "iou_full_volumetric": 95.55,
+    }  # fmt: skip
+    assert rows[0]["iou_15shots_volumetric"] == ""
+    with pytest.raises(SettingError, match="no printed table"):
+        printed_table("table9")
