@@ -26,9 +26,10 @@ def accepted(path: Path, monkeypatch: pytest.MonkeyPatch):
     words[words.index("--config") + 1] = str(path)
     settings, _ = COMMANDS[verb]
     seen = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("metamedseg", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+        patch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+        assert main("metamedseg", COMMANDS, "0", "", argv=[verb, *words]) == 0
     assert type(seen[0]) is settings
     return seen[0]
 
@@ -46,7 +47,7 @@ def test_what_is_written_out_is_the_default(path, monkeypatch):
     for found, default in ((command.definition, Tasks()), (command.inner, Inner()), (command.meta, Meta())):
         for name, value in vars(default).items():
             assert name in varied or getattr(found, name) == value, name
-    assert {key for key in yaml.safe_load(path.read_text())} > varied
+    assert set(yaml.safe_load(path.read_text())) > varied
 
 
 def test_fine_tuning_is_the_default(monkeypatch):

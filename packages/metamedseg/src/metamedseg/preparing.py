@@ -338,6 +338,8 @@ def _sources(data: Path) -> list[DecathlonSource | NpzSource]:
 
 
 def _read_npz(path: Path) -> NpzSource:
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise InputError("is no file of slices", where=path, remedy="copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in ("images", "masks", "names") if key not in file]
