@@ -278,9 +278,8 @@ def two_stage_step(
     descend = descend_with(optimizer)
     logits = model(x)  # Eq. 3
     first = loss(logits, y)
-    mask = (
-        class_probabilities(logits) if mask is None else mask
-    )  # before the step: logits may share memory with weights
+    # Before the step: logits may share memory with weights.
+    mask = class_probabilities(logits) if mask is None else mask
     descend(first, clip if clip_first else None)  # Eq. 5, alpha = 1: theta_s and theta_NB
     logits = model(x, mask)  # Eq. 4
     second = loss(logits, y)
