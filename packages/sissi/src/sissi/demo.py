@@ -23,8 +23,8 @@ from sissi.pictures import Files, synthetic
 from sissi.prediction import predict
 from sissi.training import LABELS, curve_section, train
 
-PICTURES, SIDE, CELLS = 42, 128, 12
-RECIPE = of.Training(epochs=12, batch_size=4, learning_rate=0.02, zoom=(0.8, 1.25), log_every=2)
+PICTURES, FILE_SIDE, SIDE, CELLS = 48, 320, 128, 12
+RECIPE = of.Training(epochs=12, batch_size=2, learning_rate=0.02, zoom=(0.8, 1.25), log_every=2)
 DETECTOR = of.DetectorSettings("small", size=SIDE)
 RUNS: tuple[tuple[str, of.Correction], ...] = (
     ("never", of.Correction(start="never")),
@@ -39,7 +39,7 @@ def demo(command: of.Demo) -> None:
     started = time.monotonic()
     out = command.out
     claim_folder(out, flat_settings(command), overwrite=command.overwrite)
-    lists = write_cells(out / "phantoms", pictures=PICTURES, size=SIDE, cells=CELLS, seed=command.seed)
+    lists = write_cells(out / "phantoms", pictures=PICTURES, size=FILE_SIDE, cells=CELLS, seed=command.seed)
     weak = degraded_list(lists["smear"], out / "phantoms" / "weak.csv", command.seed)
     say(f"phantoms: {lists['phase']} (source, good boxes), {weak} (target, imperfect boxes)")
     check_data(of.CheckData(weak))
@@ -62,7 +62,7 @@ def degraded_list(good: Path, out: Path, seed: int) -> Path:
     found = []
     for picture in read_boxes(good):
         if picture.split == "train":
-            boxes = degrade_boxes(picture.boxes, (SIDE, SIDE), rng, MISSING, JITTER, FALSE)
+            boxes = degrade_boxes(picture.boxes, (FILE_SIDE, FILE_SIDE), rng, MISSING, JITTER, FALSE)
             picture = replace(picture, boxes=boxes, labels=("cell",) * len(boxes), places=())
         found.append(picture)
     return write_boxes(out, found)

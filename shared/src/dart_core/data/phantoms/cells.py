@@ -82,21 +82,22 @@ def cell_picture(
     picture += 2.0 * mottle
     boxes = []
     for y, x, radius in _places(rng, cells):
-        depth = _cell(rng, axis, y, x, radius)
+        # Nothing of a cell reaches farther than two radii.
+        (top, bottom), (left, right) = (np.searchsorted(axis, (c - 2 * radius, c + 2 * radius)) for c in (y, x))
+        part, ground = picture[top:bottom, left:right], mottle[top:bottom, left:right]
+        depth = _cell(rng, axis[top:bottom], axis[left:right], y, x, radius)
         body = inside(depth, 1.5 / size)
         rows, columns = np.flatnonzero((body > 0.5).any(1)), np.flatnonzero((body > 0.5).any(0))
         if len(rows) < 3 or len(columns) < 3:
             continue
-        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        boxes.append((left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1))
         colour = np.array(model.body) * rng.uniform(0.93, 1.05)
-        picture += (model.halo * np.exp(-((depth / (0.22 * radius)) ** 2)) * (depth < 0.1 * radius))[..., None]
-        picture = picture * (1 - body[..., None]) + body[..., None] * (colour + 4 * mottle)
+        part += (model.halo * np.exp(-((depth / (0.22 * radius)) ** 2)) * (depth < 0.1 * radius))[..., None]
+        _cover(part, body, colour + 4 * ground)
         if rng.random() < model.nuclei:
-            share = inside(depth - rng.uniform(0.35, 0.5) * radius, 0.2 * radius)[..., None]
-            picture = picture * (1 - share) + share * np.array(model.nucleus)
+            _cover(part, inside(depth - rng.uniform(0.35, 0.5) * radius, 0.2 * radius), np.array(model.nucleus))
         else:
-            share = model.pallor * inside(depth - 0.55 * radius, 0.5 * radius)[..., None]
-            picture = picture * (1 - share) + share * np.array(model.ground)
+            _cover(part, model.pallor * inside(depth - 0.55 * radius, 0.5 * radius), np.array(model.ground))
     turn = rng.uniform(0, 2 * math.pi)
     slope = math.cos(turn) * (axis[:, None] - 0.5) + math.sin(turn) * (axis[None] - 0.5)
     picture = ndimage.gaussian_filter(picture * (1 + model.shading * slope)[..., None], [size / 400, size / 400, 0])
@@ -195,9 +196,14 @@ def _places(rng: np.random.Generator, cells: int) -> list[tuple[float, float, fl
     return found
 
 
-def _cell(rng: np.random.Generator, axis: Field, y: float, x: float, radius: float) -> Field:
+def _cover(picture: Field, share: Field, colour: Field) -> None:
+    """Lay a colour onto a picture (h, w, 3), in place, where and as far as `share` (h, w) says."""
+    picture += share[..., None] * (colour - picture)
+
+
+def _cell(rng: np.random.Generator, rows: Field, columns: Field, y: float, x: float, radius: float) -> Field:
     """Distance to the outline, positive inside."""
-    down, across = axis[:, None] - y, axis[None] - x
+    down, across = rows[:, None] - y, columns[None] - x
     angle, distance = np.arctan2(down, across), np.hypot(down, across)
     outline = np.ones_like(distance)
     for wave in range(2, 5):

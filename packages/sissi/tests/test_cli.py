@@ -1,0 +1,410 @@
+"""Every verb on phantoms, and every mistake a person can make: one line, exit status 2, nothing half-written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dart_core.checkpoint import load_weights, read_metadata
+from dart_core.data.boxes import read_boxes
+from sissi.detectors import build_detector, describe, load_detector
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def changed(source: Path, folder: Path, change, name: str = "list.csv") -> Path:
+    """A list with absolute paths and changed rows."""
+    rows = rows_of(source)
+    for row in rows:
+        row["image"] = str((source.parent / row["image"]).resolve())
+    rows = change(rows) or rows
+    path = folder / name
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_help_imports_no_torch():
+    code = "import sys; from sissi.cli import main; sys.argv = ['sissi', 'train', '--help']\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules and 'cv2' not in sys.modules and 'numba' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- check-data ------------------------------------------------------------------------------------------------------
+
+
+def test_check_data(cells, command):
+    finished = command("check-data", "--boxes", cells["phase"])
+    assert finished.status == 0
+    lines = finished.out.splitlines()
+    assert lines[0].startswith("12 pictures (6 train, 4 test, 2 val), ")
+    assert lines[2] == "sizes: 64 x 64 (12); all are resized to a square"
+    assert lines[-1] == "no problems"
+
+
+def test_check_data_lists_every_problem(cells, command, tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+
+    def spoil(rows):
+        rows[0] |= {"xmin": "9", "xmax": "3"}
+        rows[1] |= {"ymin": "5", "ymax": "5"}
+        rows[2] |= {"xmin": "70", "xmax": "80"}
+        rows[3] |= {"xmin": "-4"}
+        last, other = rows[-1]["image"], next(row["image"] for row in rows[::-1] if row["image"] != rows[-1]["image"])
+        for row in rows:
+            row["image"] = {last: str(tmp_path / "gone.png"), other: str(tmp_path / "text.png")}.get(row["image"], row["image"])
+
+    finished = command("check-data", "--boxes", changed(cells["phase"], tmp_path, spoil))
+    assert finished.status == 2
+    for words in (
+        "list.csv, row 2: box [9, ", "has its corners swapped", "row 3: box", "has no area", "row 4: box",
+        "lies outside of the picture (64 x 64)", "row 5: box", "reaches beyond the picture", "gone.png: file not found",
+        "text.png: not a picture", "6 problems",
+    ):  # fmt: skip
+        assert words in finished.out
+
+
+# --- weak-label ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pipeline", ["circles", "edges", "watershed"])
+def test_weak_label(pipeline, cells, command, tmp_path):
+    out = tmp_path / "weak.csv"
+    words = ("weak-label", "--pictures", cells["smear"], "--pipeline", pipeline, "--split", "train", "--out", out)
+    finished = command(*words)
+    assert finished.status == 0
+    assert f"weak labels: {out}:" in finished.err
+    before, after = read_boxes(cells["smear"]), read_boxes(out)
+    for a, b in zip(before, after, strict=True):
+        assert a.split == b.split
+        assert a.split == "train" or (a.boxes == b.boxes).all()
+    again = command(*words)
+    assert again.status == 2
+    assert "is there already; --overwrite replaces it" in again.line
+
+
+def test_weak_label_by_state(command, tmp_path):
+    rng = np.random.default_rng(0)
+    for state in ("alive", "dead", "inhib"):
+        (tmp_path / "cells" / state).mkdir(parents=True)
+        Image.fromarray(rng.integers(90, 130, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "cells" / state / f"{state}1.png")
+    words = ("weak-label", "--pictures", tmp_path / "cells", "--pipeline", "by-state", "--out", tmp_path / "weak.csv")
+    assert command(*words).status == 0
+    assert [p.site for p in read_boxes(tmp_path / "weak.csv")] == ["alive", "dead", "inhib"]
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (60, 60)).save(tmp_path / "other" / "a.png")
+    finished = command("weak-label", "--pictures", tmp_path / "other", "--pipeline", "by-state", "--out", tmp_path / "b.csv")
+    assert finished.status == 2
+    assert "the state of its cells is not known (other)" in finished.line
+    assert not (tmp_path / "b.csv").exists()
+
+
+def test_weak_labels_never_replace_their_list(cells, command, tmp_path):
+    before = cells["smear"].read_text()
+    words = ("weak-label", "--pictures", cells["smear"], "--out", cells["smear"], "--overwrite")
+    assert "labels are new files: rename --out" in command(*words).line
+    assert cells["smear"].read_text() == before
+    assert "must end in .csv" in command("weak-label", "--pictures", cells["smear"], "--out", tmp_path / "a.txt").line
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_train(cells, trained):
+    about = describe(trained)
+    assert (about.detector, about.size, about.method, about.epochs, about.seed) == ("small", 64, "SISSI (S)", 4, 0)
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["cycles"], metrics["target_pictures"]) == (12, 2, 6)
+    assert metrics["boxes_at_last"] > 0
+    assert len(metrics["validation_losses"]) == 4
+    assert metrics["best_epoch"] in (0, 1)
+    labels = sorted((trained / "labels").iterdir())
+    assert [path.name for path in labels] == ["epoch-0002.csv", "epoch-0003.csv"]
+    assert sum(len(p.boxes) for p in read_boxes(labels[-1])) == metrics["boxes_at_last"]
+    report = (trained / "report.html").read_text()
+    assert all(words in report for words in ("corrected 2 times", "Labels and what is learned from", "synthetic-like"))
+
+
+def test_labels_on_disk_stay_as_they_are(cells, data, tiny, command, tmp_path):
+    before = cells["weak"].read_bytes()
+    words = ("--configuration", "baseline", "--epochs", 2, "--least-score", 0.01, "--skip-score", 0.01)
+    assert command("train", *data, *tiny, *words, "--out", tmp_path / "run").status == 0
+    assert cells["weak"].read_bytes() == before
+    assert (tmp_path / "run" / "labels" / "epoch-0001.csv").is_file()
+
+
+@pytest.mark.parametrize("configuration", ["baseline", "sissi-w", "plain-a", "a-sissi-w", "a-sissi-s"])
+def test_configurations(configuration, data, tiny, command, tmp_path):
+    """Memorisation at once: no epoch has a relative change of the slope of 0 or less, so that the flag is up as soon as it is asked."""
+    words = ("--configuration", configuration, "--epochs", 5, "--memorisation", 0, "--least-score", 0.01, "--skip-score", 0.01)
+    if configuration != "a-sissi-s":  # which sees all views
+        words = (*words, "--views", "one")
+    finished = command("train", *data, *tiny, *words, "--batch-size", 3, "--out", tmp_path / "run")
+    assert finished.status == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    adele = configuration not in ("baseline", "sissi-w")
+    assert (metrics["memorised_epoch"] is not None) == adele
+    assert metrics["cycles"] == (1 if adele else 2)
+    assert len(metrics["ap50_curve"]) == (6 if adele else 0)
+    assert ("AP50 curve has slowed down" in finished.err) == adele
+    assert ("back to the detector after epoch" in finished.err) != adele
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("--start", "never"), "mixed batch, no correction"),
+        (("--learn-from", "source"), "source only"),
+        (("--fusion", "nms"), "Baseline: NMS instead of fusion"),
+        (("--views", "one", "--background", "weak", "--paste", "hard"), "Baseline: background weak, hard paste, one view"),
+        (("--background", "strong", "--paste", "black", "--authors-tta"), "Baseline: background strong, black paste"),
+        (("--no-augment", "--blur", "gaussian", "--colours", "bgr", "--background", "weak", "--paste", "normal"), "Baseline: background weak, normal paste"),
+    ],
+)  # fmt: skip
+def test_further_baselines(words, name, data, tiny, command, tmp_path):
+    recipe = ("--configuration", "baseline", "--epochs", 2, "--least-score", 0.01, "--skip-score", 0.01, *words)
+    assert command("train", *data, *tiny, *recipe, "--out", tmp_path / "run").status == 0
+    assert describe(tmp_path / "run").method == name
+    corrected = "never" not in words and "source" not in words
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["cycles"] == int(corrected)
+
+
+def test_workers_and_memory_change_nothing(data, tiny, command, tmp_path):
+    recipe = ("--configuration", "sissi-s", "--epochs", 2, "--views", "one", "--least-score", 0.01, "--skip-score", 0.01)
+    for name, words in (("a", ()), ("b", ("--workers", 2, "--memory"))):
+        assert command("train", *data, *tiny, *recipe, *words, "--out", tmp_path / name).status == 0
+    one, other = (load_weights(tmp_path / name / "model.safetensors")[0] for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_curve_that_never_slows_down(data, tiny, command, tmp_path):
+    finished = command("train", *data, *tiny, "--configuration", "a-sissi-s", "--epochs", 1, "--out", tmp_path / "run")
+    assert finished.status == 0
+    assert "the AP50 curve did not slow down within 1 epochs: no label was corrected" in finished.err
+    assert "did not slow down" in (tmp_path / "run" / "report.html").read_text()
+    assert not (tmp_path / "run" / "labels").exists()
+
+
+def test_a_correction_that_would_remove_every_box(data, tiny, command, tmp_path):
+    words = ("--configuration", "sissi-s", "--epochs", 2, "--least-score", 1, "--views", "one")
+    finished = command("train", *data, *tiny, *words, "--out", tmp_path / "run")
+    assert finished.status == 0
+    assert "nothing was detected in every picture: all keep their labels" in finished.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["boxes_at_last"] == metrics["boxes_at_first"]
+
+
+def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_path):
+    def spoil(rows):
+        rows[0] |= {"xmin": "9", "xmax": "3"}
+        rows[1] |= {"ymin": "5", "ymax": "5"}
+        rows[2] |= {"xmin": "70", "xmax": "80"}
+
+    target = changed(cells["weak"], tmp_path, spoil)
+    words = ("--start", "never", "--epochs", 1, "--out", tmp_path / "run")
+    finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
+    assert finished.status == 0
+    assert "boxes left out: 1 has its corners swapped, 1 has no area, 1 lies outside of the picture (--edges clip)" in finished.err
+
+
+def test_grey_16_bit_and_empty_pictures(cells, tiny, command, tmp_path):
+    Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)).save(tmp_path / "deep.png")
+    Image.new("L", (64, 64), 90).save(tmp_path / "grey.png")
+
+    def add(rows):
+        for name in ("deep.png", "grey.png"):
+            rows.append({**dict.fromkeys(rows[0], ""), "image": str(tmp_path / name), "split": "train"})
+
+    target = changed(cells["weak"], tmp_path, add)
+    assert command("check-data", "--boxes", target).status == 0
+    words = ("--configuration", "sissi-w", "--epochs", 2, "--views", "one", "--out", tmp_path / "run")
+    assert command("train", "--source", cells["phase"], "--target", target, *tiny, *words).status == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["target_pictures"] == 8
+
+
+def test_coco_list_with_missing_pictures(cells, tiny, command, tmp_path):
+    content = {
+        "images": [{"id": 1, "file_name": "gone.png"}], "categories": [{"id": 1, "name": "cell"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}],
+    }  # fmt: skip
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    words = ("train", "--source", cells["phase"], "--target", tmp_path / "coco.json", *tiny, "--out", tmp_path / "run")
+    finished = command(*words)
+    assert finished.status == 2
+    assert f"coco.json, images[0]: no picture {tmp_path / 'gone.png'}; check the path" in finished.line
+    content["annotations"][0]["category_id"] = 3
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    assert "annotations[0]: category_id 3 is not among the categories; there: 1" in command(*words).line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_diverges_says_so(data, tiny, command, tmp_path):
+    words = ("--start", "never", "--epochs", 3, "--learning-rate", 1e12, "--out", tmp_path / "run")
+    finished = command("train", *data, *tiny, *words)
+    assert finished.status == 2
+    assert "is not finite; train with a lower --learning-rate" in finished.last_line
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--detector", "yolo"), "no detector 'yolo'; give one of small"),
+        (("--size", 8), "--size is 8; give at least 32"),
+        (("--zoom", 2, 1), "--zoom is 2 1"),
+        (("--memorisation", 2), "--memorisation is 2; give a number from 0 to 1"),
+        (("--classes", "nucleus"), "no box has the class 'nucleus'; classes there: cell"),
+        (("--ignore", "cell"), "no usable box in any picture"),
+        (("--init", "gone.pth"), "gone.pth"),
+        (("--configuration", "sissi-s", "--epochs", 1), "--epochs is 1; a start by validation loss takes at least 2"),
+        (("--source", "gone.csv"), "gone.csv: no such file or folder"),
+        (("--device", "cuda:9"), "--device"),
+        (("--configuration", "c-sissi"), "configuration"),
+    ],
+)
+def test_refused_trainings(words, line, data, tiny, command, tmp_path):
+    finished = command("train", *data, *tiny, *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert line in finished.line
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_weight_file(data, tiny, trained, command, tmp_path):
+    """Weights of another detector's classes: all but the last layer is taken; files of other detectors are refused."""
+    detector = build_detector("small", 64)
+    state = detector.state_dict()
+    for name in ("weight", "bias"):
+        state[f"roi_heads.box_predictor.cls_score.{name}"] = torch.zeros(91, *state[f"roi_heads.box_predictor.cls_score.{name}"].shape[1:])
+    torch.save(state, tmp_path / "coco.pth")
+    words = ("train", *data, *tiny, "--start", "never", "--epochs", 1, "--learning-rate", 0)
+    assert command(*words, "--init", tmp_path / "coco.pth", "--out", tmp_path / "run").status == 0
+    weights, _ = load_weights(tmp_path / "run" / "model.safetensors")
+    assert torch.equal(weights["backbone.0.weight"], state["backbone.0.weight"])
+    torch.save({"a": torch.zeros(2)}, tmp_path / "other.pth")
+    finished = command(*words, "--init", tmp_path / "other.pth", "--out", tmp_path / "no")
+    assert "other.pth: only 0 of " in finished.line
+    assert not (tmp_path / "no").exists()
+
+
+# --- predict ---------------------------------------------------------------------------------------------------------
+
+
+def test_predict(cells, trained, predicted):
+    found = read_boxes(predicted / "detections.csv", scores=True)
+    truth = [p for p in read_boxes(cells["smear"]) if p.split == "test"]
+    assert [p.image.resolve() for p in found] == [p.image.resolve() for p in truth]
+    for picture in found:
+        assert (picture.scores[:-1] >= picture.scores[1:]).all()
+        assert picture.boxes.min(initial=0) >= 0
+        assert picture.boxes.max(initial=0) <= 64
+    assert json.loads((predicted / "metrics.json").read_text())["boxes"] == sum(len(p.boxes) for p in found)
+
+
+def test_predict_a_folder_in_all_views(cells, trained, command, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (90, 50)).save(folder / "a.png")
+    words = ("predict", "--pictures", folder, "--model", trained, "--views", "all", "--device", "cpu", "--out")
+    assert command(*words, tmp_path / "out").status == 0
+    assert len(read_boxes(tmp_path / "out" / "detections.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--model", "gone"), "gone: no such file"), (("--split", "val", "--pictures", "gone"), "gone: no such file or folder"),
+    ],
+)  # fmt: skip
+def test_refused_predictions(words, line, cells, trained, command, tmp_path):
+    finished = command("predict", "--pictures", cells["smear"], "--model", trained, *words, "--out", tmp_path / "out")
+    assert finished.status == 2
+    assert line in finished.line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_file_is_no_detector(cells, command, tmp_path):
+    from dart_core.checkpoint import save_tensors
+
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)}, {})
+    words = ("predict", "--pictures", cells["smear"], "--model", tmp_path / "a.safetensors", "--out", tmp_path / "out")
+    assert "not a detector of this package" in command(*words).line
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate(cells, predicted, command, tmp_path):
+    """Detections and labels against two readers, of whom the second missed one cell in each picture."""
+
+    def miss(rows):
+        seen = set()
+        return [row for row in rows if row["image"] in seen or seen.add(row["image"])]
+
+    second = changed(cells["smear"], tmp_path, miss, "second.csv")
+    words = ("evaluate", "--predictions", predicted, cells["weak"], "--readers", cells["smear"], second, "--table", "--out")
+    finished = command(*words, tmp_path / "out")
+    assert finished.status == 0
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    by = {(row["method"], row["reader"]): row for row in content["means"]}
+    assert by["weak", "smear"]["AP"] == 100  # its test boxes are the reader's
+    assert by["weak", "smear"]["recall"] == 100
+    assert by["weak", "second"]["AR"] == 100
+    agreement = {(row["method"], row["reader"]): row for row in content["agreement_of_readers"]}
+    assert agreement["smear", "second"]["recall"] == 100
+    assert 0 < agreement["second", "smear"]["recall"] < 100
+    assert ("SISSI (S)", "smear") in by
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert all(words in report for words in ("Readers against each other", "Printed in the paper", "A+SISSI (S)"))
+    assert len(rows_of(tmp_path / "out" / "scores.csv")) == 4
+
+
+def test_refused_evaluations(cells, predicted, command, tmp_path):
+    out = ("--out", tmp_path / "out")
+    words = ("evaluate", "--readers", cells["smear"], "--predictions")
+    assert "has no picture" in command(*words, predicted, "--split", "train", *out).line
+    assert "holds no detections.csv" in command(*words, tmp_path, *out).line
+    nan = tmp_path / "nan.csv"
+    nan.write_text("image,xmin,ymin,xmax,ymax,score\na.png,1,1,2,2,nan\n")
+    assert "nan.csv, row 2, column score: 'nan' is not finite" in command(*words, nan, *out).line
+    assert not (tmp_path / "out").exists()
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_export_is_loaded_by_torchvision(data, command, tmp_path):
+    from torchvision.models import detection
+
+    words = ("--detector", "fasterrcnn_mobilenet_v3_large_320_fpn", "--size", 64, "--batch-size", 2, "--epochs", 1)
+    run, out = tmp_path / "run", tmp_path / "detector.safetensors"
+    assert command("train", *data, *words, "--start", "never", "--device", "cpu", "--out", run).status == 0
+    assert command("export", "--model", run, "--out", out).status == 0
+    about = json.loads(read_metadata(out)["torchvision"])
+    other = getattr(detection, about.pop("detector"))(weights=None, weights_backbone=None, **about)
+    other.load_state_dict(load_weights(out)[0])
+    ours, _ = load_detector(run)
+    x = [torch.rand(3, 64, 64)]
+    with torch.no_grad():
+        (one,), (two,) = ours(x), other.eval()(x)
+    torch.testing.assert_close(one["boxes"], two["boxes"])
+    torch.testing.assert_close(one["scores"], two["scores"])
+
+
+def test_refused_exports(trained, command, tmp_path):
+    words = ("export", "--model", trained, "--out")
+    assert "torchvision has no detector 'small'" in command(*words, tmp_path / "a.safetensors").line
+    assert "must end in .safetensors" in command(*words, tmp_path / "a.onnx").line
+    (tmp_path / "a.safetensors").write_text("mine")
+    assert "--overwrite replaces it" in command(*words, tmp_path / "a.safetensors").line
+    assert (tmp_path / "a.safetensors").read_text() == "mine"
