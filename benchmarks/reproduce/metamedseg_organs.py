@@ -53,7 +53,7 @@ SIZE, VOLUMES = 64, 40
 NETWORK = Network(width=16)
 TARGETS = ("spleen", "heart_LA", "hippocampus_anterior", "hippocampus_posterior")
 INNER = Inner(inner_epochs=5, inner_lr=0.005)
-META = Meta(meta_epochs=40, meta_lr=0.2, validation_slices=0)
+META = Meta(meta_epochs=30, meta_lr=0.2, validation_slices=0)
 SHOTS, TASKS_PER_EPOCH = 10, 4
 TUNE_SHOTS, TUNE_EPOCHS, SELECTIONS = 4, 20, (1, 6, 25)
 """Four shots: the left atrium has five training slices."""
