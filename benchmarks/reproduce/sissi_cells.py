@@ -98,7 +98,9 @@ def quarters(pictures: Sequence[BoxedPicture], splits: Sequence[str], folder: Pa
             boxes = 2 * cut[area > 0.5 * whole]
             if len(boxes) < 2:
                 continue
-            part = cv2.resize(image[top : top + height, left : left + width], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+            part = cv2.resize(
+                image[top : top + height, left : left + width], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC
+            )
             path = write_image(folder / f"{picture.image.stem}-{number}.png", part)
             found.append((BoxedPicture(path, boxes, (CELL,) * len(boxes)), split))
     return found
@@ -152,7 +154,11 @@ def prepare(data: Path, work: Path) -> dict[str, tuple[Path, Path, Path]]:
         order = rng.permutation(len(stained))  # a picture's quarters are all for training or all for test
         names = ["train" if place < 0.6 * len(order) else "test" for place in range(len(order))]
         parts = quarters([stained[i] for i in order], names, folder / "quarters")
-        kept = [part for split, count in (("train", TRAIN), ("test", TEST)) for part in [p for p in parts if p[1] == split][:count]]
+        kept = [
+            part
+            for split, count in (("train", TRAIN), ("test", TEST))
+            for part in [p for p in parts if p[1] == split][:count]
+        ]
         good = write_part(folder, "stained", [part[0] for part in kept], [part[1] for part in kept])
         degraded(good, folder / "stained-degraded.csv")
         write_atomic(folder / "done", "")
@@ -272,7 +278,10 @@ def picture(work: Path, tasks: Mapping[str, tuple[Path, Path, Path]], out: Path)
     rows = []
     for i in (1, 2):
         image = Files(False, "rgb")(truth[i].image)
-        row = [Look("own boxes", image, {"reader": truth[i].boxes}), Look("weak labels", image, {"first": first[i].boxes})]
+        row = [
+            Look("own boxes", image, {"reader": truth[i].boxes}),
+            Look("weak labels", image, {"first": first[i].boxes}),
+        ]
         row += [Look(path.stem, image, {"corrected": lists[i].boxes}) for path, lists in zip(files[:1] + files[-1:], chosen, strict=True)]  # fmt: skip
         if chosen:
             row.append(Look("learned from", synthetic(image, chosen[-1][i].boxes, "strong"), {}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sissi import boxes_from_labels, filter_boxes, weak_nms
@@ -56,6 +56,7 @@ def test_widths_count_one_more():
     assert len(weak_nms(np.array([[0, 0, 9, 9], [10, 0, 19, 9]]), 1e-9)) == 2
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_survivors_hardly_overlap(seed):
     rng = np.random.default_rng(seed)

@@ -63,7 +63,9 @@ def test_check_data_lists_every_problem(cells, command, tmp_path):
         rows[3] |= {"xmin": "-4"}
         last, other = rows[-1]["image"], next(row["image"] for row in rows[::-1] if row["image"] != rows[-1]["image"])
         for row in rows:
-            row["image"] = {last: str(tmp_path / "gone.png"), other: str(tmp_path / "text.png")}.get(row["image"], row["image"])
+            row["image"] = {last: str(tmp_path / "gone.png"), other: str(tmp_path / "text.png")}.get(
+                row["image"], row["image"]
+            )
 
     finished = command("check-data", "--boxes", changed(cells["phase"], tmp_path, spoil))
     assert finished.status == 2
@@ -98,13 +100,17 @@ def test_weak_label_by_state(command, tmp_path):
     rng = np.random.default_rng(0)
     for state in ("alive", "dead", "inhib"):
         (tmp_path / "cells" / state).mkdir(parents=True)
-        Image.fromarray(rng.integers(90, 130, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "cells" / state / f"{state}1.png")
+        Image.fromarray(rng.integers(90, 130, (60, 80, 3), dtype=np.uint8)).save(
+            tmp_path / "cells" / state / f"{state}1.png"
+        )
     words = ("weak-label", "--pictures", tmp_path / "cells", "--pipeline", "by-state", "--out", tmp_path / "weak.csv")
     assert command(*words).status == 0
     assert [p.site for p in read_boxes(tmp_path / "weak.csv")] == ["alive", "dead", "inhib"]
     (tmp_path / "other").mkdir()
     Image.new("RGB", (60, 60)).save(tmp_path / "other" / "a.png")
-    finished = command("weak-label", "--pictures", tmp_path / "other", "--pipeline", "by-state", "--out", tmp_path / "b.csv")
+    finished = command(
+        "weak-label", "--pictures", tmp_path / "other", "--pipeline", "by-state", "--out", tmp_path / "b.csv"
+    )
     assert finished.status == 2
     assert "the state of its cells is not known (other)" in finished.line
     assert not (tmp_path / "b.csv").exists()
@@ -147,7 +153,18 @@ def test_labels_on_disk_stay_as_they_are(cells, data, tiny, command, tmp_path):
 @pytest.mark.parametrize("configuration", ["baseline", "sissi-w", "plain-a", "a-sissi-w", "a-sissi-s"])
 def test_configurations(configuration, data, tiny, command, tmp_path):
     """Memorisation at once: no epoch has a relative change of the slope of 0 or less, so that the flag is up as soon as it is asked."""
-    words = ("--configuration", configuration, "--epochs", 5, "--memorisation", 0, "--least-score", 0.01, "--skip-score", 0.01)
+    words = (
+        "--configuration",
+        configuration,
+        "--epochs",
+        5,
+        "--memorisation",
+        0,
+        "--least-score",
+        0.01,
+        "--skip-score",
+        0.01,
+    )
     if configuration != "a-sissi-s":  # which sees all views
         words = (*words, "--views", "one")
     finished = command("train", *data, *tiny, *words, "--batch-size", 3, "--out", tmp_path / "run")
@@ -181,7 +198,18 @@ def test_further_baselines(words, name, data, tiny, command, tmp_path):
 
 
 def test_workers_and_memory_change_nothing(data, tiny, command, tmp_path):
-    recipe = ("--configuration", "sissi-s", "--epochs", 2, "--views", "one", "--least-score", 0.01, "--skip-score", 0.01)
+    recipe = (
+        "--configuration",
+        "sissi-s",
+        "--epochs",
+        2,
+        "--views",
+        "one",
+        "--least-score",
+        0.01,
+        "--skip-score",
+        0.01,
+    )
     for name, words in (("a", ()), ("b", ("--workers", 2, "--memory"))):
         assert command("train", *data, *tiny, *recipe, *words, "--out", tmp_path / name).status == 0
     one, other = (load_weights(tmp_path / name / "model.safetensors")[0] for name in "ab")
@@ -215,7 +243,10 @@ def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_
     words = ("--start", "never", "--epochs", 1, "--out", tmp_path / "run")
     finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
     assert finished.status == 0
-    assert "boxes left out: 1 has its corners swapped, 1 has no area, 1 lies outside of the picture (--edges clip)" in finished.err
+    assert (
+        "boxes left out: 1 has its corners swapped, 1 has no area, 1 lies outside of the picture (--edges clip)"
+        in finished.err
+    )
 
 
 def test_grey_16_bit_and_empty_pictures(cells, tiny, command, tmp_path):
@@ -284,7 +315,9 @@ def test_weight_file(data, tiny, trained, command, tmp_path):
     detector = build_detector("small", 64)
     state = detector.state_dict()
     for name in ("weight", "bias"):
-        state[f"roi_heads.box_predictor.cls_score.{name}"] = torch.zeros(91, *state[f"roi_heads.box_predictor.cls_score.{name}"].shape[1:])
+        state[f"roi_heads.box_predictor.cls_score.{name}"] = torch.zeros(
+            91, *state[f"roi_heads.box_predictor.cls_score.{name}"].shape[1:]
+        )
     torch.save(state, tmp_path / "coco.pth")
     words = ("train", *data, *tiny, "--start", "never", "--epochs", 1, "--learning-rate", 0)
     assert command(*words, "--init", tmp_path / "coco.pth", "--out", tmp_path / "run").status == 0
@@ -351,7 +384,17 @@ def test_evaluate(cells, predicted, command, tmp_path):
         return [row for row in rows if row["image"] in seen or seen.add(row["image"])]
 
     second = changed(cells["smear"], tmp_path, miss, "second.csv")
-    words = ("evaluate", "--predictions", predicted, cells["weak"], "--readers", cells["smear"], second, "--table", "--out")
+    words = (
+        "evaluate",
+        "--predictions",
+        predicted,
+        cells["weak"],
+        "--readers",
+        cells["smear"],
+        second,
+        "--table",
+        "--out",
+    )
     finished = command(*words, tmp_path / "out")
     assert finished.status == 0
     content = json.loads((tmp_path / "out" / "metrics.json").read_text())

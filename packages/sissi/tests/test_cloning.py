@@ -30,7 +30,7 @@ def random_boxes(rng, size, count):
     return np.concatenate([corner, corner + rng.integers(4, 22, (count, 2))], axis=1)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([("mixed", cv2.MIXED_CLONE), ("normal", cv2.NORMAL_CLONE)]), st.sampled_from([((21, 21), None), ((71, 71), 30.0), ((5, 9), 2.0)]))  # fmt: skip
 def test_as_opencv(seed, mode, blur):
     rng = np.random.default_rng(seed)

@@ -17,7 +17,9 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_read(path, cells, command, tmp_path):
     """A command takes the file; the detector file or folder that is missing here is what it stops at."""
-    verb = "train" if path.stem.startswith("train") else "evaluate" if path.stem.startswith("evaluate") else "weak-label"
+    verb = (
+        "train" if path.stem.startswith("train") else "evaluate" if path.stem.startswith("evaluate") else "weak-label"
+    )
     words = {
         "train": ("--source", cells["phase"], "--target", cells["weak"], "--init", tmp_path / "gone.pth"),
         "evaluate": ("--predictions", tmp_path / "gone", "--readers", cells["smear"], "--split", "test"),
@@ -47,7 +49,12 @@ def test_the_papers_values():
         assert (content["size"], content["score"], content["nms"], content["detections"]) == (512, 0.05, 0.2, 400)
         assert content["seed"] == 1337
     defaults = Training()
-    assert (defaults.learning_rate, defaults.weight_decay, defaults.batch_size, defaults.epochs) == (0.001, 0.0002, 4, 31)
+    assert (defaults.learning_rate, defaults.weight_decay, defaults.batch_size, defaults.epochs) == (
+        0.001,
+        0.0002,
+        4,
+        31,
+    )
 
 
 def test_printed_numbers():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ensemble_boxes import weighted_boxes_fusion as reference
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sissi import correct_labels, weighted_boxes_fusion
@@ -52,6 +52,7 @@ def test_iou_at_the_threshold_does_not_merge():
     assert len(weighted_boxes_fusion(*args, iou_threshold=0.33)[0]) == 1
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(CONFIDENCE_TYPES), st.booleans(), st.booleans())
 def test_as_ensemble_boxes(seed, conf_type, overflow, weighted):
     rng = np.random.default_rng(seed)
@@ -65,6 +66,7 @@ def test_as_ensemble_boxes(seed, conf_type, overflow, weighted):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.permutations(range(4)))
 def test_order_of_views_does_not_matter(seed, order):
     boxes, scores, labels = views_of(np.random.default_rng(seed))
@@ -74,6 +76,7 @@ def test_order_of_views_does_not_matter(seed, order):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.1, 1.0))
 def test_scores_scale(seed, factor):
     boxes, scores, labels = views_of(np.random.default_rng(seed))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -34,6 +34,7 @@ def rectangle(side=64, box=(20, 24, 40, 36)):
     return image, np.array([box], float)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_picture_and_box_move_together(seed):
     """Whatever is drawn, the bright pixels lie inside of the moved box and reach its sides (up to the hull of a turned one)."""

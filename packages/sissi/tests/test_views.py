@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sissi import tta_views, undo_tta, weighted_boxes_fusion
@@ -29,6 +29,7 @@ def test_the_untouched_view_is_the_picture():
     assert torch.equal(none, image)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000))
 def test_picture_and_box_move_together(seed):
     """A bright rectangle, found again in each view, comes back to where it was, to within the rounding of the pixels."""

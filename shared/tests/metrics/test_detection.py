@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dart_core.metrics import coco_summary
@@ -131,6 +131,7 @@ def pycoco(truth, found, limits):
     }  # fmt: skip
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(0, 10_000))
 def test_as_pycocotools(seed):
     rng = np.random.default_rng(seed)

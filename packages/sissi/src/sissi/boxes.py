@@ -19,7 +19,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Machine code by numba, made at the first call and kept on the disk."""
-    made: Function = numba.njit(cache=True)(function)
+    compiler: Any = numba.njit(cache=True)
+    made: Function = compiler(function)
     return made
 
 
@@ -83,7 +84,8 @@ def weak_nms(boxes: Boxes, threshold: float = 0.15, scores: Any = None) -> Boxes
         raise InputError(f"{len(values)} scores for {len(corners)} boxes", remedy="give one score per box")
     order = np.argsort(values, kind="stable")[::-1].copy()
     kept = _suppress(corners, order, threshold)
-    return boxes.reshape(-1, 4)[kept]
+    survivors: Boxes = boxes.reshape(-1, 4)[kept]
+    return survivors
 
 
 @compiled

@@ -1,11 +1,11 @@
 """Synthetic-like pictures: the boxed cells cloned onto a blurred copy of the picture (specification 2E, paper 3.5).
 
-The clone is OpenCV's `seamlessClone` (Perez et al. 2003, mixed gradients), computed here with sine transforms.
+The clone is OpenCV's `seamlessClone` (Perez et al. 2003, mixed gradients), computed here with
+sine transforms along the rows and one small equation per column.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import cv2
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from dart_core.errors import InputError, SettingError
-from sissi.boxes import boxes_of
+from sissi.boxes import boxes_of, compiled
 
 Mode = Literal["mixed", "normal"]
 EROSIONS = 3
@@ -122,53 +122,76 @@ def clone(
     eroded = cv2.erode(
         inner, np.ones((3, 3), np.uint8), iterations=EROSIONS, borderType=cv2.BORDER_CONSTANT, borderValue=0
     )
-    cells = cv2.bitwise_and(source[place], source[place], mask=inner)
-    divergence = _divergence(cells, ground, eroded > 0, mode)
-    result[place][1:-1, 1:-1] = _poisson(divergence, ground)
+    right = _right_side(source[place], ground, inner, eroded, mode == "mixed")
+    waves = fft.dst(right, type=1, axis=-1, overwrite_x=True)
+    _solve_columns(waves, 2 * np.cos(np.pi * np.arange(1, waves.shape[-1] + 1) / (waves.shape[-1] + 1)) - 4)
+    solved = fft.idst(waves, type=1, axis=-1, overwrite_x=True)
+    np.copyto(result[place][1:-1, 1:-1], solved.clip(0, 255, out=solved).transpose(1, 2, 0), casting="unsafe")
     return result
 
 
-def _gradients(picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Forward differences along columns and rows, mirrored at the last one."""
-    across, down = np.empty_like(picture), np.empty_like(picture)
-    np.subtract(picture[:, 1:], picture[:, :-1], out=across[:, :-1])
-    np.subtract(picture[:, -2], picture[:, -1], out=across[:, -1])
-    np.subtract(picture[1:], picture[:-1], out=down[:-1])
-    np.subtract(picture[-2], picture[-1], out=down[-1])
-    return across, down
+@compiled
+def _right_side(source: Any, ground: Any, inner: Any, eroded: Any, mixed: bool) -> Any:
+    """Divergence of the gradients that the clone shall have, less what the border brings in; (3, h-2, w-2).
+
+    Gradients are forward differences, the divergence backward ones. The source counts as black outside of the mask.
+    """
+    height, width = inner.shape
+    found = np.empty((3, height - 2, width - 2), np.float32)
+    across, down = np.empty((2, width), np.float32), np.empty((2, width), np.float32)
+    for c in range(3):
+        for y in range(height - 1):
+            now, before = y % 2, (y + 1) % 2
+            for x in range(width - 1):
+                gx = np.float32(ground[y, x + 1, c]) - np.float32(ground[y, x, c])
+                gy = np.float32(ground[y + 1, x, c]) - np.float32(ground[y, x, c])
+                if eroded[y, x]:  # and with it all neighbours are inside of the mask
+                    sx = np.float32(source[y, x + 1, c]) - np.float32(source[y, x, c])
+                    sy = np.float32(source[y + 1, x, c]) - np.float32(source[y, x, c])
+                    # OpenCV compares |gx - gy|, not the length of the gradient.
+                    if not mixed or abs(sx - sy) > abs(gx - gy):
+                        gx, gy = sx, sy
+                across[now, x] = gx
+                down[now, x] = gy
+            if y > 0:
+                for x in range(1, width - 1):
+                    value = across[now, x] - across[now, x - 1] + down[now, x] - down[before, x]
+                    if y == 1:
+                        value -= ground[0, x, c]
+                    if y == height - 2:
+                        value -= ground[height - 1, x, c]
+                    if x == 1:
+                        value -= ground[y, 0, c]
+                    if x == width - 2:
+                        value -= ground[y, width - 1, c]
+                    found[c, y - 1, x - 1] = value
+    return found
 
 
-def _divergence(
-    cells: NDArray[np.uint8], ground: NDArray[np.uint8], mask: NDArray[np.bool_], mode: Mode
-) -> NDArray[np.float32]:
-    """Divergence (h-2, w-2, 3) of the gradients that the clone shall have."""
-    source_x, source_y = _gradients(cells.astype(np.float32))
-    x, y = _gradients(ground.astype(np.float32))
-    take = np.broadcast_to(mask[..., None], x.shape)
-    if mode == "mixed":
-        # OpenCV compares |gx - gy|, not the length of the gradient.
-        take = take & (np.abs(source_x - source_y) > np.abs(x - y))
-    np.copyto(x, source_x, where=take)
-    np.copyto(y, source_y, where=take)
-    return x[1:-1, 1:-1] - x[1:-1, :-2] + y[1:-1, 1:-1] - y[:-2, 1:-1]
+@compiled
+def _solve_columns(waves: Any, diagonal: Any) -> None:
+    """Solve u[y-1] + diagonal u[y] + u[y+1] = waves[y] for every channel and column of (3, h, w), in place.
 
-
-def _poisson(divergence: NDArray[np.float32], border: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Solve the 5-point equation inside a rectangle (h, w, 3) whose border is given; (h-2, w-2, 3) in grey levels."""
-    right = divergence
-    edge = border.astype(np.float32)
-    right[0] -= edge[0, 1:-1]
-    right[-1] -= edge[-1, 1:-1]
-    right[:, 0] -= edge[1:-1, 0]
-    right[:, -1] -= edge[1:-1, -1]
-    height, width = right.shape[:2]
-    waves = fft.dstn(right.transpose(2, 0, 1), type=1, axes=(1, 2), overwrite_x=True)
-    waves /= _eigenvalues(height)[:, None] + _eigenvalues(width)
-    solved = fft.idstn(waves, type=1, axes=(1, 2), overwrite_x=True)
-    return np.clip(solved, 0, 255).astype(np.uint8).transpose(1, 2, 0)
-
-
-@functools.lru_cache(maxsize=64)
-def _eigenvalues(n: int) -> NDArray[np.float32]:
-    """Of the second difference of n points between zeros."""
-    return (2 * np.cos(np.pi * np.arange(1, n + 1) / (n + 1)) - 2).astype(np.float32)
+    The transform along the rows has left one equation of three terms per column (Thomas's algorithm). Its sums are kept in double
+    precision: for slow waves the diagonal is almost -2.
+    """
+    channels, height, width = waves.shape
+    ratio = np.empty((height, width), np.float64)
+    for k in range(width):
+        ratio[0, k] = 1 / diagonal[k]
+    for y in range(1, height):
+        for k in range(width):
+            ratio[y, k] = 1 / (diagonal[k] - ratio[y - 1, k])
+    swept = np.empty((height, width), np.float64)
+    for c in range(channels):
+        for k in range(width):
+            swept[0, k] = waves[c, 0, k] * ratio[0, k]
+        for y in range(1, height):
+            for k in range(width):
+                swept[y, k] = (waves[c, y, k] - swept[y - 1, k]) * ratio[y, k]
+        for k in range(width):
+            waves[c, height - 1, k] = swept[height - 1, k]
+        for y in range(height - 2, -1, -1):
+            for k in range(width):
+                swept[y, k] -= ratio[y, k] * swept[y + 1, k]
+                waves[c, y, k] = swept[y, k]

@@ -54,7 +54,7 @@ def names() -> list[str]:
     return [SMALL, *found]
 
 
-class AsGiven(GeneralizedRCNNTransform):
+class AsGiven(GeneralizedRCNNTransform):  # type: ignore[misc]  # torchvision carries no annotations
     """Normalises pictures, and resizes them only where `resizes` is set: views of other scales are meant to differ (P1)."""
 
     resizes = False

@@ -110,11 +110,9 @@ def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_
     keep = valid_boxes(picture.boxes, size)
     if edges == "clip":
         cut = picture.boxes.clip(0, [width - 1, height - 1, width - 1, height - 1])
-        whole = (picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1)
+        whole = np.asarray((picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1))
         picture = replace(picture, boxes=np.where(whole[:, None], cut, picture.boxes))
-        keep = valid_boxes(np.nan_to_num(picture.boxes, nan=-1), size) | (
-            whole & ((picture.boxes[:, 2:] - picture.boxes[:, :2]) >= 1).all(axis=1)
-        )
+        keep = np.asarray(whole & ((cut[:, 2:] - cut[:, :2]) >= 1).all(axis=1))
     for i in np.flatnonzero(~keep):
         left_out[reasons.get(picture.places[i] if picture.places else "", "touches the edge of the picture")] += 1
     return picture.take(keep)
@@ -162,7 +160,8 @@ def to_frame(
     height, width = image.shape[:2]
     if (height, width) != (side, side):
         shrinks = side * side < height * width
-        image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, (side, side), interpolation=how), np.uint8)
     return image, boxes * (side / np.array([width, height, width, height]))
 
 
@@ -186,7 +185,8 @@ def augment(
     if rng.random() < 0.5:
         kernel = (int(rng.choice([3, 5, 7])),) * 2
         image = np.ascontiguousarray(image)
-        image = cv2.blur(image, kernel) if how.blur == "box" else cv2.GaussianBlur(image, kernel, 0)
+        blurred = cv2.blur(image, kernel) if how.blur == "box" else cv2.GaussianBlur(image, kernel, 0)
+        image = np.asarray(blurred, np.uint8)
     # The way of a point, as one matrix.
     matrix = np.eye(3)
     if rng.random() < 0.5:
@@ -204,7 +204,8 @@ def augment(
     # OpenCV's positions are the middles of pixels, boxes count their edges: half a pixel between them.
     half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
     warp = (np.linalg.inv(half) @ matrix @ half)[:2]
-    image = cv2.warpAffine(np.ascontiguousarray(image), warp, (side, side), flags=cv2.INTER_LINEAR)
+    moved = cv2.warpAffine(np.ascontiguousarray(image), warp, (side, side), flags=cv2.INTER_LINEAR)
+    image = np.asarray(moved, np.uint8)
     if labels is not None:
         labels = cv2.warpAffine(labels.astype(np.float32), warp, (side, side), flags=cv2.INTER_NEAREST).astype(np.int32)
         return image, boxes_from_labels(labels).astype(np.float64)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from dart_core import figures
 from dart_core.cli import say
@@ -134,7 +136,9 @@ def curve_section(report: Report, curve: Sequence[float], memorised: int, epochs
     """The AP50 curve with its fit and the epoch in which memorisation began (the paper's Fig. 7)."""
     report.section("When memorisation begins")
     used = curve[: memorised + 1] if memorised >= 0 else curve
-    series = {"AP50 against the first labels": (np.arange(len(curve)), np.asarray(curve))}
+    series: dict[str, tuple[ArrayLike, ArrayLike]] = {
+        "AP50 against the first labels": (np.arange(len(curve)), np.asarray(curve))
+    }
     fitted = fit_saturation(used)
     if fitted is not None:
         x = np.linspace(0, len(used), 100)
@@ -145,7 +149,7 @@ def curve_section(report: Report, curve: Sequence[float], memorised: int, epochs
         report.text(f"The curve did not slow down within {epochs} epochs, so that no label was corrected.")
 
 
-def follow_labels(out: Path, material: Material, command: of.Train, steps: int) -> object | None:
+def follow_labels(out: Path, material: Material, command: of.Train, steps: int) -> Figure | None:
     """A sheet of pictures: their labels at first, after the first and the last correction, and what is learned from."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     epochs = [line["epoch"] for line in lines if "boxes" in line]

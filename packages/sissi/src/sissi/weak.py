@@ -107,7 +107,7 @@ def touching(image: Picture, rec: Literal["and", "min"] = "and") -> NDArray[np.f
     """Watershed from many markers on the gradient, with ridges and foreground imposed as minima."""
     height, width = image.shape[:2]
     contrast = _equalised(image)
-    grey = cv2.cvtColor(contrast, cv2.COLOR_BGR2GRAY)  # the picture is RGB by now: as coded
+    grey = np.asarray(cv2.cvtColor(contrast, cv2.COLOR_BGR2GRAY), np.uint8)  # the picture is RGB by now: as coded
     smooth = cv2.bilateralFilter(cv2.medianBlur(grey, 5), 9, 75, 75)
     dark = cv2.adaptiveThreshold(smooth, 255, cv2.ADAPTIVE_THRESH_GAUSSIAN_C, cv2.THRESH_BINARY_INV, 29, 0)
     ridges = skeletonize(dark > 0)
@@ -134,14 +134,14 @@ def _sobel(grey: Picture) -> Picture:
     across, down = cv2.Sobel(grey, cv2.CV_64F, 1, 0, ksize=3), cv2.Sobel(grey, cv2.CV_64F, 0, 1, ksize=3)
     length = np.hypot(across, down)
     spread = np.ptp(length)
-    return ((length - length.min()) * (255 / spread if spread else 0)).astype(np.uint8)
+    return np.asarray((length - length.min()) * (255 / spread if spread else 0)).astype(np.uint8)
 
 
 def _foreground(grey: Picture, rec: Literal["and", "min"]) -> NDArray[np.bool_]:
     """Opening and closing by reconstruction, then Otsu's threshold."""
     ellipse = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (20, 20))
-    opened = reconstruct(cv2.erode(grey, ellipse), grey, rec)
-    closed = 255 - reconstruct(255 - cv2.dilate(opened, ellipse), 255 - grey, rec)
+    opened = reconstruct(np.asarray(cv2.erode(grey, ellipse), np.uint8), grey, rec)
+    closed = 255 - reconstruct(255 - np.asarray(cv2.dilate(opened, ellipse), np.uint8), 255 - grey, rec)
     clean = cv2.morphologyEx(closed, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     _, mask = cv2.threshold(clean, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     return np.asarray(mask > 0)

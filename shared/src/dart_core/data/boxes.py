@@ -325,7 +325,7 @@ def _number(text: str, where: str) -> float:
 def _read_datalist(path: Path) -> list[BoxedPicture]:
     pictures = []
     for row in Datalist.read(path):
-        more = {"split": row.split, "site": row.site}
+        more: dict[str, Any] = {"split": row.split, "site": row.site}
         file = row.labels.get("boxes")
         if file is None and row.mask is None:
             pictures.append(_make(row.image, [], [], [], row.where("image"), **more))
