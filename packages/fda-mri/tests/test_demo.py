@@ -52,10 +52,13 @@ def test_every_step_leaves_its_files(out: Path) -> None:
 
 def test_adaptation_helps(out: Path) -> None:
     results = json.loads((out / "evaluation" / "metrics.json").read_text())["results"]
-    dice = {row["method"].split()[0]: row["dice"] for row in results}
-    assert set(dice) == {"none", "random", "3d", "2d"}
-    assert dice["3d"] > dice["none"] + 0.05
-    assert dice["2d"] > dice["none"] + 0.05
+    scores = {row["method"].split()[0]: row for row in results}
+    assert set(scores) == {"none", "random", "3d", "2d"}
+    # By both scores. Rounding differs between processors, and after 200 steps so do the networks: gains in Dice of 0.03 to
+    # 0.07, in surface Dice of 0.07 to 0.19 are seen with the same settings.
+    for method in ("3d", "2d"):
+        assert scores[method]["dice"] > scores["none"]["dice"] + 0.01
+        assert scores[method]["surface_dice"] > scores["none"]["surface_dice"] + 0.03
     validation = json.loads((out / "source-network" / "metrics.json").read_text())
     assert validation["validation_dice"] > 0.9
 
