@@ -16,16 +16,18 @@ from sissi.fusion import CONFIDENCE_TYPES
 
 
 def views_of(rng, views=4, cells=6, classes=1):
-    """Boxes of the same cells in several views, jittered, some missing, all scores different."""
+    """Boxes of the same cells in several views, jittered, some missing.
+
+    Scores are drawn from a continuum, so that neither they nor their sums are equal: the order of ties is rounding.
+    """
     centre, half = rng.uniform(0.1, 0.9, (cells, 2)), rng.uniform(0.02, 0.1, (cells, 2))
     kind = rng.integers(1, classes + 1, cells)
     boxes, scores, labels = [], [], []
-    values = iter(rng.permutation(1000) / 1000 + 0.0005)
     for _ in range(views):
         seen = rng.random(cells) < 0.8
         moved = np.concatenate([centre - half, centre + half], axis=1)[seen] + rng.normal(0, 0.01, (seen.sum(), 4))
         boxes.append(moved)
-        scores.append(np.array([next(values) for _ in range(seen.sum())]))
+        scores.append(rng.uniform(0.001, 1, seen.sum()))
         labels.append(kind[seen])
     return boxes, scores, labels
 
