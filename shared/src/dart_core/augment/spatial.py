@@ -28,9 +28,10 @@ def centre_crop(images: Tensor, labels: Tensor, patch_size: Sequence[int]) -> tu
     Returns:
         (N, C, h, w) and (N, h, w), or with a depth; views.
     """
-    starts = [(n - p) // 2 for n, p in zip(labels.shape[1:], patch_size, strict=True)]
-    window = (..., *(slice(start, start + p) for start, p in zip(starts, patch_size, strict=True)))
-    return images[window], labels[window]
+    for axis, (n, p) in enumerate(zip(labels.shape[1:], patch_size, strict=True)):
+        start = (n - p) // 2
+        images, labels = images.narrow(axis + 2, start, p), labels.narrow(axis + 1, start, p)
+    return images, labels
 
 
 def rotate_and_scale(
@@ -110,7 +111,7 @@ def rotate_and_scale_volumes(
     padded = volume_coefficients(images, beyond=1)
     strides = [(sides[1] + 2) * (sides[2] + 2), sides[2] + 2, 1]
     flat = padded.flatten(2)
-    start = sum(first[..., axis] * stride for axis, stride in enumerate(strides))
+    start = (first * torch.tensor(strides, device=first.device)).sum(-1)
     weights = [cubic_weights(t[..., axis]) for axis in range(3)]
     values = images.new_zeros(n, channels, grid.shape[0])
     for i in range(4):

@@ -50,7 +50,8 @@ def volume_coefficients(volumes: Tensor, beyond: int = 0) -> Tensor:
     depth = volumes.shape[-3]
     matrix = prefilter(depth)[_mirrored(torch.arange(-beyond, depth + beyond), depth)].to(volumes)
     found = coefficients(volumes, beyond)
-    return (matrix @ found.flatten(-2)).unflatten(-1, found.shape[-2:])
+    product = matrix @ found.flatten(-2)
+    return product.view(*product.shape[:-1], *found.shape[-2:])
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -206,7 +206,7 @@ def write_decathlon(
         for name, array in files.items():
             with atomic_write(root / name) as temporary:
                 target = temporary.with_name(f"{temporary.name}.nii.gz")
-                nibabel.Nifti1Image(array, affine).to_filename(target)  # type: ignore[no-untyped-call]
+                nibabel.Nifti1Image(array, affine).to_filename(target)
                 target.replace(temporary)
     content = {
         "name": stem,

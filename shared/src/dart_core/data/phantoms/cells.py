@@ -135,8 +135,8 @@ def degrade_boxes(
     copied = boxes[generator.integers(0, len(boxes), count)] if count else np.zeros((0, 4))
     extent = copied[:, 2:] - copied[:, :2]
     corner = generator.random((count, 2)) * np.maximum(np.array([width, height]) - extent, 1)
-    found = np.concatenate([moved, np.concatenate([corner, corner + extent], axis=1)])
-    found = found.clip(0, np.array([width - 1, height - 1] * 2)).round()
+    together = np.concatenate([moved, np.concatenate([corner, corner + extent], axis=1)])
+    found: NDArray[np.float64] = together.clip(0, np.array([width - 1, height - 1] * 2)).round()
     return found[((found[:, 2:] - found[:, :2]) >= 3).all(axis=1)]
 
 
