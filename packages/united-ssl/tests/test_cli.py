@@ -444,6 +444,70 @@ def test_prepare_lits_and_brats(livers, command, tmp_path):
     assert cubes.shape == (16, 16, 8)
 
 
+def write_lidc(root: Path, patients: int) -> None:
+    """CTs of 40 x 32 x 12 voxels as DICOM series; two of the radiologists outline columns 11 to 19, rows 9 to 17 of slices 4, 5."""
+    import SimpleITK as sitk
+
+    corners = "".join(
+        f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>"
+        for x, y in ((10, 8), (20, 8), (20, 18), (10, 18))
+    )
+    rois = "".join(f"<roi><imageZposition>{z}</imageZposition>{corners}</roi>" for z in (2.0, 4.5))
+    readings = [
+        f"<readingSession><unblindedReadNodule><noduleID>{reader}</noduleID>{rois * (reader < 2)}</unblindedReadNodule></readingSession>"
+        for reader in range(4)
+    ]
+    for patient in range(patients):
+        folder, series = root / f"LIDC-IDRI-{patient + 1:04d}" / "1.2" / "000001", f"1.2.3.{patient}"
+        folder.mkdir(parents=True)
+        scan = np.random.default_rng(patient).normal(-850, 30, (12, 32, 40)).astype(np.int16)
+        scan[4:6, 9:18, 11:20] = 40
+        for k, pixels in enumerate(scan):
+            picture = sitk.GetImageFromArray(pixels)
+            picture.SetSpacing((0.7, 0.7))
+            for tag, text in (
+                ("0008|0060", "CT"), ("0020|000d", "1.2"), ("0020|000e", series), ("0008|0018", f"{series}.{k}"),
+                ("0020|0032", f"-10\\-12\\{2.5 * k - 8}"), ("0020|0037", "1\\0\\0\\0\\1\\0"), ("0020|0013", str(k + 1)),
+            ):  # fmt: skip
+                picture.SetMetaData(tag, text)
+            writer = sitk.ImageFileWriter()
+            writer.KeepOriginalImageUIDOn()
+            writer.SetFileName(str(folder / f"{k + 1:03d}.dcm"))
+            writer.Execute(picture)
+        (folder / "outlines.xml").write_text(
+            '<?xml version="1.0"?><LidcReadMessage xmlns="http://www.nih.gov"><ResponseHeader>'
+            f"<SeriesInstanceUid>{series}</SeriesInstanceUid></ResponseHeader>{''.join(readings)}</LidcReadMessage>"
+        )
+
+
+def test_prepare_lidc(command, tmp_path):
+    write_lidc(tmp_path / "LIDC-IDRI", 5)
+    words = ("--data", tmp_path / "LIDC-IDRI", "--target", "NCS", "--size", 16, 16, 8, "--crops", 4)
+    finished = command("prepare", *words, "--out", tmp_path / "cubes")
+    assert finished.status == 0, finished.err
+    cubes = read_cubes(tmp_path / "cubes")
+    assert (len(cubes), cubes.shape, cubes.has_masks) == (20, (16, 16, 8), True)
+    assert {row.split for row in cubes.rows} == {"train", "val", "test"}
+    assert len({row.subject for row in cubes.rows if row.split == "train"}) == 3
+    for i, row in enumerate(cubes.rows):
+        # Voxels from -1000 to 1000 HU; the nodule alone is bright, and the line itself lies outside of it.
+        bright = cubes.cube(i)[0] > 0.4
+        assert np.array_equal(cubes.mask(i) > 0, bright)
+        corner = np.array([int(c) for c in row.corner])
+        ends = np.clip(np.array([20, 18, 6]) - corner, 0, cubes.shape)
+        starts = np.clip(np.array([11, 9, 4]) - corner, 0, cubes.shape)
+        assert bright.sum() == np.prod(np.maximum(ends - starts, 0))
+    assert all(cubes.mask(i).any() for i in range(0, 20, 2))
+    outlines = tmp_path / "LIDC-IDRI" / "LIDC-IDRI-0003" / "1.2" / "000001" / "outlines.xml"
+    outlines.write_text(outlines.read_text().replace("4.5<", "44.5<"))
+    finished = command("prepare", *words, "--out", tmp_path / "wrong")
+    assert finished.status == 2
+    assert (
+        "the outline of 0 at 44.5 mm does not lie in a slice of the scan; give the outlines of this CT" in finished.line
+    )
+    assert not (tmp_path / "wrong" / "index.csv").exists()
+
+
 def test_prepare_cubes_as_pe_cad_has_them(command, tmp_path):
     rng = np.random.default_rng(0)
     lines = ["patient,cube,label"]

@@ -419,6 +419,14 @@ class Run:
         dist.all_reduce(value)
         return value / self.world_size
 
+    def from_main(self, value: Any) -> Any:
+        """What process 0 holds, in all processes: numbers, texts, tensors on the CPU, and collections of them."""
+        if self.world_size == 1:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, 0)
+        return held[0]
+
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json (nan and infinity as null).
 

@@ -105,6 +105,14 @@ def _averaged(run: Run) -> Callable[[Tensor], None]:
     return average
 
 
+def _share_statistics(run: Run, module: nn.Module) -> None:
+    """Let the running statistics of batch normalisation be their means over the processes, which have seen other cubes."""
+    if run.world_size > 1:
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(run.mean(buffer))
+
+
 # --- The step --------------------------------------------------------------------------------------------------------
 
 
@@ -186,6 +194,7 @@ def train_step(
                     raise SettingError(f"{name} of step {step} is no number", remedy="lower --learning-rate")
             run.log.write(step, **shown, learning_rate=rate)
         if place + 1 == epoch_batches:
+            _share_statistics(run, network)
             found = validate(run, task, network, cubes["val"], training, restoring, run.settings.seed)
             run.log.write(step, epoch=epoch + 1, **found)
             measure = "validation_restoration" if player is not None else "validation_loss"
@@ -210,7 +219,10 @@ def _steps(
         yield from run.steps(task.batches(cubes, training.batch_size, seed), training.max_epochs * epoch_batches)
         return
     for epoch in range(run.step // epoch_batches, training.max_epochs):
+        _share_statistics(run, network)
         task.relabel(network, cubes, epoch, training.batch_size, run.device)
+        # A cube between two clusters may fall to either where processes round differently; they must draw the same batches.
+        task.load_state_dict(run.from_main(task.state_dict()))
         batches: Batches = task.batches(cubes, training.batch_size, seed)
         yield from run.steps(batches, (epoch + 1) * epoch_batches, f"epoch {epoch + 1}")
 
@@ -377,7 +389,9 @@ def validate(
     if restoring:
         found["validation_loss"] += training.lambda_r * means["restoration"]
         found |= {"validation_restoration": means["restoration"], "validation_mse": means["mse"]}
-    return found
+    # All processes must come to the same verdict; joined on the CPU, where the numbers are float64.
+    joined = run.mean(torch.tensor(list(found.values()), dtype=torch.float64))
+    return dict(zip(found, joined.tolist(), strict=True))
 
 
 def accuracy(logits: Logits, labels: tuple[Tensor, ...]) -> float:

@@ -1,0 +1,54 @@
+"""Two processes on the CPU (gloo), started by torchrun, against one process with the joint batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dart_core.checkpoint import load_weights
+from dart_core.testing import logged
+
+PROGRAM = Path(__file__).parent / "programs" / "joint.py"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two(cubes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trainings of the program in two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)]
+    done = subprocess.run(
+        [*command, str(cubes), str(folder)], check=False, timeout=240, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("step", ["D", "DR", "joint"])
+def test_two_processes_equal_one_with_the_joint_batch(step: str, two: Path, cubes: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", two / step
+    runpy.run_path(str(PROGRAM))["train"](step, cubes, one)
+    assert load_weights(two / "network.safetensors")[1] == {"processes": "2"}
+    for name in ("network", "critic") if step == "joint" else ("network",):
+        pair = [load_weights(folder / f"{name}.safetensors")[0] for folder in (two, one)]
+        torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
+    numbers = [json.loads((folder / "metrics.json").read_text()) for folder in (two, one)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
+    lines = [[line.get("loss") for line in logged(folder)] for folder in (two, one)]
+    assert lines[0] == [None if loss is None else pytest.approx(loss, rel=1e-5) for loss in lines[1]]
+
+
+def test_processes_come_to_the_same_clusters_and_verdicts(two: Path) -> None:
+    """Batch normalisation sees another share of the batch in each; what follows from its statistics must be the same."""
+    first, second = (json.loads((two / f"process{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(set(first["labels"])) > 1
