@@ -235,7 +235,8 @@ def test_several_learning_rates(datalist, small, command, tmp_path):
 def test_fractions_as_coded_schedule_and_other_optimisers(datalist, pretrained, small, command, tmp_path):
     options = {
         "half": ("--fraction", 50), "coded": ("--schedule", "as_coded", "--warmup", 1), "plain": ("--optimizer", "momentum"),
-        "adamw": ("--optimizer", "adamw", "--layer-decay", 0.8, "--weight-decay", 0.05, "--normalization", "chestxray14"),
+        "adamw": ("--optimizer", "adamw", "--layer-decay", 0.8, "--weight-decay", 0.05, "--normalization", "chestxray14",
+                  "--rand-augment", "--mixup", 0.8),
         "aspect": ("--keep-aspect", "--resize", 20, "--normalization", "weights", "--accumulate", 2),
     }  # fmt: skip
     for name, words in options.items():
@@ -298,6 +299,7 @@ def test_exclusive_classes(datalist, pretrained, small, command, tmp_path):
         (("--initialisation", "scratch-vit-b", "--weights", "x.pth"), "starts from random weights"),
         (("--initialisation", "vit-b-dino", "--weights", "x.pth"), "x.pth: no such file"),
         (("--initialisation", "scratch-vit-b", "--layer-decay", 0.5), "--layer-decay is for --optimizer adamw"),
+        (("--initialisation", "scratch-vit-b", "--mixup", -1), "--mixup is -1"),
         (("--initialisation", "scratch-vit-b", "--fraction", 1), "1 % of 24 pictures is none"),
     ],
 )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmark_transformers import settings as of
+from benchmark_transformers.augmentation import rand_augment
 from benchmark_transformers.labels import chexpert_labels
 from benchmark_transformers.settings import Policy
 from dart_core.batches import Batches
@@ -330,13 +331,19 @@ class StoredViews:
         yield from self._files.in_batches(size, self._change) if self._kept is None else self._kept.split(size)
 
 
-def case_batches(cases: Cases, files: CaseFiles, size: int, batch_size: int, seed: int) -> Batches:
-    """Batches of "image" uint8 (B, 3, size, size), "view" (B, 6) for `turn_views`, "label" float32 (B, labels)."""
+def case_batches(
+    cases: Cases, files: CaseFiles, size: int, batch_size: int, seed: int, augmented: bool = False
+) -> Batches:
+    """Batches of "image" uint8 (B, 3, size, size), "view" (B, 6) for `turn_views`, "label" float32 (B, labels).
+
+    Pictures go through RandAugment where they are to be `augmented`.
+    """
 
     def load(sample: int, rng: np.random.Generator) -> dict[str, Any]:
         image = files[sample]
         view = draw_view(rng, image.shape[-2], image.shape[-1], RANGES)
-        return {"image": crop_view(image, view, size), "view": view, "label": cases.targets([sample], rng)[0]}
+        part, label = crop_view(image, view, size), cases.targets([sample], rng)[0]
+        return {"image": rand_augment(part, rng) if augmented else part, "view": view, "label": label}
 
     return Batches(load, len(cases), batch_size, seed)
 

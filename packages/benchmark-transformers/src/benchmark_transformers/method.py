@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmark_transformers.augmentation import mixup
 from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, case_batches
 from benchmark_transformers.networks import Statistics
 from benchmark_transformers.schedules import fine_tune_lr
@@ -139,14 +140,18 @@ def train_network(
     exclusive = cases["train"].exclusive
     prepared = run.prepare(network)
     optimizer = make_optimizer(network, recipe)
-    batches = case_batches(cases["train"], files["train"], recipe.image_size, recipe.batch_size, run.settings.seed)
+    batches = case_batches(
+        cases["train"], files["train"], recipe.image_size, recipe.batch_size, run.settings.seed, recipe.rand_augment
+    )
 
     def loss(network: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return classification_loss(network(batch["image"]).float(), batch["label"], exclusive)
 
     def views(batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        seen = turn_views(batch["image"], batch["view"])
-        return {"image": normalise(seen, statistics), "label": batch["label"]}
+        images, labels = normalise(turn_views(batch["image"], batch["view"]), statistics), batch["label"]
+        if recipe.mixup:
+            images, labels = mixup(images, labels, recipe.mixup, generator)
+        return {"image": images, "label": labels}
 
     def learning_rate(epoch: float, validation_loss: float | None) -> float:
         return float(fine_tune_lr(epoch, recipe.epochs, rate, recipe.warmup, recipe.schedule, validation_loss))

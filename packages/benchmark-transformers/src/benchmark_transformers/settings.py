@@ -139,6 +139,10 @@ class FineTuneRecipe:
     """adamw: factor of the rate from block to block towards the input (SimMIM: 0.8 for Swin-B, 0.65 for ViT-B)."""
     drop_path: float | None = None
     """Stochastic depth; default as in specification 2.1.12: 0.1 for every Swin, SimMIM's and the random ViT-B, else 0."""
+    rand_augment: bool = False
+    """Change the colours and the geometry of the training pictures by RandAugment (SimMIM's own fine-tuning)."""
+    mixup: float = 0.0
+    """Blend training pictures in pairs, with a share from Beta(a, a) of this a (SimMIM's own fine-tuning: 0.8); 0: do not."""
     patience: int = 10
     """Epochs without a lower validation loss that are tolerated; the next one ends the training."""
     fraction: float = 100.0
@@ -150,7 +154,7 @@ class FineTuneRecipe:
         at_least(
             1, image_size=self.image_size, epochs=self.epochs, batch_size=self.batch_size, log_every=self.log_every
         )
-        at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience)
+        at_least(0, warmup=self.warmup, weight_decay=self.weight_decay, patience=self.patience, mixup=self.mixup)
         for name in ("drop_path", "layer_decay"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -217,12 +217,12 @@ def _trial(
     folder: Path, seed: int, rate: float,
 ) -> Model:  # fmt: skip
     """One training, or what is left of it, or what it gave if it is finished."""
-    if (folder / METRICS).is_file() and (folder / WEIGHTS).is_file():
+    # Only where a run is resumed: one that is to be overwritten may lie there still when a second process looks.
+    resumed = command.run.resume and (folder / CONFIG).is_file()
+    if resumed and (folder / METRICS).is_file() and (folder / WEIGHTS).is_file():
         return load_model(folder)[1]
     recipe, train = command.recipe, cases["train"]
-    settings = dataclasses.replace(
-        command.run, out=folder, seed=seed, resume=(folder / CONFIG).is_file(), overwrite=False
-    )
+    settings = dataclasses.replace(command.run, out=folder, seed=seed, resume=resumed, overwrite=False)
     about = {
         "recipe": dataclasses.replace(recipe, learning_rate=(rate,)),
         "initialisation": start.row.key,
