@@ -14,11 +14,11 @@ from .baselines import unbiased_kd as unbiased_kd
 from .features import gram_distance as gram_distance
 from .features import gram_matrix as gram_matrix
 from .features import pool_features as pool_features
-from .method import Gaussian as Gaussian
+from .gaussians import Gaussian as Gaussian
+from .gaussians import fit_gaussian as fit_gaussian
+from .gaussians import mahalanobis as mahalanobis
 from .method import ModelPool as ModelPool
 from .method import dice_ex as dice_ex
-from .method import fit_gaussian as fit_gaussian
-from .method import mahalanobis as mahalanobis
 from .method import normalisation_bounds as normalisation_bounds
 from .method import normalise_distance as normalise_distance
 from .networks import build_unet as build_unet

@@ -278,7 +278,7 @@ def check_size(row: Row, image: NDArray[Any], plan: Plan) -> None:
 
 def reading(plan: Plan) -> of.Data:
     """How the cases of a pool are read."""
-    return of.Data(plan.merge_labels, "RAS" if plan.orientation == "RAS" else "file")
+    return of.Data(plan.merge_labels, plan.orientation)
 
 
 def to_file(probabilities: NDArray[Any], raw: Raw) -> NDArray[np.uint8]:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from dart_core.data.datalist import Datalist, check
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from dart_core.data.datalist import Datalist, Row, check
 from dart_core.errors import DartError
 from odex import settings as of
-from odex.cases import LEAST_FILLED, read_case, read_stage, stage_cases
+from odex.cases import LEAST_FILLED, Stage, read_case, read_stage, stage_cases
 from odex.learning import NETWORK_COLUMNS, STAGE_COLUMNS, pool_rows
 from odex.store import read_pool
+
+Size: TypeAlias = tuple[str, tuple[int, ...]]
+"""File name, and voxels (z, y, x)."""
 
 
 def check_data(command: of.CheckData) -> int:
@@ -15,9 +21,9 @@ def check_data(command: of.CheckData) -> int:
     total = 0
     for path in command.stage:
         stage = read_stage(path)
-        sizes: list[tuple[str, tuple[int, ...]]] = []
+        sizes: list[Size] = []
 
-        def open_row(row, stage=stage, sizes=sizes):  # type: ignore[no-untyped-def]
+        def open_row(row: Row, stage: Stage = stage, sizes: list[Size] = sizes) -> Iterator[tuple[str, DartError]]:
             try:
                 raw = read_case(row, command.data, stage.labels, need_mask=row.split != "test")
                 sizes.append((row.image.name, raw.inside.shape))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from dart_core.cli import say
 from dart_core.data.phantoms import write_hippocampus_stream
@@ -89,17 +92,17 @@ def _course(command: of.Demo, method: of.Method, stages: tuple[Path, ...]) -> li
     folders, pool = [], None
     for number, stage in enumerate(stages, 1):
         run = command.out / f"{method}-{number}"
-        first = {} if pool else {"method": method, "network": NETWORK, "distances": DISTANCES, "baselines": BASELINES}
-        learn(
-            of.Learn(RunSettings(run, seed=command.seed, device="cpu"), (stage,), pool, training=TRAINING, **first)  # type: ignore[arg-type]
-        )
+        stage_alone = of.Learn(RunSettings(run, seed=command.seed, device="cpu"), (stage,), pool, training=TRAINING)
+        # The pool remembers these from its first stage.
+        first = replace(stage_alone, method=method, network=NETWORK, distances=DISTANCES, baselines=BASELINES)
+        learn(stage_alone if pool else first)
         folders.append(command.out / f"predict-{method}-{number}")
         predict(of.Predict(OutputSettings(folders[-1]), run, stages, device="cpu"))
         pool = run
     return folders
 
 
-def _pictures(out: Path):  # type: ignore[no-untyped-def]
+def _pictures(out: Path) -> Figure:
     rows = []
     for stage in (1, STAGES):
         panels = []

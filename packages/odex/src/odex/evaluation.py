@@ -142,9 +142,10 @@ def summarise(courses: Sequence[Course], command: of.Evaluate) -> list[dict[str,
         each = [_numbers(course, command) for course in own]
         row: dict[str, Any] = {"method": method, "seeds": len(own)}
         for key in each[0]:
-            values = [numbers[key] for numbers in each if numbers[key] is not None]
+            values = [value for numbers in each if (value := numbers[key]) is not None]
             row[key] = float(np.mean(values)) if values else None
-        row["dice_over_seeds_std"] = float(np.std([n["dice"] for n in each], ddof=1)) if len(each) > 1 else None
+            if key == "dice":
+                row["dice_over_seeds_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         row |= _compared(courses, method, command.reference)
         rows.append(row)
     return rows

@@ -104,7 +104,7 @@ def first_norms(network: nn.Module, layers: Literal["first", "first_stage"] = "f
     """
     encoder = getattr(network, "conv_blocks_context", None)
     part = network if encoder is None or layers == "first" else encoder[0]
-    found = [module for module in part.modules() if isinstance(module, NORMS)]
+    found: list[nn.Module] = [module for module in part.modules() if isinstance(module, NORMS)]
     if not found:
         raise InputError("the network has no normalisation layer", remedy="build it with batch or instance norm")
     return found[:1] if layers == "first" else found

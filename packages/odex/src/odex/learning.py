@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from dart_core.sliding_window import predict_volume
 from odex import settings as of
 from odex.cases import Case, Stage, joined, load_case, make_plan, read_stage, stage_cases, subjects
 from odex.features import FeatureExtractor
-from odex.method import ModelPool, dice_ex, rank_warning
+from odex.gaussians import rank_warning
+from odex.method import ModelPool, dice_ex
 from odex.regularisers import regulariser_of
 from odex.store import StageRecord, Stored, check_same, make_statistics, read_pool, write_pool
 from odex.training import fisher_batches, train_stage
@@ -177,10 +178,8 @@ def features_of(network: GenericUNet, cases: Sequence[Case], pool: Stored) -> Te
 
 def extractor_of(network: GenericUNet, pool: Stored) -> FeatureExtractor:
     """Features as the pool's settings say."""
-    text = pool.distances.pooling
-    pooling: int | Literal["authors", "statistics"] = (
-        text if text in ("authors", "statistics") else int(text)  # type: ignore[assignment]
-    )
+    named = pool.distances.pooling
+    pooling = named if named == "authors" or named == "statistics" else int(named)
     return FeatureExtractor(network, pool.plan.patch_size, pooling, pool.distances.layers, pool.method == "gram")
 
 

@@ -1,13 +1,12 @@
-"""ODEx: stage statistics, distances, and the pool that decides which network learns and which one answers.
+"""ODEx: the pool that decides which network learns a stage, which one is cloned, and which one answers.
 
-In the order of the paper (section 2) and of the specification (2.2 to 2.9). Everything here works on features z; where they come
-from is in `features.py`, the training in between in `learning.py`.
+In the order of the paper (section 2) and of the specification (2.6 to 2.9). Everything here works on features z: where they come from
+is in `features.py`, what a stage leaves behind of them (Eq. 3) in `gaussians.py`, the training in between in `learning.py`.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -17,217 +16,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dart_core.arrays import accepts_arrays, elementwise
+from dart_core.arrays import elementwise
 from dart_core.errors import InputError, SettingError
+from odex.gaussians import (
+    Array,
+    Covariance,
+    Gaussian,
+    check_choice,
+    check_covariance,
+    checked_features,
+    summed_distance,
+)
 
-Covariance = Literal["empirical", "shrunk", "ledoit_wolf"]
 Selection = Literal["mean", "sum", "normalised"]
 Normalisation = Literal["per_model", "per_stage_mean", "raw"]
 Distance = Literal["mahalanobis", "gram"]
 Action = Literal["update", "expand"]
-Array: TypeAlias = NDArray[Any] | Tensor
 Features: TypeAlias = Array | Sequence[Array]
 """(n, d), the same for every model of the pool; or one array for each of them, since each has features of its own."""
 
 MULTIPLIER = 2.0
 """Of the largest in-distribution distance (upper bound of the normalisation), and of mu in the threshold."""
-_WELL_CONDITIONED = 1e3
-"""Up to here the product may be computed in single precision."""
-
-
-# --- Eq. 3: mean and covariance of a stage ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Gaussian:
-    """What a stage leaves behind: its mean and covariance, the latter by the directions in which the features varied.
-
-    Unpacks into mean (d,) and covariance (d, d). Kept like this, a stage of n images with d features takes n d numbers where
-    n < d, and its distances cost as much (specification 2.3).
-    """
-
-    mean: Tensor
-    """(d,) float64."""
-    directions: Tensor
-    """(d, r) orthonormal."""
-    variances: Tensor
-    """(r,) above 0."""
-    rest: float = 0.0
-    """Variance in every other direction; 0: such a direction does not count (the pseudo-inverse)."""
-
-    def __iter__(self) -> Any:
-        return iter((self.mean, self.covariance))
-
-    @property
-    def rank(self) -> int:
-        """Directions in which the features of the stage varied."""
-        return len(self.variances)
-
-    @property
-    def covariance(self) -> Tensor:
-        """(d, d) float64."""
-        found = (self.directions * (self.variances - self.rest)) @ self.directions.T
-        found.diagonal().add_(self.rest)
-        return found
-
-    def distance(self, features: Tensor, squared: bool = True) -> Tensor:
-        """Mahalanobis distance (n,) float64 of features (n, d)."""
-        centred = features.double() - self.mean
-        along = centred @ self.directions
-        found = (along.square() / self.variances).sum(1)
-        if self.rest:
-            found = found + (centred.square().sum(1) - along.square().sum(1)).clamp(min=0) / self.rest
-        return found if squared else found.sqrt()
-
-    @classmethod
-    def fit(cls, features: Tensor, covariance: Covariance = "empirical", shrinkage: float = 0.1) -> Gaussian:
-        """The Gaussian of features (n, d); see `fit_gaussian`."""
-        z = _checked(features).double()
-        n, d = z.shape
-        if n < 2:
-            raise InputError(
-                "a Gaussian of one image has no spread", remedy="give at least two images, better more than features"
-            )
-        mean = z.mean(0)
-        # Of n < d the thin factorisation: n^2 d operations where the covariance itself would take d^3.
-        _, lengths, right = torch.linalg.svd(z - mean, full_matrices=False)
-        variances = lengths.square() / n  # divisor N, Eq. 3
-        kept = variances > variances[0] * d * torch.finfo(features.dtype).eps if len(variances) else variances > 0
-        directions, variances = right[kept].T.contiguous(), variances[kept]
-        if covariance == "empirical":
-            return cls(mean, directions, variances)
-        share = shrinkage if covariance == "shrunk" else _ledoit_wolf_share(z - mean)
-        rest = share * float(variances.sum()) / d
-        return cls(mean, directions, (1 - share) * variances + rest, rest)
-
-    @classmethod
-    def point(cls, features: Tensor) -> Gaussian:
-        """A mean without covariance: its distance is the mean square difference, (1 / n^2) sum_ij for Gram matrices."""
-        z = _checked(features).double()
-        d = z.shape[1]
-        return cls(z.mean(0), z.new_zeros(d, 0), z.new_zeros(0), float(d))
-
-
-def fit_gaussian(features: Array, covariance: Covariance = "empirical", shrinkage: float = 0.1) -> tuple[Array, Array]:
-    """Mean and covariance with divisor N (Eq. 3).
-
-    Args:
-        features: (n, d), n at least 2.
-        covariance: empirical; shrunk: (1 - a) Sigma + a trace(Sigma) / d I; ledoit_wolf: a chosen from the features.
-        shrinkage: a.
-
-    Returns:
-        mean (d,) and covariance (d, d), of the kind and type of `features`.
-
-    Raises:
-        ValueError: not (n, d), one row, nan or infinite values, an unknown covariance, or a shrinkage outside [0, 1].
-
-    Warns:
-        UserWarning: an empirical covariance without full rank: distances ignore the directions that it lacks.
-    """
-    _check_covariance(covariance, shrinkage)
-    z = torch.as_tensor(features)
-    found = Gaussian.fit(z, covariance, shrinkage)
-    if covariance == "empirical" and (found.rank < z.shape[1] or len(z) <= z.shape[1]):
-        warnings.warn(rank_warning(len(z), z.shape[1], found.rank), stacklevel=2)
-    mean, sigma = found.mean.to(z.dtype), found.covariance.to(z.dtype)
-    return (mean.numpy(), sigma.numpy()) if isinstance(features, np.ndarray) else (mean, sigma)
-
-
-def rank_warning(count: int, size: int, rank: int) -> str:
-    """One line about a covariance that is not of full rank."""
-    return (
-        f"the covariance of {count} images with {size} features has rank {rank}: shifts along other directions are not seen"
-        " and distances of these images to themselves say nothing; give more images, or covariance 'shrunk'"
-    )
-
-
-def _ledoit_wolf_share(centred: Tensor) -> float:
-    from sklearn.covariance import ledoit_wolf_shrinkage
-
-    return float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
-
-
-# --- Mahalanobis distance --------------------------------------------------------------------------------------------
-
-
-@accepts_arrays
-def mahalanobis(features: Tensor, mean: Tensor, covariance: Tensor, squared: bool = True) -> Tensor:
-    """(z - mu)^T Sigma^+ (z - mu), squared by default (specification 2.4).
-
-    A singular covariance is inverted where it is not: eigenvalues of at most max|l| d eps are dropped (`pinvh`).
-
-    Args:
-        features: (n, d).
-        mean: (d,).
-        covariance: (d, d), symmetric.
-        squared: False gives the root.
-
-    Returns:
-        (n,) of the type of `features`.
-
-    Raises:
-        ValueError: shapes that do not fit, nan or infinite values.
-    """
-    z = _checked(features)
-    d = z.shape[1]
-    if mean.shape != (d,) or covariance.shape != (d, d):
-        raise InputError(f"features have {d} columns, mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}")
-    factor, single = _whitening(_finite(covariance, "the covariance"))
-    kind = torch.float32 if single and z.dtype == torch.float32 else torch.float64
-    white = (z.to(kind) - mean.to(z.device, kind)) @ factor.to(z.device, kind)
-    found = torch.linalg.vecdot(white, white)
-    return (found if squared else found.sqrt()).to(z.dtype)
-
-
-def _whitening(covariance: Tensor) -> tuple[Tensor, bool]:
-    """W (d, r) float64 with W W^T = Sigma^+, and whether Sigma is so well conditioned that single precision does."""
-    sigma, d = covariance.double(), len(covariance)
-    eps = torch.finfo(covariance.dtype).eps
-    lower, failed = torch.linalg.cholesky_ex(sigma)
-    if not int(failed):
-        inverse = torch.linalg.solve_triangular(
-            lower, torch.eye(d, dtype=sigma.dtype, device=sigma.device), upper=False
-        )
-        # trace(Sigma) bounds the largest eigenvalue, 1 / trace(Sigma^-1) the smallest: no eigenvalue would be dropped.
-        spread = float(sigma.trace() * inverse.square().sum())
-        if spread * d * eps < 1:
-            return inverse.T, spread < _WELL_CONDITIONED * d * d
-    values, vectors = torch.linalg.eigh((sigma + sigma.T) / 2)
-    kept = values.abs() > values.abs().max() * d * eps
-    if bool((values[kept] < 0).any()):
-        raise InputError("the covariance has negative eigenvalues", remedy="give a covariance matrix")
-    return vectors[:, kept] / values[kept].sqrt(), False
-
-
-def summed_distance(history: Sequence[Gaussian], features: Tensor, squared: bool = True) -> Tensor:
-    """Sum of the distances to the stages of a history (Eq. 4, the term that is minimised).
-
-    A sum of quadratic forms is a quadratic form: a history of any length costs as much as one stage.
-
-    Args:
-        history: one or more stages.
-        features: (n, d).
-        squared: sum of squares, else of roots.
-
-    Returns:
-        (n,) float64.
-    """
-    if not squared or len(history) == 1 or 2 * sum(stage.rank for stage in history) < len(history[0].mean):
-        return torch.stack([stage.distance(features, squared) for stage in history]).sum(0)
-    origin = torch.stack([stage.mean for stage in history]).mean(0)
-    directions = torch.cat([stage.directions for stage in history], 1)
-    rests = [1 / stage.rest if stage.rest else 0.0 for stage in history]
-    weights = torch.cat([1 / stage.variances - rest for stage, rest in zip(history, rests, strict=True)])
-    form = (directions * weights) @ directions.T  # the sum of all precisions
-    form.diagonal().add_(sum(rests))
-    linear, constant = torch.zeros_like(origin), 0.0
-    for stage, rest in zip(history, rests, strict=True):
-        offset = stage.mean - origin
-        pulled = stage.directions @ ((1 / stage.variances - rest) * (stage.directions.T @ offset)) + rest * offset
-        linear, constant = linear + pulled, constant + float(offset @ pulled)
-    centred = features.double() - origin
-    return (torch.linalg.vecdot(centred @ form, centred) - 2 * (centred @ linear) + constant).clamp(min=0)
 
 
 # --- Normalisation between the minimum and the doubled maximum; xi = 2 mu ----------------------------------------------
@@ -349,11 +158,11 @@ class ModelPool:
         shrinkage: float = 0.1,
         distance: Distance = "mahalanobis",
     ) -> None:
-        _choice("selection", selection, Selection)
-        _choice("normalisation", normalisation, Normalisation)
-        _choice("distance", distance, Distance)
-        _check_covariance(covariance, shrinkage)
-        if threshold != "2mu" and (isinstance(threshold, str) or math.isnan(threshold)):
+        check_choice("selection", selection, Selection)
+        check_choice("normalisation", normalisation, Normalisation)
+        check_choice("distance", distance, Distance)
+        check_covariance(covariance, shrinkage)
+        if threshold != "2mu" and not _is_number(threshold):
             raise SettingError(f"threshold is {threshold!r}", remedy="give 2mu or a number")
         self.threshold = threshold
         self.selection = selection
@@ -382,7 +191,7 @@ class ModelPool:
         """
         action = self.decide(features)
         index = self.last["index"]
-        own = self._per_model(features)[index] if len(self) else _checked(_first(features))
+        own = self._per_model(features)[index] if len(self) else checked_features(_first(features))
         held_out = None
         if validation_features is not None:
             held_out = self._per_model(validation_features)[index] if len(self) else _first(validation_features)
@@ -392,7 +201,7 @@ class ModelPool:
     def decide(self, features: Features) -> Action:
         """Train the closest model on a stage, or a clone of it? `last` says why; nothing is recorded."""
         if not len(self):
-            _checked(_first(features))
+            checked_features(_first(features))
             self.last = {"key": math.nan, "score": math.nan, "threshold": math.nan, "index": 0}
             self._parent = None
             return "expand"
@@ -429,7 +238,7 @@ class ModelPool:
             index = len(self)
         if not 0 <= index <= len(self):
             raise InputError(f"no model {index}; there are {len(self)}")
-        z = _checked(features)
+        z = checked_features(features)
         fit = self._fit
         new = fit(z)
         old: list[Gaussian] = []
@@ -442,7 +251,7 @@ class ModelPool:
             raise InputError(f"features have {z.shape[1]} columns, those of the history {len(old[0].mean)}")
         before = [] if self.normalisation == "per_stage_mean" else old
         if validation_features is not None and len(validation_features) > 1:
-            held_out = _checked(validation_features)
+            held_out = checked_features(validation_features)
             reference = summed_distance([*before, new], held_out, self.squared)
         else:
             reference = self._leave_one_out(z, before)
@@ -527,37 +336,15 @@ class ModelPool:
         if not len(self):
             raise InputError("the pool is empty", remedy="record a stage first")
         if isinstance(features, Tensor | np.ndarray):
-            return [_checked(features)] * len(self)
+            return [checked_features(features)] * len(self)
         if len(features) != len(self):
             raise InputError(f"features for {len(features)} models; there are {len(self)}")
-        return [_checked(own) for own in features]
+        return [checked_features(own) for own in features]
 
 
 def _first(features: Features) -> Array:
     return features if isinstance(features, Tensor | np.ndarray) else features[0]
 
 
-def _checked(features: Array) -> Tensor:
-    """(n, d) finite; a single (d,) becomes (1, d)."""
-    z = torch.as_tensor(features)
-    z = z[None] if z.ndim == 1 else z
-    if z.ndim != 2 or 0 in z.shape:
-        raise InputError(f"features have shape {tuple(z.shape)}, (n, d) is needed")
-    return _finite(z if z.is_floating_point() else z.double(), "the features")
-
-
-def _finite(values: Tensor, what: str) -> Tensor:
-    if not bool(values.isfinite().all()):
-        raise InputError(f"{what} are not finite", remedy="check images and network for nan and infinite values")
-    return values
-
-
-def _check_covariance(covariance: str, shrinkage: float) -> None:
-    _choice("covariance", covariance, Covariance)
-    if not 0 <= shrinkage <= 1:
-        raise SettingError(f"shrinkage is {shrinkage}", remedy="give a number from 0 to 1")
-
-
-def _choice(name: str, value: str, choices: Any) -> None:
-    if value not in choices.__args__:
-        raise SettingError(f"{name} is {value!r}", remedy=f"give one of {', '.join(choices.__args__)}")
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not math.isnan(value)

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from dart_core.errors import InputError
 from dart_core.nets.nnunet import MINIMUM_EDGE, GenericUNet, Kernels, Norm, feature_map_memory, plan_patch
@@ -34,7 +34,7 @@ class Plan:
     labels: tuple[str, ...]
     """Names of the labels 1, 2, ..."""
     merge_labels: bool
-    orientation: str
+    orientation: Literal["RAS", "file"]
     norm: Norm
 
     @property
@@ -58,7 +58,8 @@ class Plan:
             ValueError, TypeError: another content.
         """
         plan = cls(**{name: _tuples(value) for name, value in content.items()})
-        if len(plan.patch_size) != 3 or plan.batch_size < 1 or len(plan.features) != len(plan.pool) + 1:
+        fitting = len(plan.patch_size) == 3 and len(plan.features) == len(plan.pool) + 1
+        if not fitting or plan.batch_size < 1 or plan.orientation not in ("RAS", "file"):
             raise ValueError("the plan is damaged")
         return plan
 

@@ -128,8 +128,8 @@ class EWC(Regulariser):
         network.seg_outputs[0].requires_grad_(False)
         with resting_norms(network):
             if self.as_coded:
-                last = list(batches())[-1]
-                loss = self.loss(network, last[0], network(last[0]), last[1])  # type: ignore[arg-type]
+                image, labels = list(batches())[-1]
+                loss = self.loss(network, image, network(image), labels)
                 own = learning(network)
                 gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
                 fisher = as_coded.fisher_of_the_last_batch(dict(zip(own, gradients, strict=True)), own)
@@ -152,8 +152,8 @@ class RW(Regulariser):
         base = self.base(outputs, labels)
         if self.as_coded and self.spent:
             return base
-        parts = (self.stages_of(kind) for kind in ("star", "fisher", "score"))
-        return base + rw_penalty(learning(network), *parts, self.settings.rw_lambda)
+        stars, fishers, scores = (self.stages_of(kind) for kind in ("star", "fisher", "score"))
+        return base + rw_penalty(learning(network), stars, fishers, scores, self.settings.rw_lambda)
 
     def end_step(self, network: GenericUNet) -> None:
         """Look at parameters and gradients."""

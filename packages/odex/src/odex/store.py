@@ -24,7 +24,8 @@ from dart_core.errors import CheckpointError, DartError, InputError
 from dart_core.files import output_errors, write_atomic
 from dart_core.nets.nnunet import GenericUNet
 from odex import settings as of
-from odex.method import Bounds, Gaussian, ModelPool
+from odex.gaussians import Gaussian
+from odex.method import Bounds, ModelPool
 from odex.plan import Plan
 
 FOLDER = "pool"
@@ -137,7 +138,7 @@ def write_pool(out: Path, pool: Stored, trained: GenericUNet, index: int) -> Sto
             _link(path, target)
         files.append(target)
     if pool.statistics is not None:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for m, history in enumerate(pool.statistics.histories):
             for s, stage in enumerate(history):
                 # Copies: a clone's history holds the very tensors of its parent's.
@@ -270,7 +271,7 @@ def check_same(pool: Stored, command: of.Learn, where: Path) -> None:
         (command.distances, of.Pool(), pool.distances),
         (command.baselines, of.Baselines(), pool.baselines),
         (command.network, of.Network(), None),
-        (command.data, of.Data(), of.Data(pool.plan.merge_labels, pool.plan.orientation)),  # type: ignore[arg-type]
+        (command.data, of.Data(), of.Data(pool.plan.merge_labels, pool.plan.orientation)),
     )
     for given, default, kept in parts:
         for name, value in asdict(given).items():

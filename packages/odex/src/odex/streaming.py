@@ -118,10 +118,10 @@ def write_transformed(
         volume = read_volume(row.image, frame=frame_of(row))
         assert row.mask is not None  # `_cases` has looked
         labels = read_labels(row.mask, volume, frame_of(row))
-        image, labels = transform_case(volume, labels, strength, stretch, np.random.default_rng([seed, number]))
+        image, mask = transform_case(volume, labels, strength, stretch, np.random.default_rng([seed, number]))
         paths = [folder / part / f"{name}.nii.gz" for part in ("images", "masks")]
         write_volume(paths[0], image, volume, dtype=np.float32)
-        write_volume(paths[1], labels, volume, dtype=np.uint8)
+        write_volume(paths[1], mask, volume, dtype=np.uint8)
         written.append(replace(row, image=paths[0], mask=paths[1], labels={}))
     return written
 
@@ -154,17 +154,15 @@ def transform_case(
             (-TRANSLATION * s, TRANSLATION * s),
         )
     )
-    subject = tio.Subject(
-        image=tio.ScalarImage(tensor=torch.from_numpy(np.ascontiguousarray(volume.array))[None], affine=volume.affine),
-        mask=tio.LabelMap(tensor=torch.from_numpy(labels.astype(np.int16))[None], affine=volume.affine),
-    )
+    original = tio.ScalarImage(tensor=torch.from_numpy(np.ascontiguousarray(volume.array))[None], affine=volume.affine)
+    labelled = tio.LabelMap(tensor=torch.from_numpy(labels.astype(np.int16))[None], affine=volume.affine)
     if stretch == "percentiles":
         contrast = tio.RescaleIntensity((0, 1), percentiles=(PERCENTILE * s, 100 - PERCENTILE * s))
     elif stretch == "linear":
         contrast = tio.RescaleIntensity((0.1 * s, 1 - 0.1 * s))
     else:
         contrast = tio.RescaleIntensity((0, 1), percentiles=(0.1, 0.9))
-    moved = contrast(tio.Affine(scales, degrees, shift)(subject))
-    image, mask = moved["image"].data[0].numpy(), moved["mask"].data[0].numpy()
+    move = tio.Affine(scales, degrees, shift)
+    image, mask = contrast(move(original)).data[0].numpy(), move(labelled).data[0].numpy()
     # A shift of 1: nnU-Net's non-zero mask would else cut the darkest voxels away.
     return np.asarray(image + 1, dtype=np.float32), mask.astype(np.uint8)

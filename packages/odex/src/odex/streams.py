@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from dart_core.errors import InputError
 
-Item = TypeVar("Item")
+if TYPE_CHECKING:
+    from _typeshed import SupportsRichComparison
+
+Item = TypeVar("Item", bound="SupportsRichComparison")
 
 SOURCES = ("HarP", "Dryad", "Decathlon")
 COMPOSITION = ((58, 0, 0), (44, 8, 6), (24, 9, 25), (9, 8, 41), (0, 0, 58))
@@ -31,7 +34,7 @@ def smooth_stream(
         ValueError: a source with fewer cases than the composition asks for, another number of sources, or an empty stage.
     """
     taken = dict.fromkeys(sources, 0)
-    ordered = {name: sorted(cases) for name, cases in sources.items()}  # type: ignore[type-var]
+    ordered = {name: sorted(cases) for name, cases in sources.items()}
     stages: list[list[Item]] = []
     for number, counts in enumerate(composition, 1):
         if len(counts) != len(sources) or min(counts) < 0 or not sum(counts):
