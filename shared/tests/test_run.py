@@ -398,6 +398,21 @@ def test_interrupted_runs_resume_exactly(tmp_path: Path, device: str, precision:
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
 
 
+def test_a_signal_while_the_last_step_is_saved_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train(RunSettings(out=tmp_path / "whole", device="cpu"))
+    save = Run.save
+
+    def save_and_signal(run: Run) -> None:
+        save(run)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "save", save_and_signal)
+        with pytest.raises(Interrupted, match="SIGTERM after step 12 of 12"):
+            train(settings(tmp_path))
+    assert equal(train(settings(tmp_path, resume=True)), expected)
+
+
 def test_random_numbers_between_restore_and_the_first_step_change_nothing(tmp_path: Path) -> None:
     expected = train(RunSettings(out=tmp_path / "whole", device="cpu"))
     with pytest.raises(Interrupted):

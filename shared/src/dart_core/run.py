@@ -60,7 +60,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 _MARK = "# Settings of a dart-core run"
-_MAY_CHANGE = {"device", "workers", "out", "checkpoint_every", "track", "sharding"}
+_MAY_CHANGE = {"device", "workers", "processes", "out", "checkpoint_every", "track", "sharding"}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -340,6 +340,9 @@ class Run:
         finally:
             self._stepping = False
             loader.close()
+        number = self._agreed_signal()
+        if number:  # it came after the last look, while the last step was being saved
+            raise self._interrupted(number, f"step {self.step} of {total}")
 
     def to_device(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A batch on this process's device, images in the memory format of the network."""
