@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
 import pytest
 
-from dart_core.testing import Trainings, last_checkpoint, logged
+from dart_core.testing import Trainings, assert_same_run, last_checkpoint, logged
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
-META = ("--exclude", "spleen", "--width", 2, "--shots", 3, "--per-epoch", 3, "--inner-epochs", 2, "--meta-epochs", 4,
+META = ("--exclude", "spleen", "--width", 2, "--shots", 3, "--per-epoch", 3, "--inner-epochs", 2, "--meta-epochs", 2,
         "--device", "cpu", "--seed", 3)  # fmt: skip
-TUNE = ("--target", "spleen", "--width", 2, "--shots", 4, "--epochs", 6, "--selections", 1, 6, "--device", "cpu",
+TUNE = ("--target", "spleen", "--width", 2, "--shots", 4, "--epochs", 3, "--selections", 1, 6, "--device", "cpu",
         "--log-every", 1, "--checkpoint-every", 2)  # fmt: skip
 
 
@@ -51,9 +52,13 @@ def test_a_task_that_is_done_is_not_trained_again(trainings, slices, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_processes_survive_kill(trainings, slices, tmp_path):
-    words = ("meta-train", "--slices", slices, *META, "--processes", 2)
-    trainings.assert_survives_kill(words, tmp_path / "run")
+def test_two_processes_are_killed_and_one_goes_on(trainings, slices, tmp_path):
+    words, out = ("meta-train", "--slices", slices, *META), tmp_path / "run"
+    started = trainings.start(*words, "--processes", 2, "--out", out)
+    started.stop(out, 2, signal.SIGKILL)
+    assert started.status() == -signal.SIGKILL, started.stderr.read_text()
+    trainings.finish(*words, "--out", out, "--resume")
+    assert_same_run(out, trainings.whole(words))
 
 
 @pytest.mark.slow
@@ -68,5 +73,5 @@ def test_fine_tuning_survives_interrupt(trainings, slices, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["transfer", "dawoud"])
 def test_baselines_survive_kill(method, trainings, slices, tmp_path):
-    words = ("meta-train", "--slices", slices, *META, "--method", method, "--epochs", 2, "--checkpoint-every", 1)
+    words = ("meta-train", "--slices", slices, *META, "--method", method, "--epochs", 2, "--slices-per-set", 6)
     trainings.assert_survives_kill(words, tmp_path / "run")
