@@ -20,6 +20,7 @@ from sklearn import metrics as sklearn_metrics
 from dart_core.classification import (
     COLUMNS,
     Predictions,
+    auc_text,
     binary_scores,
     calibration_figure,
     compare_seeds,
@@ -168,6 +169,21 @@ def test_scores_equal_scikit_learn(data: st.DataObject) -> None:
     assert found["specificity"] == pytest.approx(sklearn_metrics.recall_score(1 - labels, 1 - called))
     assert found["f1"] == pytest.approx(sklearn_metrics.f1_score(labels, called))
     assert (found["positives"], found["negatives"]) == (labels.sum(), (1 - labels).sum())
+
+
+@pytest.mark.parametrize(("labels", "auc"), [([0, 1, 1], 1.0), ([1, 0, 0], 0.0)])
+def test_an_area_of_1_or_0_has_no_standard_error(labels: list[int], auc: float) -> None:
+    """Hanley and McNeil's formula gives 0 there, however few the samples are."""
+    found = binary_scores(labels, [0.1, 0.5, 0.9])
+    assert (found["auc"], found["auc_error"]) == (auc, None)
+    assert "no error" in auc_text(found)
+    (name,) = curves(roc_figure({"few": (labels, [0.1, 0.5, 0.9])}))
+    assert name.startswith(f"few: {auc:.3f} (no error")
+
+
+def test_areas_in_words() -> None:
+    assert auc_text(binary_scores([1, 1], [0.2, 0.9])) == "no AUC: one class only"
+    assert auc_text({"auc": 0.75, "auc_error": 0.1}) == "AUC 0.750 ± 0.100"
 
 
 def test_what_is_undefined_is_none() -> None:

@@ -267,6 +267,17 @@ def test_a_loss_that_is_no_number_stops_the_training(command, lesions, recipe, t
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("datalist", ["validated", "without validation"])
+def test_weights_that_are_no_numbers_are_noticed_between_log_lines(datalist, command, lesions, recipe, tmp_path):
+    rows = [row for row in Datalist.read(lesions) if datalist == "validated" or row.split != "val"]
+    Datalist(tuple(rows)).write(tmp_path / "list.csv")
+    words = ("--lr-base", 1e20, "--log-every", 1000, "--epochs", 3, "--out", tmp_path / "run")
+    found = command("train", "--datalist", tmp_path / "list.csv", *recipe, *words)
+    assert found.status == 2
+    assert "no numbers; lower --lr-base" in found.err.splitlines()[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_predicting_with_something_else_is_refused(command, lesions, networks, tmp_path):
     out = ("--out", tmp_path / "p")
     assert "holds no model.safetensors" in command("predict", "--datalist", lesions, "--model", tmp_path, *out).line

@@ -227,6 +227,15 @@ def test_train_refuses(change, flags, words, datalist, recipe, command, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_loss_that_is_no_number_stops_the_training(datalist, recipe, command, tmp_path):
+    words = ("--learning-rate", 1e30, "--method", "vanilla", "--out", tmp_path / "run")
+    found = command("train", "--datalist", datalist, *recipe, *words)
+    assert found.status == 2
+    assert found.err.splitlines()[-1].endswith("lower --learning-rate")
+    assert "validation loss is" in found.err.splitlines()[-1]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_subjects_are_needed_to_split_by_them(datalist, recipe, command, tmp_path):
     def change(rows):
         return [{key: cell for key, cell in row.items() if key not in ("subject", "split")} for row in rows]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from dart_core.testing import Trainings, logged
+from dart_core.testing import Trainings, last_checkpoint, logged
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 
@@ -49,6 +50,22 @@ def test_plateaus_ended_the_training(trainings: Trainings, words: Words) -> None
     """Otherwise the resumed run would not have shown that the schedule goes on where it was."""
     lines = logged(trainings.whole(words("stain-aglr")))
     assert len({line["learning_rate"] for line in lines if "learning_rate" in line}) > 1
+
+
+def test_a_training_that_plateaus_ended_is_complete(trainings: Trainings, words: Words, tmp_path: Path) -> None:
+    """Also before its first regular checkpoint; asked to go on, it does not train any further."""
+    flags = [*words("stain-aglr"), "--checkpoint-every", 1000]
+    done = trainings.start(*flags, "--out", tmp_path / "run")
+    assert done.status() == 0, done.stderr.read_text()
+    lines = logged(tmp_path / "run")
+    steps = 1 + max(line["step"] for line in lines)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["steps"] == steps
+    assert last_checkpoint(tmp_path / "run")["step"] == steps
+    weights = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = trainings.start(*flags, "--out", tmp_path / "run", "--resume")
+    assert again.status() == 0, again.stderr.read_text()
+    assert logged(tmp_path / "run") == lines
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
 
 
 def test_stopped_by_ctrl_c(trainings: Trainings, words: Words, tmp_path: Path) -> None:

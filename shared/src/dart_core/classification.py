@@ -155,6 +155,7 @@ def binary_scores(labels: Any, scores: Any, threshold: float = 0.5) -> dict[str,
     Returns:
         auc (ties half), auc_error (Hanley and McNeil), accuracy, sensitivity, specificity, f1: floats, None where
         undefined (an AUC without both classes, a sensitivity without positives, ...); positives and negatives: counts.
+        An AUC of 1 or 0 has no error: the formula gives 0, however few the samples are.
 
     Raises:
         ValueError: other shapes, labels that are not 0, 1 or nan, or a score that is nan where the label is known.
@@ -167,7 +168,7 @@ def binary_scores(labels: Any, scores: Any, threshold: float = 0.5) -> dict[str,
     rejected = n_negative - (n_called - hits)
     return {
         "auc": None if math.isnan(auc) else auc,
-        "auc_error": None if math.isnan(auc) else metrics.auc_standard_error(auc, n_positive, n_negative),
+        "auc_error": metrics.auc_standard_error(auc, n_positive, n_negative) if 0 < auc < 1 else None,
         "accuracy": _ratio(hits + rejected, len(truth)),
         "sensitivity": _ratio(hits, n_positive),
         "specificity": _ratio(rejected, n_negative),
@@ -175,6 +176,19 @@ def binary_scores(labels: Any, scores: Any, threshold: float = 0.5) -> dict[str,
         "positives": n_positive,
         "negatives": n_negative,
     }
+
+
+def auc_text(row: Mapping[str, Any]) -> str:
+    """One row of `binary_scores` in words: the AUC with its standard error, or why one of them is missing."""
+    if row["auc"] is None:
+        return "no AUC: one class only"
+    if row["auc_error"] is None:
+        return (
+            f"AUC {row['auc']:.3f} (no error: no pair is out of order)"
+            if row["auc"]
+            else "AUC 0.000 (no error: no pair is in order)"
+        )
+    return f"AUC {row['auc']:.3f} ± {row['auc_error']:.3f}"
 
 
 def group_table(labels: Any, scores: Any, groups: Sequence[Any], threshold: float = 0.5) -> list[dict[str, Any]]:
@@ -340,7 +354,8 @@ def scores_section(report: Report, rows: Sequence[Mapping[str, Any]], names: Map
         (*names.values(), *heads),
         [[row[key] for key in (*names, *keys)] for row in rows],
         f"{caption}. The error is Hanley and McNeil's standard error; a dash stands where there is no such number, as for "
-        "the AUC of pictures of one class",
+        "the AUC of pictures of one class, and for the error of an AUC of 1 (the formula gives 0, which would be wrong for few "
+        "pictures)",
     )
 
 
@@ -362,7 +377,7 @@ def roc_figure(curves: Scored, points: Mapping[str, tuple[float, float]] | None 
             axes.plot([], [], **line, label=f"{name}: one class only, no curve")
             continue
         false, true, _ = roc_curve(*_known(labels, scores), drop_intermediate=True)
-        axes.plot(false, true, **line, label=f"{name}: {found['auc']:.3f} ± {found['auc_error']:.3f}")
+        axes.plot(false, true, **line, label=f"{name}: {auc_text(found).removeprefix('AUC ')}")
     for marker, (name, (x, y)) in zip("DPX*^s" * len(points or ()), (points or {}).items(), strict=False):
         axes.plot([x], [y], marker, color="0.2", markersize=7, label=name)
     axes.set_xlabel("1 - specificity")

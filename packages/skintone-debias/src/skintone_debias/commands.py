@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dart_core.classification import MEASURES, binary_scores, group_table, scores_section, write_predictions
+from dart_core.classification import MEASURES, auc_text, binary_scores, group_table, scores_section, write_predictions
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.data.images import read_image
@@ -216,9 +217,13 @@ def _report(
         "Loss of the first phase",
     )
     heads = {"loss_auxiliary": "type head", "loss_auxiliary_0": "first head", "loss_auxiliary_1": "second head"}
+    guessing = " and ".join(
+        f"{math.log(len(cases.values[name])):.2f} for {name}" for name in dict.fromkeys(model.heads)
+    )
     training_curves(
         report, run.out, heads, "loss",
-        "Loss of the heads that look for the nuisance; where they are unlearnt it should not fall far below that of guessing",
+        "Loss of the heads that look for the nuisance; where it is unlearnt the loss should not fall far below that of guessing "
+        f"({guessing})",
     )  # fmt: skip
     training_curves(report, run.out, {"validation_auc": "validation"}, "AUC", "AUC on the validation pictures by epoch")
     for name, values in cases.values.items():
@@ -276,8 +281,7 @@ def predict(command: of.Predict) -> None:
     report.settings(command)
     report.write(out / "report.html")
     for line in shown:
-        auc = "no AUC: one class only" if line["auc"] is None else f"AUC {line['auc']:.3f} ± {line['auc_error']:.3f}"
-        print(f"{line['group']}: {line['positives']} malignant, {line['negatives']} benign, {auc}")
+        print(f"{line['group']}: {line['positives']} malignant, {line['negatives']} benign, {auc_text(line)}")
     say(f"scores: {out}   report: {out / 'report.html'}   next: {PACKAGE} evaluate --predictions {out} --out ...")
 
 

@@ -84,7 +84,9 @@ def _report(command: of.Demo, evaluation: of.Evaluate, seconds: float) -> None:
     if sheet.is_file():
         report.section("Labeller")
         report.picture(
-            sheet, "Phantoms without hair, with the eight patches; the chosen one is green", "pictures with patches"
+            sheet,
+            "Each phantom beside itself without hair, with the eight patches; the tone comes from the green one",
+            "pictures with patches",
         )
     evaluation_sections(report, read_networks(evaluation), evaluation)
     report.section("Settings")

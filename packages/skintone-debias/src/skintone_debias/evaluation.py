@@ -13,6 +13,7 @@ import numpy as np
 from dart_core.classification import (
     MEASURES,
     Predictions,
+    auc_text,
     binary_scores,
     calibration_figure,
     compare_seeds,
@@ -95,8 +96,7 @@ def evaluate(command: of.Evaluate) -> None:
     report.write(out / "report.html")
     for row in (*by_site, *by_group):
         place = f"{command.group_by} {row['group']}" if "group" in row else row["site"]
-        auc = "no AUC: one class only" if row["auc"] is None else f"AUC {row['auc']:.3f} ± {row['auc_error']:.3f}"
-        print(f"{row['method']:<12} seed {row['seed']}  {place}: {auc}")
+        print(f"{row['method']:<12} seed {row['seed']}  {place}: {auc_text(row)}")
     for row in gaps:
         if row["gap"] is not None:
             print(f"{row['method']:<12} seed {row['seed']}  gap {row['between']}: {row['gap']:+.3f}")
@@ -200,8 +200,9 @@ def evaluation_sections(report: Report, networks: Sequence[Network], command: of
     _printed_beside(report, by_site)
     if by_group:
         report.section("Skin types" if command.group_by.startswith("fitzpatrick") else f"Groups of {command.group_by}")
-        between = "between types 3 & 4 and types 5 & 6" if command.group_by.startswith("fitzpatrick") else ""
-        what = f"gap: difference {between or 'between the largest and the smallest'}; the smaller, the fairer"
+        pairs = command.group_by.startswith("fitzpatrick") and not command.single_types
+        of_types = "types 3 & 4 less types 5 & 6 (negative: darker skin fares better)"
+        what = f"gap: {of_types if pairs else 'the largest less the smallest'}; the nearer to 0, the fairer"
         _pivot(report, by_group, "group", gaps, f"AUC on each group ({command.group_by}); {what}")
     _compared(report, by_site, by_group, gaps, command.baseline)
     report.section("Curves")
@@ -294,7 +295,7 @@ def _curves(report: Report, networks: Sequence[Network]) -> None:
             )
             report.picture(
                 calibration_figure(curves),
-                f"How often a score comes true on {where}",
+                f"How often a score comes true on {where}; on the diagonal as often as it says",
                 f"calibration by method on {site}",
             )
         for method, network in members.items():

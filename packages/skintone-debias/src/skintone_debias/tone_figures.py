@@ -22,7 +22,7 @@ PUBLISHED_SHARES = (70.59, 9.02, 6.02, 2.79, 1.80, 9.79)
 
 CHOSEN, OFFERED, REJECTED = "#00c800", "#d62728", "#9a9a9a"
 _SHOWN = 200  # side of a picture on the sheet
-_GAP, _TITLE = 8, 20
+_GAP, _TITLE = 8, 24
 
 
 class Tile(NamedTuple):
@@ -84,7 +84,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int = 4) -> Image.Image:
     columns = min(columns, len(tiles))
     width, height = len(tiles[0].panels) * (_SHOWN + 2) + _GAP, _SHOWN + _TITLE + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, -(-len(tiles) // columns) * height + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     for place, (title, panels) in enumerate(tiles):
         left, top = _GAP + place % columns * width, _GAP + place // columns * height
         draw.text((left, top), _cut(title, font, width - _GAP), fill="black", font=font)

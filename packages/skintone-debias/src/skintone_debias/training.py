@@ -22,6 +22,8 @@ from skintone_debias.recipes import RECIPES
 from skintone_debias.settings import Training, Unlearning
 from skintone_debias.views import score_rows
 
+_LOWER = "lower --lr-base and --lr-class, or the weights of the losses"
+
 
 class Best:
     """The weights of the epoch with the highest validation AUC so far; part of the checkpoints."""
@@ -75,7 +77,7 @@ def train_network(
         The best epoch on the validation pictures; without weights where none was scored.
 
     Raises:
-        SettingError: fewer pictures than one batch; a loss that is no number.
+        SettingError: fewer pictures than one batch; a loss, score or weight that is no number.
     """
     side, square = model.image_size, model.square
     batches = case_batches(cases, model.heads, side, square, training.batch_size, run.settings.seed)
@@ -107,6 +109,9 @@ def train_network(
             run.log.write(step, epoch=epoch, validation_loss=loss, validation_auc=auc)
             if not math.isnan(auc):
                 best.offer(auc, epoch, network)
+    # Only every log_every-th loss has been looked at.
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        raise SettingError("the weights have come to be no numbers", remedy=_LOWER)
     return best
 
 
@@ -141,10 +146,7 @@ def _log(run: Run, step: int, found: Mapping[str, Any]) -> None:
     losses = [run.mean(loss) for loss in found["loss_auxiliary"]]
     values |= {f"loss_auxiliary_{k}" if len(losses) > 1 else "loss_auxiliary": loss for k, loss in enumerate(losses)}
     if not all(bool(torch.isfinite(loss)) for loss in values.values()):
-        raise SettingError(
-            f"the loss of step {step} is no number",
-            remedy="lower --lr-base and --lr-class, or the weights of the losses",
-        )
+        raise SettingError(f"the loss of step {step} is no number", remedy=_LOWER)
     run.log.write(step, **values)
 
 
@@ -154,8 +156,13 @@ def validate(network: LesionNet, cases: Cases, model: Model, batch_size: int) ->
     Returns:
         Binary cross-entropy of the mean logit over the eight views, averaged over batches; AUC of the scores, nan with one
         class only.
+
+    Raises:
+        SettingError: the scores are no numbers.
     """
     scores, logits = score_rows(unwrap(network), cases.rows, model.image_size, model.square, batch_size=batch_size)
+    if not np.isfinite(logits).all():
+        raise SettingError("the scores of the validation pictures are no numbers", remedy=_LOWER)
     labels = torch.from_numpy(cases.labels)
     parts = zip(torch.from_numpy(logits).split(batch_size), labels.split(batch_size), strict=True)
     losses = [F.binary_cross_entropy_with_logits(z, y) for z, y in parts]

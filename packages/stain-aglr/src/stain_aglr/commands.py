@@ -111,9 +111,10 @@ def train(command: of.Train) -> None:
 
         def validate(classifier: PatchClassifier) -> dict[str, float]:
             logits, _ = classify(classifier, patches["val"], training.batch_size, run.device)
+            loss = validation_loss(logits, labels["val"])
             scores = logits.softmax(1)[:, 1:].numpy()
             auc = metrics.roc_auc(labels["val"][:, None], scores)[0]
-            return {"validation_loss": validation_loss(logits, labels["val"]), "validation_auc": float(auc)}
+            return {"validation_loss": loss, "validation_auc": float(auc)}
 
         best = train_network(
             run, network, batches, command.method, training, command.losses, command.augmentation, validate
@@ -192,7 +193,8 @@ def _report(
         report.section("Regenerated patches")
         report.picture(
             regeneration_figure(network, shown, command.augmentation, run.settings.seed, run.device),
-            "Altered patches and what the generator made of their features",
+            "Altered patches and what the generator made of their features: the raw patch's colours, as far as it has learnt them; "
+            "detail that the features do not hold is lost",
             "rows of patches: raw, altered, regenerated",
         )
     report.section("Settings")

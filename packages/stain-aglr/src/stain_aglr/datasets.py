@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -240,5 +241,12 @@ def classify(
 
 
 def validation_loss(logits: Tensor, labels: NDArray[np.int64]) -> float:
-    """Plain cross-entropy, the same quantity for all rows of the tables (specification 2.5)."""
-    return float(F.cross_entropy(logits.double(), torch.from_numpy(labels)))
+    """Plain cross-entropy, the same quantity for all rows of the tables (specification 2.5).
+
+    Raises:
+        SettingError: it is no number.
+    """
+    loss = float(F.cross_entropy(logits.double(), torch.from_numpy(labels)))
+    if not math.isfinite(loss):
+        raise SettingError(f"the validation loss is {loss}", remedy="lower --learning-rate")
+    return loss

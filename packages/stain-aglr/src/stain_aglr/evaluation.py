@@ -206,7 +206,8 @@ def _tables(
         report.table(
             ("method", "against", "difference", "t-test p", "Wilcoxon p", "seeds in pairs"),
             [[r["method"], r["baseline"], r["difference"], r["p_t"], r["p_wilcoxon"], r["pairs"]] for r in compared],
-            "MEAN of the methods compared over seeds: Student's t-test, and Wilcoxon's signed-rank test over shared seeds",
+            "MEAN of the methods compared over seeds: Student's t-test, and Wilcoxon's signed-rank test over shared seeds. A "
+            "dash: fewer than two seeds",
         )
 
 
@@ -262,7 +263,9 @@ def _pictures(
             "ROC curves of the methods",
         )  # fmt: skip
         report.picture(
-            calibration_figure(curves), "Calibration on the same patches", "calibration curves of the methods"
+            calibration_figure(curves),
+            "How often a score comes true on the same patches; on the diagonal as often as it says",
+            "calibration curves of the methods",
         )
     panels = {
         name: (one.features, one.groups(), one.predictions.labels)

@@ -186,6 +186,11 @@ class PlateauUntil:
     def step(self, validation_loss: float | Tensor) -> bool:
         """Take an epoch's validation loss; True says that the training is over."""
         self._plateau.step(float(validation_loss))
+        return self.over
+
+    @property
+    def over(self) -> bool:
+        """The learning rate has come down to where the training ends."""
         return max(float(group["lr"]) for group in self.optimizer.param_groups) <= self.stop_lr * CLOSE
 
     def state_dict(self) -> dict[str, Any]:
@@ -335,6 +340,8 @@ def train_network(
     classifier = unwrap(prepared).patch_classifier
     assert isinstance(classifier, PatchClassifier)
     need_raw = lambda1 > 0 or lambda2 > 0 or ce_on != "altered"
+    if best.weights and plateau.over:  # a finished training that is resumed
+        return best
 
     def loss_of(part: dict[str, Tensor]) -> Tensor:
         raw, altered = part.get("raw"), part.get("altered")
@@ -364,6 +371,8 @@ def train_network(
             run.log.write(step, epoch=epoch, **found)
             best.offer(found["validation_loss"], epoch, unwrap(prepared))
             if plateau.step(found["validation_loss"]):
+                run.step = step + 1
+                run.save()  # leaving the loop saves nothing
                 break
     return best
 
