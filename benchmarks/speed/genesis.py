@@ -137,11 +137,14 @@ def main() -> None:
         return result
 
     def ours() -> torch.Tensor:
-        x = batch.clone()
-        x[shuffled] = genesis.local_pixel_shuffle(x[shuffled], generator=generator)
-        x[mapped] = genesis.nonlinear_intensity(x[mapped], points[mapped], torch.from_numpy(down[mapped]), POINTS)
-        x[outside] = genesis.outer_cutout(x[outside], generator)
-        x[inside] = genesis.inner_cutout(x[inside], generator)
+        # The first step of a cube reads the batch, the others work in place.
+        x = torch.empty_like(batch)
+        genesis.local_pixel_shuffle(batch[shuffled], generator=generator, out=x[shuffled])
+        for before, part in ((x, slice(mapped.start, shuffled.stop)), (batch, slice(shuffled.stop, mapped.stop))):
+            falling = torch.from_numpy(down[part])
+            genesis.nonlinear_intensity(before[part], points[part], falling, POINTS, out=x[part])
+        genesis.outer_cutout(x[outside], generator, out=x[outside])
+        genesis.inner_cutout(x[inside], generator, out=x[inside])
         if x.is_cuda:
             torch.cuda.synchronize()
         return x

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from dart_core.augment._shuffling import by_sorting
 from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
 
 IDENTITY = torch.tensor([[0, 0], [1 / 3, 1 / 3], [2 / 3, 2 / 3], [1, 1]], dtype=torch.float64)
@@ -63,11 +62,161 @@ def same_distribution(a: np.ndarray, b: np.ndarray) -> None:
     assert stats.chi2_contingency(table).pvalue > 1e-4
 
 
-@pytest.fixture(params=["block by block", "by sorting"])
+@pytest.fixture(params=["compiled", "tensor operations"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's form and the GPU's, both on the CPU."""
-    if request.param == "by sorting":
-        monkeypatch.setattr("dart_core.augment.genesis.sources", by_sorting)
+    if request.param == "tensor operations":
+        monkeypatch.setattr("dart_core.augment.genesis._on_cpu", lambda x: False)
+
+
+class SplitMix:
+    """The random numbers of one sample by the authors' loop, in whole numbers of any size."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = seed
+
+    def bits(self) -> int:
+        self.state = (self.state + 0x9E3779B97F4A7C15) % 2**64
+        z = self.state
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+
+    def halves(self) -> tuple[int, int]:
+        return divmod(self.bits(), 2**32)
+
+    def skip(self, numbers: int) -> None:
+        self.state = (self.state + numbers * 0x9E3779B97F4A7C15) % 2**64
+
+    def lengths_and_starts(self, sides: list[int], limits: list[tuple[int, int]], margin: int) -> list[tuple[int, int]]:
+        """One of either for each axis, from the halves of one number."""
+        found = []
+        for side, (low, high) in zip(sides, limits, strict=True):
+            upper, lower = self.halves()
+            length = low + upper * (high - low + 1) // 2**32
+            found.append((length, margin + lower * (side - length - 2 * margin + 1) // 2**32))
+        return found
+
+    def shuffled(self, values: np.ndarray) -> np.ndarray:
+        """Fisher and Yates: value i changes places with one of those up to itself."""
+        half = (len(values) + 1) // 2
+        pairs = np.array([self.halves() for _ in range(half)], dtype=object)
+        result = values.copy()
+        for i, number in enumerate([*pairs[:, 0], *pairs[: len(values) - half, 1]]):
+            other = int(number) * (i + 1) // 2**32
+            result[[i, other]] = result[[other, i]]
+        return result
+
+
+def windows(places: list[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(start, start + length) for length, start in places)
+
+
+def seeds_of(samples: int, seed: int) -> list[int]:
+    return torch.empty(samples, dtype=torch.int64).random_(generator=seeded(seed)).tolist()
+
+
+class TestSameDraws:
+    """The compiled code against loops over blocks, windows and values with the same random numbers."""
+
+    def test_random_numbers_are_those_of_the_authors(self) -> None:
+        # The first five for the seed 1234567 of the authors' C code (Rosetta Code, "Pseudo-random numbers/Splitmix64").
+        published = [
+            6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821,
+        ]  # fmt: skip
+        stream = SplitMix(1234567)
+        assert [stream.bits() for _ in published] == published
+
+    @pytest.mark.parametrize("channels", ["mixed", "together"])
+    @pytest.mark.parametrize("shape", [(3, 2, 20, 31), (2, 1, 21, 13, 30), (2, 3, 20, 10, 22)])
+    def test_local_shuffling(self, shape: tuple[int, ...], channels: Literal["mixed", "together"]) -> None:
+        x, blocks = numbered(*shape).clone(), 50
+        found = local_pixel_shuffle(x, blocks, channels, seeded(5)).numpy()
+        missing = [1] * (5 - len(shape))
+        sides = [*missing, *shape[2:]]
+        limits = [(1, max(1, side // 10)) for side in sides]
+        for sample, seed in enumerate(seeds_of(len(x), 5)):
+            stream, before = SplitMix(seed), x[sample].numpy().reshape(-1, *sides)
+            expected = before.copy()
+            for _ in range(blocks):
+                window = (slice(None), *windows(stream.lengths_and_starts(sides, limits, 0)))
+                values = before[window]
+                if channels == "mixed":
+                    expected[window] = stream.shuffled(values.reshape(-1)).reshape(values.shape)
+                else:
+                    together = values.reshape(len(values), -1).T
+                    expected[window] = stream.shuffled(together).T.reshape(values.shape)
+            np.testing.assert_array_equal(found[sample], expected.reshape(shape[1:]))
+
+    @pytest.mark.parametrize("shape", [(6, 2, 20, 31), (6, 2, 16, 21, 23)])
+    @pytest.mark.parametrize("outer", [True, False])
+    def test_cutouts(self, shape: tuple[int, ...], outer: bool) -> None:
+        x = torch.rand(shape, generator=seeded(1)) + 2
+        found = (outer_cutout if outer else inner_cutout)(x, seeded(5)).numpy()
+        sides = list(shape[2:])
+        limits = [(s - 4 * s // 7, s - 3 * s // 7) if outer else (s // 6, s // 3) for s in sides]
+        for sample, seed in enumerate(seeds_of(len(x), 5)):
+            stream, inside = SplitMix(seed), np.zeros(sides, bool)
+            for window in range(5):
+                if not (outer and window == 0) and (stream.bits() >> 11) * 2**-53 < 0.05:
+                    break
+                if len(sides) == 2:
+                    stream.skip(1)
+                inside[windows(stream.lengths_and_starts(sides, limits, 3))] = True
+            noise = np.zeros(shape[1:], np.float32)
+            half = (sides[-1] + 1) // 2
+            stream.state = seed
+            stream.skip(64)
+            for line in noise.reshape(-1, sides[-1]):
+                numbers = [stream.bits() for _ in range(half)]
+                line[:] = [n / 2**24 for n in [*(b >> 40 for b in numbers), *(b % 2**24 for b in numbers)][: len(line)]]
+            if not outer:
+                noise[:] = noise[:1]
+            expected = np.where(inside if outer else ~inside, x[sample].numpy(), noise)
+            np.testing.assert_array_equal(found[sample], expected)
+
+    def test_the_map_of_tensor_operations(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        x = torch.rand(8, 1, 30, 30, 30, generator=seeded(1), dtype=torch.float64)
+        control = torch.stack([control_points(*c.tolist()) for c in torch.rand(8, 4, generator=seeded(3))])
+        down = torch.arange(8) % 2 == 0
+        for points in (500, 100_000):
+            for dtype, tolerance in ((torch.float32, 2e-7), (torch.float64, 1e-10)):
+                found = nonlinear_intensity(x.to(dtype), control, down, points)
+                with monkeypatch.context() as patch:
+                    patch.setattr("dart_core.augment.genesis._on_cpu", lambda x: False)
+                    expected = nonlinear_intensity(x.to(dtype).double(), control, down, points)
+                torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.usefixtures("form")
+class TestOut:
+    FUNCTIONS: tuple[Callable[..., Tensor], ...] = (
+        lambda x, out: local_pixel_shuffle(x, 50, generator=seeded(), out=out),
+        lambda x, out: local_pixel_shuffle(x, 50, "together", seeded(), out),
+        lambda x, out: local_pixel_shuffle(x, 0, out=out),
+        lambda x, out: nonlinear_intensity(x, control_points(0.1, 0.7, 0.2, 0.9), out=out),
+        lambda x, out: inner_cutout(x, seeded(), out),
+        lambda x, out: outer_cutout(x, seeded(), out),
+    )
+
+    @pytest.mark.parametrize("function", FUNCTIONS)
+    @pytest.mark.parametrize("shape", [(3, 2, 20, 30), (2, 1, 20, 20, 20)])
+    def test_takes_the_result(self, function: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+        x = torch.rand(shape, generator=seeded(1))
+        before, expected = x.clone(), function(x, None)
+        for memory in (torch.zeros(shape), torch.zeros(*shape[:-2], shape[-1], shape[-2]).mT):
+            assert function(x, memory) is memory
+            assert torch.equal(memory, expected)
+            assert torch.equal(x, before)
+        for memory in (before.clone(), before.mT.contiguous().mT):
+            assert function(memory, memory) is memory
+            assert torch.equal(memory, expected)
+
+    @pytest.mark.parametrize("function", FUNCTIONS)
+    @pytest.mark.parametrize("out", [torch.zeros(3, 2, 20, 31), torch.zeros(3, 2, 20, 30, dtype=torch.float64)])
+    def test_must_be_alike(self, function: Callable[..., Tensor], out: Tensor) -> None:
+        with pytest.raises(ValueError, match="give the same"):
+            function(torch.rand(3, 2, 20, 30), out)
 
 
 @pytest.mark.usefixtures("form")
@@ -173,7 +322,7 @@ class TestLocalPixelShuffle:
 
     def test_many_samples_are_done_in_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         x = numbered(7, 1, 30, 30)
-        monkeypatch.setattr("dart_core.augment._parts.AT_ONCE", {"cpu": 2 * 40 * 1.5**2})
+        monkeypatch.setattr("dart_core.augment._parts.AT_ONCE", 2 * 40 * 4)
         result = local_pixel_shuffle(x, generator=seeded())
         assert all((sample != x[0]).any() for sample in result)
         assert torch.equal(result.flatten(1).sort(1).values[:, 0], x[:, 0, 0, 0])
@@ -274,6 +423,7 @@ class TestNonlinearIntensity:
         up, down = nonlinear_intensity(x, control), nonlinear_intensity(x, control, decreasing=True)
         assert float((1 - up - down).abs().max()) > 0.1
 
+    @pytest.mark.usefixtures("form")
     def test_outside_the_range_it_stays_at_the_ends(self) -> None:
         x = torch.tensor([[-1.0, 0.0, 1.0, 7.0]])
         assert nonlinear_intensity(x, IDENTITY).tolist() == [[0, 0, 1, 1]]
@@ -307,11 +457,12 @@ CUTOUTS = [inner_cutout, outer_cutout]
 
 
 class TestCutouts:
+    @pytest.mark.usefixtures("form")
     @pytest.mark.parametrize("cutout", CUTOUTS)
     @given(
         st.sampled_from([(3, 2, 20, 41), (2, 1, 14, 14), (2, 2, 16, 20, 35), (1, 1, 14, 15, 64)]), st.integers(0, 2**32)
     )
-    @settings(deadline=None)
+    @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_what_the_windows_may_touch(self, cutout: Callable[..., Tensor], shape: tuple[int, ...], seed: int) -> None:
         x = torch.rand(shape, generator=seeded(seed + 1)) + 2
         before = x.clone()
@@ -335,6 +486,7 @@ class TestCutouts:
         elif shape[1] > 1:
             assert not torch.isclose(result[:, 0][noise[:, 0]], result[:, 1][noise[:, 0]]).all()
 
+    @pytest.mark.usefixtures("form")
     def test_outer_keeps_a_window_of_the_least_size(self) -> None:
         for side in (21, 64):
             x = torch.full((50, 1, side, side), 2.0)
@@ -355,11 +507,13 @@ class TestCutouts:
         # No window at all with probability 0.05.
         assert stats.binomtest(int((replaced == 0).sum()), 400, 0.05).pvalue > 1e-4
 
+    @pytest.mark.usefixtures("form")
     def test_moments_in_volumes(self) -> None:
         x = torch.full((100, 1, 64, 64, 64), 2.0)
         agree((inner_cutout(x, seeded()) < 2).double().mean((1, 2, 3, 4)), 0.0576, 0.022)
         agree((outer_cutout(x, seeded()) == 2).double().mean((1, 2, 3, 4)), 0.326, 0.067)
 
+    @pytest.mark.usefixtures("form")
     def test_noise_is_uniform(self) -> None:
         for cutout in CUTOUTS:
             result = cutout(torch.full((4, 1, 60, 60), 2.0), seeded())

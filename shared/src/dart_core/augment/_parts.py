@@ -1,4 +1,4 @@
-"""Random numbers, and batches in parts, of the distortions of Models Genesis."""
+"""How the distortions of Models Genesis go through a batch: sample by sample on the CPU, part by part elsewhere."""
 
 from __future__ import annotations
 
@@ -7,17 +7,42 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-AT_ONCE = {"cpu": 2**18, "cuda": 2**26}
-"""Values that are worked on at once: on the CPU so many that they stay in the cache."""
+AT_ONCE = 2**26
+"""Values that tensor operations work on at once."""
+
+
+def sample_by_sample(function: Callable[[int], None], samples: int) -> None:
+    """Call a function that releases the interpreter with the numbers of all samples, on as many threads as PyTorch may use."""
+    numbers = iter(range(samples))
+
+    def work() -> None:
+        for number in numbers:
+            function(number)
+
+    helpers = min(torch.get_num_threads(), samples) - 1
+    if helpers < 1:
+        work()
+        return
+    # New ones each time: kept ones would be missing in processes that a loader forks.
+    with ThreadPoolExecutor(helpers) as pool:
+        working = [pool.submit(work) for _ in range(helpers)]
+        work()
+        for one in working:
+            one.result()
+
+
+def seeds(samples: int, generator: torch.Generator | None) -> NDArray[np.uint64]:
+    """(samples,): a seed for each."""
+    where = "cpu" if generator is None else generator.device
+    drawn = torch.empty(samples, dtype=torch.int64, device=where).random_(generator=generator)
+    return drawn.cpu().numpy().view(np.uint64)
 
 
 class Draw:
-    """Random numbers on a device.
-
-    Of the CPU's generator just the seed of a stream of NumPy's: these are twice as fast, and threads can have one each.
-    """
+    """Random numbers on a device; where the generator is the CPU's and the device another, from a stream of NumPy's."""
 
     def __init__(self, device: torch.device, source: torch.Generator | Sequence[int] | None) -> None:
         self.device = device
@@ -49,22 +74,11 @@ def in_parts(
         generator: or None.
     """
     device = tensors[0].device
-    step = max(1, AT_ONCE[device.type] // max(values, 1))
-    parts = list(zip(*(tensor.split(step) for tensor in tensors), strict=True))
-    if device.type == "cuda" and (generator is None or generator.device.type == "cuda"):
+    parts = list(zip(*(tensor.split(max(1, AT_ONCE // max(values, 1))) for tensor in tensors), strict=True))
+    if generator is None or generator.device.type == device.type:
         for part in parts:
             function(*part, Draw(device, generator))
         return
-    where = "cpu" if generator is None else generator.device
-    seeds = torch.empty((len(parts), 4), dtype=torch.int64, device=where).random_(generator=generator).tolist()
-    threads = min(torch.get_num_threads(), len(parts))
-    if device.type == "cuda" or threads < 2:
-        for part, seed in zip(parts, seeds, strict=True):
-            function(*part, Draw(device, seed))
-        return
-    before = torch.get_num_threads()
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done in [pool.submit(function, *part, Draw(device, seed)) for part, seed in zip(parts, seeds, strict=True)]:
-            done.result()
-    # Threads that others start get what was set last.
-    torch.set_num_threads(before)
+    four = torch.empty((len(parts), 4), dtype=torch.int64, device=generator.device).random_(generator=generator)
+    for part, seed in zip(parts, four.tolist(), strict=True):
+        function(*part, Draw(device, seed))

@@ -1,4 +1,4 @@
-"""Where each value comes from after local shuffling: compiled, block after block, on the CPU; by sorting, all at once, on GPUs."""
+"""Where each value comes from after local shuffling, by sorting, all blocks of a batch at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +28,7 @@ def sources(n: int, sides: tuple[int, ...], whole: int, blocks: int, draw: Draw)
 
     Args:
         n: samples.
-        sides: of a sample, at most 4.
+        sides: of a sample.
         whole: how many of the first sides every block spans: 0 or 1.
         blocks: of a sample.
         draw: its device is that of the result.
@@ -37,30 +36,6 @@ def sources(n: int, sides: tuple[int, ...], whole: int, blocks: int, draw: Draw)
     Returns:
         (n, product of sides) of int64, or of int32 where that is enough.
     """
-    if draw.device.type == "cpu":
-        return block_by_block(n, sides, whole, blocks, draw)
-    return by_sorting(n, sides, whole, blocks, draw)
-
-
-def block_by_block(n: int, sides: tuple[int, ...], whole: int, blocks: int, draw: Draw) -> Tensor:
-    """`sources` on the CPU."""
-    from dart_core.augment._compiled import shuffle  # Numba takes a second to import
-
-    size = math.prod(sides)
-    number = np.int32 if n * size < 1 << 31 else np.int64
-    result = np.empty((n, size), number)
-    spanned, free = math.prod(sides[:whole]), sides[whole:]
-    missing = 3 - len(free)
-    limits = np.array([1] * missing + [side // BLOCK_SHARE for side in free])
-    window = np.empty(spanned * math.prod(limits), number)
-    shuffle(
-        result, spanned, np.array([1] * missing + [*free]), limits, blocks, draw.bits(n).numpy().view(np.uint64), window
-    )
-    return torch.from_numpy(result)
-
-
-def by_sorting(n: int, sides: tuple[int, ...], whole: int, blocks: int, draw: Draw) -> Tensor:
-    """`sources` by sorting all blocks of a batch at once, on any device."""
     layout = _layout(sides, whole)
     size, device = math.prod(sides), draw.device
     # Shape and first value of every block, the blocks in the order of their volumes.

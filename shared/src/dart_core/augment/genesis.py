@@ -1,8 +1,11 @@
 """The distortions of Models Genesis for batches of pictures and volumes, on CPU and GPU.
 
-Every function leaves its argument alone and draws anew for each sample. Draws follow from the state of `generator`, or of the
-global generator of the batch's device. On the CPU the samples are shared among as many threads as PyTorch may use, which does
-not change the result. Which distortions follow each other, and how often, is the methods' affair.
+Every function draws anew for each sample. Draws follow from the state of `generator`, or of the global generator of the batch's
+device. The argument stays as it is, unless it is also given as `out`: distortions that follow each other are fastest in place.
+
+On the CPU compiled code (extra `compiled`) takes the samples one by one, on as many threads as PyTorch may use; their number does
+not change the result. On GPUs, and for types that the compiled code does not know, tensor operations do the same with other
+draws. Which distortions follow each other, and how often, is the methods' affair.
 
 Source: specifications popar 2.9 (pictures) and united-ssl 2.4 (volumes).
 """
@@ -14,10 +17,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dart_core.augment._parts import Draw, in_parts
+from dart_core.augment._parts import Draw, in_parts, sample_by_sample, seeds
 from dart_core.augment._shuffling import BLOCK_SHARE, mean_volume, sources
 
 BLOCKS = {2: 40, 3: 10_000}
@@ -37,6 +41,7 @@ def local_pixel_shuffle(
     blocks: int | None = None,
     channels: Literal["mixed", "together"] = "mixed",
     generator: torch.Generator | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Shuffle the values within many small blocks (popar 2.9 a).
 
@@ -49,9 +54,10 @@ def local_pixel_shuffle(
         channels: "mixed" shuffles the values of all channels among each other, as the authors do; "together" moves each
             pixel with all its channels.
         generator: for reproducible draws.
+        out: takes the result; like x, and x itself or other memory.
 
     Returns:
-        New tensor like x.
+        out, or a new tensor like x.
 
     Raises:
         ValueError: the shape, a side below 10, or a setting does not fit.
@@ -61,29 +67,24 @@ def local_pixel_shuffle(
         blocks = BLOCKS[len(sides)]
     if blocks < 0 or channels not in ("mixed", "together"):
         raise ValueError(f"blocks is {blocks}, channels {channels!r}; give 0 or more, and 'mixed' or 'together'")
+    result = _memory(x, out)
     if blocks == 0 or x.numel() == 0:
-        return x.clone()
+        return _given(result.copy_(x), out)
     if channels == "mixed":
         # The channels become an axis that every block spans.
-        flat, sides, whole = x.reshape(len(x), 1, -1), [x.shape[1], *sides], 1
+        shape, sides, whole = (len(x), 1, -1), [x.shape[1], *sides], 1
     else:
-        flat, whole = x.reshape(*x.shape[:2], -1), 0
-    result = torch.empty_like(flat, memory_format=torch.contiguous_format)
-
-    def shuffle(part: Tensor, out: Tensor, draw: Draw) -> None:
-        source = sources(len(part), tuple(sides), whole, blocks, draw)
-        if part.shape[1] == 1:
-            torch.index_select(part.reshape(-1), 0, source.view(-1), out=out.view(-1))
-        else:
-            source = source - torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
-            torch.gather(part, 2, source[:, None].expand(part.shape), out=out)
-
-    in_parts(shuffle, (flat, result), int(blocks * mean_volume(sides, whole)), generator)
-    return result.view(x.shape)
+        shape, whole = (len(x), x.shape[1], -1), 0
+    _shuffle(x.detach().contiguous().view(shape), result.view(shape), sides, whole, blocks, generator)
+    return _given(result, out)
 
 
 def nonlinear_intensity(
-    x: Tensor, control_points: Tensor, decreasing: bool | Tensor = False, points: int = POINTS
+    x: Tensor,
+    control_points: Tensor,
+    decreasing: bool | Tensor = False,
+    points: int = POINTS,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Map the values through a monotone Bezier curve (popar 2.9 b).
 
@@ -92,13 +93,14 @@ def nonlinear_intensity(
     values. All channels get the same map.
 
     Args:
-        x: float32 or float64 (N, ...) in [0, 1]; interpolated in float64.
+        x: float32 or float64 (N, ...) in [0, 1]. The result is exact but for rounding: in float32 to 2e-7.
         control_points: (4, 2), or (N, 4, 2) for a map of its own for each sample, from (0, 0) to (1, 1), all within [0, 1].
         decreasing: for all samples, or (N,) bool.
         points: of the table, at least 2.
+        out: takes the result; like x, and x itself or other memory.
 
     Returns:
-        New tensor like x.
+        out, or a new tensor like x.
 
     Raises:
         ValueError: types, shapes or control points do not fit.
@@ -117,28 +119,16 @@ def nonlinear_intensity(
     down = torch.as_tensor(decreasing, device=x.device)
     if down.shape not in ((), (n,)):
         raise ValueError(f"decreasing has shape {tuple(down.shape)}; give one bool, or one for each of the {n} samples")
-    flat = x.reshape(n, -1)
-    result = torch.empty_like(flat, memory_format=torch.contiguous_format)
-
     # Y(1 - u) is the curve of the same values in the reverse order.
-    heights = torch.where(down.view(-1, 1), control[..., 1].flip(-1), control[..., 1]).expand(n, 4)
-    control = torch.stack([control[..., 0].expand(n, 4), heights], 1)
-
-    def change(values: Tensor, curves: Tensor, out: Tensor, draw: Draw) -> None:
-        tables = (curves.reshape(-1, 4) @ _bernstein(points, curves.device)).view(len(curves), 2, points)
-        across, up = tables[:, 0].contiguous(), tables[:, 1].contiguous()
-        if values.is_cuda:
-            out.copy_(_interpolate(values.double(), across, up))
-        else:
-            from dart_core.augment._compiled import interpolate  # Numba takes a second to import
-
-            interpolate(values.detach().numpy(), across.numpy(), up.numpy(), out.numpy())
-
-    in_parts(change, (flat, control, result), flat.shape[1], None)
-    return result.view(x.shape)
+    across = control[..., 0].expand(n, 4)
+    up = torch.where(down.view(-1, 1), control[..., 1].flip(-1), control[..., 1]).expand(n, 4)
+    result = _memory(x, out)
+    if x.numel():
+        _map(x.detach().contiguous().view(n, -1), result.view(n, -1), across, up, points)
+    return _given(result, out)
 
 
-def inner_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def inner_cutout(x: Tensor, generator: torch.Generator | None = None, out: Tensor | None = None) -> Tensor:
     """Put noise into up to 5 windows (popar 2.9 c, in-painting).
 
     Sides are from a sixth to a third of the picture's. The noise is uniform in [0, 1), the same in all channels.
@@ -146,19 +136,20 @@ def inner_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     Args:
         x: (N, C, H, W) or (N, C, D, H, W), every side at least 8.
         generator: for reproducible draws.
+        out: takes the result; like x, and x itself or other memory.
 
     Returns:
-        New tensor like x.
+        out, or a new tensor like x.
 
     Raises:
         ValueError: the shape does not fit.
     """
     sides = _spatial(x, 8)
     limits = [(side // 6, side // 3) for side in sides]
-    return _cutout(x, sides, limits, 0, generator)
+    return _cutout(x, sides, limits, 0, generator, out)
 
 
-def outer_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def outer_cutout(x: Tensor, generator: torch.Generator | None = None, out: Tensor | None = None) -> Tensor:
     """Put noise everywhere but in 1 to 5 windows (popar 2.9 c, out-painting).
 
     Sides are from s - floor(4s / 7) to s - floor(3s / 7) of a side s. The noise is uniform in [0, 1), another in each channel.
@@ -166,19 +157,77 @@ def outer_cutout(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     Args:
         x: (N, C, H, W) or (N, C, D, H, W), every side at least 14.
         generator: for reproducible draws.
+        out: takes the result; like x, and x itself or other memory.
 
     Returns:
-        New tensor like x.
+        out, or a new tensor like x.
 
     Raises:
         ValueError: the shape does not fit.
     """
     sides = _spatial(x, 14)
     limits = [(side - 4 * side // 7, side - 3 * side // 7) for side in sides]
-    return _cutout(x, sides, limits, 1, generator)
+    return _cutout(x, sides, limits, 1, generator, out)
+
+
+# Local shuffling
+
+
+def _shuffle(
+    x: Tensor, out: Tensor, sides: list[int], whole: int, blocks: int, generator: torch.Generator | None
+) -> None:
+    """Args: x and out (N, planes, values), sides of a plane, of which every block spans the first `whole`, and the others."""
+    if _on_cpu(x) and x.element_size() <= 8:
+        from dart_core.augment._compiled import shuffle  # Numba takes a second to import
+
+        missing = 3 - len(sides[whole:])
+        lengths = np.array([1] * missing + sides[whole:])
+        limits = np.array([1] * missing + [side // BLOCK_SHARE for side in sides[whole:]])
+        # Only the size of a value matters.
+        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+        given, taken, own = x.view(kind).numpy(), out.view(kind).numpy(), seeds(len(x), generator)
+        in_place = x.data_ptr() == out.data_ptr()
+
+        def one(i: int) -> None:
+            before = given[i].copy() if in_place else given[i]
+            shuffle(before, taken[i], math.prod(sides[:whole]), lengths, limits, blocks, own[i])
+
+        sample_by_sample(one, len(x))
+        return
+
+    def some(part: Tensor, result: Tensor, draw: Draw) -> None:
+        source = sources(len(part), tuple(sides), whole, blocks, draw)
+        if part.shape[1] == 1:
+            result.copy_(part.reshape(-1).index_select(0, source.view(-1)).view(part.shape))
+        else:
+            source = source - torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
+            result.copy_(part.gather(2, source[:, None].expand(part.shape)))
+
+    in_parts(some, (x, out), int(blocks * mean_volume(sides, whole)), generator)
 
 
 # Non-linear intensity
+
+
+def _map(x: Tensor, out: Tensor, across: Tensor, up: Tensor, points: int) -> None:
+    """Args: x and out (N, values), control values (N, 4) of X and Y, and how many points the table has."""
+    if _on_cpu(x):
+        from dart_core.augment._compiled import interpolate
+
+        given, taken, xs, ys = x.numpy(), out.numpy(), across.numpy(), up.numpy()
+        tolerance = torch.finfo(x.dtype).eps / 2
+
+        def one(i: int) -> None:
+            interpolate(given[i], taken[i], xs[i], ys[i], points, tolerance)
+
+        sample_by_sample(one, len(x))
+        return
+
+    def some(part: Tensor, curves: Tensor, result: Tensor, draw: Draw) -> None:
+        tables = (curves.reshape(-1, 4) @ _bernstein(points, curves.device)).view(len(curves), 2, points)
+        result.copy_(_interpolate(part.double(), tables[:, 0].contiguous(), tables[:, 1].contiguous()))
+
+    in_parts(some, (x, torch.stack([across, up], 1), out), x.shape[1], None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -207,6 +256,7 @@ def _cutout(
     limits: Sequence[tuple[int, int]],
     always: int,
     generator: torch.Generator | None,
+    out: Tensor | None,
 ) -> Tensor:
     """Noise inside of up to 5 windows, or outside of them if there is `always` one.
 
@@ -216,18 +266,35 @@ def _cutout(
         limits: smallest and largest side of a window, per axis.
         always: windows before the first chance to stop.
         generator: or None.
+        out: or None.
     """
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    result = _memory(x, out)
+    if _on_cpu(x) and x.dtype == torch.float32:
+        from dart_core.augment._compiled import cut
 
-    def cut(part: Tensor, out: Tensor, draw: Draw) -> None:
+        shape = (*x.shape[:2], *[1] * (3 - len(sides)), *sides)
+        given, taken = x.detach().contiguous().view(shape).numpy(), result.view(shape).numpy()
+        own = seeds(len(x), generator)
+        # A picture is a volume of one layer, which every window covers.
+        missing = 3 - len(sides)
+        lows, highs = (np.array([1] * missing + list(ends)) for ends in zip(*limits, strict=True))
+        margins = np.array([0] * missing + [MARGIN] * len(sides))
+
+        def one(i: int) -> None:
+            cut(given[i], taken[i], lows, highs, margins, WINDOWS, always, STOP_PROBABILITY, own[i])
+
+        sample_by_sample(one, len(x))
+        return _given(result, out)
+
+    def some(part: Tensor, result: Tensor, draw: Draw) -> None:
         windows = _windows(len(part), sides, limits, always, draw)
         if always:
-            torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape), out=out)
+            result.copy_(torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape)))
         else:
-            torch.where(windows, draw.uniform(windows.numel(), x.dtype).view(windows.shape), part, out=out)
+            result.copy_(torch.where(windows, draw.uniform(windows.numel(), x.dtype).view(windows.shape), part))
 
-    in_parts(cut, (x, result), math.prod(x.shape[1:]), generator)
-    return result
+    in_parts(some, (x.detach(), result), math.prod(x.shape[1:]), generator)
+    return _given(result, out)
 
 
 def _windows(n: int, sides: Sequence[int], limits: Sequence[tuple[int, int]], always: int, draw: Draw) -> Tensor:
@@ -259,3 +326,30 @@ def _spatial(x: Tensor, smallest: int) -> list[int]:
             f"the batch has shape {tuple(x.shape)}; (N, C, H, W) and (N, C, D, H, W) fit, with sides of at least {smallest}"
         )
     return list(x.shape[2:])
+
+
+# Where results go
+
+
+def _on_cpu(x: Tensor) -> bool:
+    """Whether there is compiled code."""
+    return x.device.type == "cpu"
+
+
+def _memory(x: Tensor, out: Tensor | None) -> Tensor:
+    """Contiguous memory for a result like x: that of `out`, if it is contiguous, or new."""
+    if out is not None and (out.shape != x.shape or out.dtype != x.dtype or out.device != x.device):
+        raise ValueError(
+            f"out is {out.dtype} of shape {tuple(out.shape)} on {out.device}, the batch {x.dtype} of shape {tuple(x.shape)} "
+            f"on {x.device}; give the same"
+        )
+    if out is not None and out.is_contiguous():
+        return out.detach()
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _given(result: Tensor, out: Tensor | None) -> Tensor:
+    """`out`, if there is one, with the result in it."""
+    if out is None:
+        return result
+    return out if out.is_contiguous() else out.copy_(result)
