@@ -198,6 +198,24 @@ def test_simmim_vit_without_shared_table(tmp_path: Path) -> None:
     assert_converts(path, beit(), "simmim", state)
 
 
+def test_beit_of_its_owners(tmp_path: Path) -> None:
+    """The layout of SimMIM's ViT without its prefix: a table that the blocks share, a head that guesses visual tokens."""
+    state = random_weights(beit())
+    tables = [name for name in state if name.endswith("relative_position_bias_table")]
+    content = {name: tensor for name, tensor in state.items() if name not in tables and not name.startswith("head.")}
+    content["rel_pos_bias.relative_position_bias_table"] = state[tables[0]]
+    content["rel_pos_bias.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
+    content |= {
+        "mask_token": torch.zeros(1, 1, 12),
+        "norm.weight": torch.zeros(12),
+        "lm_head.weight": torch.zeros(9, 12),
+    }
+    found = convert(save(tmp_path / "beit.pth", {"model": content}), beit(), "simmim")
+    assert (found.share, found.counts.unexpected) == (1.0, ("lm_head.weight",))
+    for name, tensor in found.state.items():
+        assert torch.equal(tensor, state[tables[0] if name in tables else name]), name
+
+
 def test_moco_v3(tmp_path: Path) -> None:
     for number, make in enumerate((vit, resnet)):
         state = random_weights(make())

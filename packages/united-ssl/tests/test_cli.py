@@ -118,7 +118,7 @@ def test_pretrain_refuses(words, message, cubes, tiny, command, tmp_path):
     finished = command("pretrain", "--cubes", cubes, *tiny, *words, "--out", tmp_path / "run")
     assert finished.status == 2
     assert message in finished.line
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_words_are_needed_for_transvw(cubes, tiny, command, tmp_path):
@@ -139,6 +139,11 @@ def test_init_from_a_later_step_is_refused(pretrained, cubes, tiny, command, tmp
     )
     assert finished.status == 2
     assert "is DRA, no earlier step of DR" in finished.line
+    wider = ("--steps", "DRA", "--init-from", pretrained / "step-DR", "--pretext", "jigsaw", "--permutations", 10)
+    finished = command("pretrain", "--cubes", cubes, *tiny, *wider, "--width", 2, "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert "the encoder of the earlier step has other layers; give the same --width and --up" in finished.line
+    assert not (tmp_path / "run").exists()
 
 
 def test_throughput_is_taken_between_steps_without_validation():
@@ -522,6 +527,15 @@ def test_prepare_cubes_as_pe_cad_has_them(command, tmp_path):
     assert sorted(cubes.labels().tolist()) == [0] * 6 + [1] * 6
     assert {row.split for row in cubes.rows} == {"train", "val", "test"}
     assert (cubes.cube(0) <= 1300 / 2000 + 1e-3).all()
+    (tmp_path / "list.csv").write_text(
+        "image,label\n" + "".join(f"c{i}.nii.gz,{'x' if i == 11 else 1}\n" for i in range(12))
+    )
+    finished = command(
+        "prepare", "--data", tmp_path / "list.csv", "--target", "classify", "--out", tmp_path / "classified"
+    )
+    assert finished.status == 2
+    assert "list.csv, row 13, column label: 'x' is no label; give whole numbers from 0" in finished.line
+    assert not (tmp_path / "classified").exists()
 
 
 def test_prepare_a_folder_of_other_images(command, tmp_path):

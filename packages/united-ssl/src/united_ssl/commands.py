@@ -42,6 +42,11 @@ def pretrain(command: of.Pretrain) -> None:
         task.extra(part)
     if task.relabels and len(cubes["train"]) < 2:
         raise SettingError("clusters need more than one cube", remedy="prepare more cubes")
+    # A network that does not fit the cubes or the earlier step must not cost the output folder.
+    network = task.network(command.network, cubes["train"].shape)
+    if before is not None:
+        _take_over(network, before)
+    del network
     with Run(command.run, command) as run:
         for step in chain[:-1]:
             folder = run.out / f"step-{step}"
@@ -75,6 +80,13 @@ def _chain(command: of.Pretrain) -> tuple[tuple[str, ...], Path | None]:
     return chain[chain.index(model.step) + 1 :], command.init_from
 
 
+def _take_over(network: AnyUNet, before: Path) -> tuple[str, ...]:
+    """`carry_over` from the run of an earlier step."""
+    earlier = read_model(before)
+    assert isinstance(earlier, Pretrained)
+    return carry_over(network, load_weights(weights_file(before))[0], earlier.restores)
+
+
 def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], words: int, before: Path | None) -> None:
     """One training in a run of its own."""
     shape = cubes["train"].shape
@@ -83,9 +95,7 @@ def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], w
     set_momentum(network, command.network.norm_momentum)
     carried: tuple[str, ...] = ()
     if before is not None:
-        earlier = read_model(before)
-        assert isinstance(earlier, Pretrained)
-        carried = carry_over(network, load_weights(weights_file(before))[0], earlier.restores)
+        carried = _take_over(network, before)
         if run.is_main:
             say(f"step {step}: {', '.join(carried)} from {before}")
     elif run.is_main:

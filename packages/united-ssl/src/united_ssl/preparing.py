@@ -326,6 +326,10 @@ def prepare(command: of.Prepare) -> None:
             dataclasses.replace(row, split=split_for_pretraining(row, kind, command.train_on_test)) for row in scans
         ]
         scans = [row for row in scans if row.split in ("train", "val")] if kind == "luna16" else scans
+    for row in scans if command.target in ("classify", "ECC") else ():
+        label = row.labels.get("label", "")
+        if not re.fullmatch(r"\d{1,9}", label):
+            raise InputError(f"{label!r} is no label", where=row.where("label"), remedy="give whole numbers from 0")
     candidates: dict[str, Any] = {}
     if command.target == "NCC":
         from dart_core.data.catalog import luna16
@@ -351,7 +355,7 @@ def prepare(command: of.Prepare) -> None:
         write_report(run, command, counts, skipped)
     say(
         f"cubes: {', '.join(f'{count} {split}' for split, count in counts.items())} in {command.run.out}"
-        + (f"; {len(skipped)} scans left out" if skipped else "")
+        + (f"; {len(skipped)} scan{'s' * (len(skipped) > 1)} left out" if skipped else "")
     )
 
 
@@ -398,10 +402,7 @@ def _cut(command: of.Prepare, row: Row, kind: str, candidates: dict[str, Any], r
         return candidate_cubes(volume, found.places, found.labels, command, rng)
     if target in ("classify", "ECC"):
         grey, _ = scaled(volume, "hu" if target == "ECC" else command.intensity)
-        label = row.labels.get("label", "")
-        if not re.fullmatch(r"\d{1,9}", label):
-            raise InputError(f"{label!r} is no label", where=row.where("label"), remedy="give whole numbers from 0")
-        return Cut(resized(grey, command.size, smooth=True)[None], (("", "", ""),), (label,))
+        return Cut(resized(grey, command.size, smooth=True)[None], (("", "", ""),), (row.labels["label"],))
     if row.mask is None:
         raise InputError("has no mask", where=row.where("mask"), remedy="give one for every scan")
     crop = TUMOUR if target == "BMS" else command.size
