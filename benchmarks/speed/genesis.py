@@ -1,17 +1,22 @@
 """dart_core.augment.genesis against the loops of Models Genesis, written anew in NumPy: the distortions of 64^3 cubes.
 
 The chain is that of Models Genesis: local shuffling of half of the cubes, the non-linear map of 0.9, a cutout of 0.9 (outer 0.8,
-inner 0.2). Theirs takes one cube after the other on one core, as their generator does; ours takes the batch, on --threads. The moments of
-both are compared first, with each other and with those measured on the authors' code (specification united-ssl 2.4). How many of the
-steps a batch draws by chance moves its time, so both get the same choices in every round. Records seconds per batch of 16 cubes.
+inner 0.2). Theirs takes one cube after the other on one core, as their generator does, and for a fairer comparison also the cubes in
+--threads processes, as their loader's workers would; ours takes the batch, on one thread and on --threads. The moments of both are
+compared first, with each other and with those measured on the authors' code (specification united-ssl 2.4). How many of the steps a
+batch draws by chance moves its time, so both get the same choices in every round. Records seconds per batch of 16 cubes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import multiprocessing
 import os
 import random
+import statistics
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +75,31 @@ def agree(name: str, theirs: np.ndarray, ours: np.ndarray) -> float:
     return float(theirs.mean() - ours.mean())
 
 
+def in_processes(function: Callable[[int], object], count: int, processes: int) -> Callable[[], None]:
+    """A function that calls another with the numbers below `count` in processes, started beforehand; results stay there."""
+
+    def serve(pipe: Connection, numbers: range) -> None:
+        while pipe.recv():
+            for number in numbers:
+                function(number)
+            pipe.send(True)
+
+    pipes = []
+    forking = multiprocessing.get_context("fork")
+    for first in range(processes):
+        here, there = forking.Pipe()
+        forking.Process(target=serve, args=(there, range(first, count, processes)), daemon=True).start()
+        pipes.append(here)
+
+    def call() -> None:
+        for pipe in pipes:
+            pipe.send(True)
+        for pipe in pipes:
+            pipe.recv()
+
+    return call
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,36 +155,50 @@ def main() -> None:
     # Every round has the expected numbers of each step: 8 of 16 shuffled, 14 mapped, 11 cut outside and 3 inside.
     shuffled, mapped, outside, inside = slice(0, 8), slice(2, 16), slice(1, 12), slice(12, 15)
 
-    def theirs() -> list[np.ndarray]:
-        result = [cube.copy() for cube in cubes]
-        for i in range(*shuffled.indices(CUBES)):
-            result[i] = their_shuffle(result[i], rng)
-        for i in range(*mapped.indices(CUBES)):
-            result[i] = their_map(result[i], control[i], bool(down[i]))
+    def their_cube(i: int) -> np.ndarray:
+        cube = cubes[i].copy()
+        if i in range(CUBES)[shuffled]:
+            cube = their_shuffle(cube, rng)
+        if i in range(CUBES)[mapped]:
+            cube = their_map(cube, control[i], bool(down[i]))
         for part in (outside, inside):
-            for i in range(*part.indices(CUBES)):
-                result[i] = their_cutout(result[i], part is outside, rng)
-        return result
+            if i in range(CUBES)[part]:
+                cube = their_cutout(cube, part is outside, rng)
+        return cube
 
-    def ours() -> torch.Tensor:
-        # The first step of a cube reads the batch, the others work in place.
-        x = torch.empty_like(batch)
-        genesis.local_pixel_shuffle(batch[shuffled], generator=generator, out=x[shuffled])
-        for before, part in ((x, slice(mapped.start, shuffled.stop)), (batch, slice(shuffled.stop, mapped.stop))):
-            falling = torch.from_numpy(down[part])
-            genesis.nonlinear_intensity(before[part], points[part], falling, POINTS, out=x[part])
-        genesis.outer_cutout(x[outside], generator, out=x[outside])
-        genesis.inner_cutout(x[inside], generator, out=x[inside])
+    def theirs() -> list[np.ndarray]:
+        return [their_cube(i) for i in range(CUBES)]
+
+    choices = torch.zeros(4, CUBES, dtype=torch.bool, device=batch.device)
+    for choice, part in zip(choices, (shuffled, mapped, outside, inside), strict=True):
+        choice[part] = True
+    falling = torch.from_numpy(down).to(batch.device)
+
+    def ours(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        x = genesis.distort(batch, points, *choices, falling, points=POINTS, generator=generator)
         if x.is_cuda:
             torch.cuda.synchronize()
         return x
 
-    seconds = alternate({"NumPy, one cube after the other": theirs, "ours": ours}, arguments.rounds)
+    threads = arguments.threads
+    alone, together = "NumPy, one cube after the other", f"NumPy, {threads} processes"
+    functions: dict[str, Callable[[], object]] = {alone: theirs, "ours, one thread": lambda: ours(1)}
+    if threads > 1:
+        functions[together] = in_processes(their_cube, CUBES, threads)
+        functions[f"ours, {threads} threads"] = lambda: ours(threads)
+    seconds = alternate(functions, arguments.rounds)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
     about = {
         "cubes": CUBES,
         "side": SIDE,
         "differences of mean fractions": differences,
         "largest difference of the map": largest,
+        **(
+            {f"times as fast as {together}": median[together] / median[f"ours, {threads} threads"]}
+            if threads > 1
+            else {}
+        ),
         "load average at the end": os.getloadavg(),
         "note": "a load average above the number of cores means that other programs ran; then both are slower, not by the same factor",
     }

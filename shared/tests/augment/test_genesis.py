@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
+from dart_core.augment.genesis import distort, inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
 
 IDENTITY = torch.tensor([[0, 0], [1 / 3, 1 / 3], [2 / 3, 2 / 3], [1, 1]], dtype=torch.float64)
 
@@ -66,7 +66,7 @@ def same_distribution(a: np.ndarray, b: np.ndarray) -> None:
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's form and the GPU's, both on the CPU."""
     if request.param == "tensor operations":
-        monkeypatch.setattr("dart_core.augment.genesis._on_cpu", lambda x: False)
+        monkeypatch.setattr("dart_core.augment.genesis._compiled", lambda *_: False)
 
 
 class SplitMix:
@@ -183,9 +183,62 @@ class TestSameDraws:
             for dtype, tolerance in ((torch.float32, 2e-7), (torch.float64, 1e-10)):
                 found = nonlinear_intensity(x.to(dtype), control, down, points)
                 with monkeypatch.context() as patch:
-                    patch.setattr("dart_core.augment.genesis._on_cpu", lambda x: False)
+                    patch.setattr("dart_core.augment.genesis._compiled", lambda *_: False)
                     expected = nonlinear_intensity(x.to(dtype).double(), control, down, points)
                 torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+def some(*chosen: int, of: int = 6) -> Tensor:
+    return torch.isin(torch.arange(of), torch.tensor(chosen))
+
+
+@pytest.mark.usefixtures("form")
+class TestDistort:
+    @pytest.mark.parametrize(
+        ("shape", "dtype"),
+        [((6, 3, 20, 31), torch.float32), ((6, 1, 20, 16, 22), torch.float32), ((6, 1, 20, 31), torch.float64)],
+    )
+    @pytest.mark.parametrize("channels", ["mixed", "together"])
+    @pytest.mark.parametrize("in_place", [True, False])
+    def test_is_the_single_functions_in_turn(
+        self, shape: tuple[int, ...], dtype: torch.dtype, channels: Literal["mixed", "together"], in_place: bool
+    ) -> None:
+        x = torch.rand(shape, generator=seeded(1), dtype=dtype)
+        curves = torch.stack([control_points(*c.tolist()) for c in torch.rand(6, 4, generator=seeded(2))])
+        down, choices = some(0, 3), (some(0, 1, 2), some(1, 2, 3), some(2, 3), some(1, 4))
+        generator, expected = seeded(7), x.clone()
+        for rows, function in zip(
+            choices,
+            (
+                lambda part, rows: local_pixel_shuffle(part, 30, channels, generator),
+                lambda part, rows: nonlinear_intensity(part, curves[rows], down[rows], 700),
+                lambda part, rows: outer_cutout(part, generator),
+                lambda part, rows: inner_cutout(part, generator),
+            ),
+            strict=True,
+        ):
+            expected[rows] = function(expected[rows], rows)
+        before, memory = x.clone(), x if in_place else None
+        found = distort(x, curves, *choices, down, 30, channels, 700, seeded(7), memory)
+        assert torch.equal(found, expected)
+        assert torch.equal(found[5], before[5])
+        assert (found is x) == in_place
+        assert in_place or torch.equal(x, before)
+
+    def test_nothing_chosen_is_a_copy(self) -> None:
+        # Sides that are too small for a distortion matter where it is chosen.
+        x, none = torch.rand(2, 1, 9, 9, generator=seeded()), some(of=2)
+        found = distort(x, IDENTITY, none, none, none, none)
+        assert torch.equal(found, x)
+        assert found.data_ptr() != x.data_ptr()
+        with pytest.raises(ValueError, match="at least 14"):
+            distort(x, IDENTITY, none, none, some(1, of=2), none)
+
+    @pytest.mark.parametrize("wrong", [torch.ones(5, dtype=torch.bool), torch.ones(6)])
+    def test_choices_that_do_not_fit(self, wrong: Tensor) -> None:
+        good = some(1)
+        with pytest.raises(ValueError, match="mapped is"):
+            distort(torch.rand(6, 1, 20, 20), IDENTITY, good, wrong, good, good)
 
 
 @pytest.mark.usefixtures("form")
@@ -327,7 +380,7 @@ class TestLocalPixelShuffle:
         assert all((sample != x[0]).any() for sample in result)
         assert torch.equal(result.flatten(1).sort(1).values[:, 0], x[:, 0, 0, 0])
 
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.uint8, torch.bool])
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.bool])
     def test_types(self, dtype: torch.dtype) -> None:
         x = (torch.rand(2, 1, 40, 40, generator=seeded()) * 1.5).to(dtype).mT
         result = local_pixel_shuffle(x)
@@ -534,6 +587,7 @@ def test_threads_change_nothing() -> None:
         lambda: nonlinear_intensity(x, control),
         lambda: inner_cutout(x, seeded()),
         lambda: outer_cutout(x, seeded()),
+        lambda: distort(x, control, *[torch.ones(5, dtype=torch.bool)] * 4, blocks=1000, generator=seeded()),
     ]
     try:
         for function in functions:
@@ -569,6 +623,11 @@ def test_cuda() -> None:
         assert function(x, generator=seeded()).is_cuda
         assert torch.equal(function(x, generator=seeded(0, "cuda")), function(x, generator=seeded(0, "cuda")))
         assert function(x).is_cuda
+    chosen = [some(0, 1, of=4).cuda(), some(1, 2, of=4).cuda(), some(0, of=4).cuda(), some(3, of=4).cuda()]
+    result = distort(x, control.cuda(), *chosen, down.cuda(), generator=seeded(0, "cuda"))
+    torch.testing.assert_close(
+        result[2].cpu(), nonlinear_intensity(x[2:3].cpu(), control[2:3])[0], rtol=1e-6, atol=1e-6
+    )
     numbers = numbered(2, 1, 64, 64, 64).cuda()
     changed = (local_pixel_shuffle(numbers, generator=seeded(0, "cuda")) != numbers).double().mean()
     assert float(changed) == pytest.approx(0.757, abs=0.01)

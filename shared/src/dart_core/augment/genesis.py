@@ -1,11 +1,11 @@
 """The distortions of Models Genesis for batches of pictures and volumes, on CPU and GPU.
 
 Every function draws anew for each sample. Draws follow from the state of `generator`, or of the global generator of the batch's
-device. The argument stays as it is, unless it is also given as `out`: distortions that follow each other are fastest in place.
+device. The argument stays as it is, unless it is also given as `out`. How often which distortion happens is the methods' affair;
+`distort` is the fastest way to several.
 
 On the CPU compiled code (extra `compiled`) takes the samples one by one, on as many threads as PyTorch may use; their number does
-not change the result. On GPUs, and for types that the compiled code does not know, tensor operations do the same with other
-draws. Which distortions follow each other, and how often, is the methods' affair.
+not change the result. On GPUs, and for types that the compiled code does not know, tensor operations do the same with other draws.
 
 Source: specifications popar 2.9 (pictures) and united-ssl 2.4 (volumes).
 """
@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dart_core.augment._parts import Draw, in_parts, sample_by_sample, seeds
@@ -34,6 +35,10 @@ STOP_PROBABILITY = 0.05
 """Of stopping before each further window."""
 MARGIN = 3
 """Pixels at each border that no window covers."""
+# Of values that compiled code shuffles.
+SHUFFLED = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
+)  # fmt: skip
 
 
 def local_pixel_shuffle(
@@ -62,20 +67,28 @@ def local_pixel_shuffle(
     Raises:
         ValueError: the shape, a side below 10, or a setting does not fit.
     """
-    sides = _spatial(x, BLOCK_SHARE)
-    if blocks is None:
-        blocks = BLOCKS[len(sides)]
-    if blocks < 0 or channels not in ("mixed", "together"):
-        raise ValueError(f"blocks is {blocks}, channels {channels!r}; give 0 or more, and 'mixed' or 'together'")
+    sides, blocks = _blocks(x, blocks, channels)
+    if _compiled(x, *SHUFFLED):
+        return _through([_shuffling(x, blocks, channels, generator)], x, out)
     result = _memory(x, out)
     if blocks == 0 or x.numel() == 0:
-        return _given(result.copy_(x), out)
+        return _given(result.copy_(x.detach()), out)
     if channels == "mixed":
         # The channels become an axis that every block spans.
         shape, sides, whole = (len(x), 1, -1), [x.shape[1], *sides], 1
     else:
         shape, whole = (len(x), x.shape[1], -1), 0
-    _shuffle(x.detach().contiguous().view(shape), result.view(shape), sides, whole, blocks, generator)
+
+    def shuffle(part: Tensor, moved: Tensor, draw: Draw) -> None:
+        source = sources(len(part), tuple(sides), whole, blocks, draw)
+        if part.shape[1] == 1:
+            moved.copy_(part.reshape(-1).index_select(0, source.view(-1)).view(part.shape))
+        else:
+            source = source - torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
+            moved.copy_(part.gather(2, source[:, None].expand(part.shape)))
+
+    parts = (x.detach().reshape(shape), result.view(shape))
+    in_parts(shuffle, parts, int(blocks * mean_volume(sides, whole)), generator)
     return _given(result, out)
 
 
@@ -105,26 +118,17 @@ def nonlinear_intensity(
     Raises:
         ValueError: types, shapes or control points do not fit.
     """
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"the batch is of type {x.dtype}; give float32 or float64")
-    n = len(x)
-    control = torch.as_tensor(control_points, dtype=torch.float64, device=x.device)
-    if control.shape not in ((4, 2), (n, 4, 2)):
-        raise ValueError(f"control points have shape {tuple(control.shape)}; (4, 2) and ({n}, 4, 2) fit")
-    ends = control[..., [0, 3], :]
-    if not ((ends == ends.new_tensor([[0.0], [1.0]])).all() & (control >= 0).all() & (control <= 1).all()):
-        raise ValueError("control points must go from (0, 0) to (1, 1) and lie within [0, 1]")
-    if points < 2:
-        raise ValueError(f"a table of {points} points has no intervals; give at least 2")
-    down = torch.as_tensor(decreasing, device=x.device)
-    if down.shape not in ((), (n,)):
-        raise ValueError(f"decreasing has shape {tuple(down.shape)}; give one bool, or one for each of the {n} samples")
-    # Y(1 - u) is the curve of the same values in the reverse order.
-    across = control[..., 0].expand(n, 4)
-    up = torch.where(down.view(-1, 1), control[..., 1].flip(-1), control[..., 1]).expand(n, 4)
+    across, up = _curves(x, control_points, decreasing, points)
+    if _compiled(x, torch.float32, torch.float64):
+        return _through([_mapping(x, across, up, points)], x, out)
     result = _memory(x, out)
-    if x.numel():
-        _map(x.detach().contiguous().view(n, -1), result.view(n, -1), across, up, points)
+
+    def change(part: Tensor, curves: Tensor, changed: Tensor, draw: Draw) -> None:
+        tables = (curves.reshape(-1, 4) @ _bernstein(points, curves.device)).view(len(curves), 2, points)
+        changed.copy_(_interpolate(part.double(), tables[:, 0].contiguous(), tables[:, 1].contiguous()))
+
+    parts = (x.detach().reshape(len(x), -1), torch.stack([across, up], 1), result.view(len(x), -1))
+    in_parts(change, parts, parts[0].shape[1], None)
     return _given(result, out)
 
 
@@ -144,9 +148,7 @@ def inner_cutout(x: Tensor, generator: torch.Generator | None = None, out: Tenso
     Raises:
         ValueError: the shape does not fit.
     """
-    sides = _spatial(x, 8)
-    limits = [(side // 6, side // 3) for side in sides]
-    return _cutout(x, sides, limits, 0, generator, out)
+    return _cutout(x, "inner", generator, out)
 
 
 def outer_cutout(x: Tensor, generator: torch.Generator | None = None, out: Tensor | None = None) -> Tensor:
@@ -165,69 +167,147 @@ def outer_cutout(x: Tensor, generator: torch.Generator | None = None, out: Tenso
     Raises:
         ValueError: the shape does not fit.
     """
-    sides = _spatial(x, 14)
-    limits = [(side - 4 * side // 7, side - 3 * side // 7) for side in sides]
-    return _cutout(x, sides, limits, 1, generator, out)
+    return _cutout(x, "outer", generator, out)
+
+
+def distort(
+    x: Tensor,
+    control_points: Tensor,
+    shuffled: Tensor,
+    mapped: Tensor,
+    outer: Tensor,
+    inner: Tensor,
+    decreasing: bool | Tensor = False,
+    blocks: int | None = None,
+    channels: Literal["mixed", "together"] = "mixed",
+    points: int = POINTS,
+    generator: torch.Generator | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """`local_pixel_shuffle`, `nonlinear_intensity`, `outer_cutout` and `inner_cutout`, each of the samples chosen for it.
+
+    The result is that of calling them in this order with the chosen samples.
+
+    Args:
+        x: (N, C, H, W) or (N, C, D, H, W), float32 or float64.
+        control_points: (4, 2), or (N, 4, 2).
+        shuffled: (N,) bool.
+        mapped: (N,) bool.
+        outer: (N,) bool.
+        inner: (N,) bool.
+        decreasing: bool, or (N,) bool.
+        blocks: of the shuffling.
+        channels: of the shuffling.
+        points: of the map's table.
+        generator: for reproducible draws.
+        out: takes the result; like x, and x itself or other memory.
+
+    Returns:
+        out, or a new tensor like x.
+
+    Raises:
+        ValueError: as the single functions; or a choice has another shape or type.
+    """
+    choices = {"shuffled": shuffled, "mapped": mapped, "outer": outer, "inner": inner}
+    for name, chosen in choices.items():
+        if chosen.shape != (len(x),) or chosen.dtype != torch.bool:
+            raise ValueError(f"{name} is {chosen.dtype} of shape {tuple(chosen.shape)}; give ({len(x)},) bool")
+    across, up = _curves(x, control_points, decreasing, points)
+    if _compiled(x, torch.float32):
+        steps = []
+        if shuffled.any():
+            steps.append(_shuffling(x, blocks, channels, generator, shuffled))
+        if mapped.any():
+            steps.append(_mapping(x, across, up, points, mapped))
+        if outer.any():
+            steps.append(_cutting(x, "outer", generator, outer))
+        if inner.any():
+            steps.append(_cutting(x, "inner", generator, inner))
+        return _through(steps, x, out)
+    curves = torch.as_tensor(control_points, device=x.device).expand(len(x), 4, 2)
+    falling = torch.as_tensor(decreasing, device=x.device).expand(len(x))
+    changes: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+        "shuffled": lambda part, rows: local_pixel_shuffle(part, blocks, channels, generator, part),
+        "mapped": lambda part, rows: nonlinear_intensity(part, curves[rows], falling[rows], points, part),
+        "outer": lambda part, rows: outer_cutout(part, generator, part),
+        "inner": lambda part, rows: inner_cutout(part, generator, part),
+    }
+    result = _memory(x, out).copy_(x.detach())
+    for name, change in changes.items():
+        rows = choices[name].nonzero()[:, 0].to(x.device)
+        if len(rows):
+            result[rows] = change(result[rows], rows)
+    return _given(result, out)
 
 
 # Local shuffling
 
 
-def _shuffle(
-    x: Tensor, out: Tensor, sides: list[int], whole: int, blocks: int, generator: torch.Generator | None
-) -> None:
-    """Args: x and out (N, planes, values), sides of a plane, of which every block spans the first `whole`, and the others."""
-    if _on_cpu(x) and x.element_size() <= 8:
-        from dart_core.augment._compiled import shuffle  # Numba takes a second to import
+def _blocks(x: Tensor, blocks: int | None, channels: str) -> tuple[list[int], int]:
+    """The spatial sides of a batch and the number of blocks, checked."""
+    sides = _spatial(x, BLOCK_SHARE)
+    if blocks is None:
+        blocks = BLOCKS[len(sides)]
+    if blocks < 0 or channels not in ("mixed", "together"):
+        raise ValueError(f"blocks is {blocks}, channels {channels!r}; give 0 or more, and 'mixed' or 'together'")
+    return sides, blocks
 
-        missing = 3 - len(sides[whole:])
-        lengths = np.array([1] * missing + sides[whole:])
-        limits = np.array([1] * missing + [side // BLOCK_SHARE for side in sides[whole:]])
+
+def _shuffling(
+    x: Tensor, blocks: int | None, channels: str, generator: torch.Generator | None, chosen: Tensor | None = None
+) -> _Step:
+    from dart_core.augment._compiled import shuffle  # Numba takes a second to import
+
+    sides, count = _blocks(x, blocks, channels)
+    planes, spanned = (1, x.shape[1]) if channels == "mixed" else (x.shape[1], 1)
+    # A picture is a volume of one layer.
+    lengths = np.array([1] * (3 - len(sides)) + sides)
+    limits = np.maximum(lengths // BLOCK_SHARE, 1)
+    of, own = _seeds(x, generator, chosen)
+
+    def change(before: NDArray[np.generic], after: NDArray[np.generic], i: int) -> None:
+        if np.may_share_memory(before, after):
+            before = before.copy()
         # Only the size of a value matters.
-        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
-        given, taken, own = x.view(kind).numpy(), out.view(kind).numpy(), seeds(len(x), generator)
-        in_place = x.data_ptr() == out.data_ptr()
+        x, y = (values.reshape(planes, -1).view(f"u{values.itemsize}") for values in (before, after))
+        shuffle(x, y, spanned, lengths, limits, count, own[i])
 
-        def one(i: int) -> None:
-            before = given[i].copy() if in_place else given[i]
-            shuffle(before, taken[i], math.prod(sides[:whole]), lengths, limits, blocks, own[i])
-
-        sample_by_sample(one, len(x))
-        return
-
-    def some(part: Tensor, result: Tensor, draw: Draw) -> None:
-        source = sources(len(part), tuple(sides), whole, blocks, draw)
-        if part.shape[1] == 1:
-            result.copy_(part.reshape(-1).index_select(0, source.view(-1)).view(part.shape))
-        else:
-            source = source - torch.arange(0, source.numel(), source.shape[1], device=source.device)[:, None]
-            result.copy_(part.gather(2, source[:, None].expand(part.shape)))
-
-    in_parts(some, (x, out), int(blocks * mean_volume(sides, whole)), generator)
+    return _Step(of, change)
 
 
 # Non-linear intensity
 
 
-def _map(x: Tensor, out: Tensor, across: Tensor, up: Tensor, points: int) -> None:
-    """Args: x and out (N, values), control values (N, 4) of X and Y, and how many points the table has."""
-    if _on_cpu(x):
-        from dart_core.augment._compiled import interpolate
+def _curves(x: Tensor, control_points: Tensor, decreasing: bool | Tensor, points: int) -> tuple[Tensor, Tensor]:
+    """Control values of X and of Y, float64 (N, 4) each, checked."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the batch is of type {x.dtype}; give float32 or float64")
+    n = len(x)
+    control = torch.as_tensor(control_points, dtype=torch.float64, device=x.device)
+    if control.shape not in ((4, 2), (n, 4, 2)):
+        raise ValueError(f"control points have shape {tuple(control.shape)}; (4, 2) and ({n}, 4, 2) fit")
+    ends = control[..., [0, 3], :]
+    if not ((ends == ends.new_tensor([[0.0], [1.0]])).all() & (control >= 0).all() & (control <= 1).all()):
+        raise ValueError("control points must go from (0, 0) to (1, 1) and lie within [0, 1]")
+    if points < 2:
+        raise ValueError(f"a table of {points} points has no intervals; give at least 2")
+    down = torch.as_tensor(decreasing, device=x.device)
+    if down.shape not in ((), (n,)):
+        raise ValueError(f"decreasing has shape {tuple(down.shape)}; give one bool, or one for each of the {n} samples")
+    # Y(1 - u) is the curve of the same values in the reverse order.
+    up = torch.where(down.view(-1, 1), control[..., 1].flip(-1), control[..., 1])
+    return control[..., 0].expand(n, 4), up.expand(n, 4)
 
-        given, taken, xs, ys = x.numpy(), out.numpy(), across.numpy(), up.numpy()
-        tolerance = torch.finfo(x.dtype).eps / 2
 
-        def one(i: int) -> None:
-            interpolate(given[i], taken[i], xs[i], ys[i], points, tolerance)
+def _mapping(x: Tensor, across: Tensor, up: Tensor, points: int, chosen: Tensor | None = None) -> _Step:
+    from dart_core.augment._compiled import interpolate
 
-        sample_by_sample(one, len(x))
-        return
+    xs, ys, tolerance = across.numpy(), up.numpy(), torch.finfo(x.dtype).eps / 2
 
-    def some(part: Tensor, curves: Tensor, result: Tensor, draw: Draw) -> None:
-        tables = (curves.reshape(-1, 4) @ _bernstein(points, curves.device)).view(len(curves), 2, points)
-        result.copy_(_interpolate(part.double(), tables[:, 0].contiguous(), tables[:, 1].contiguous()))
+    def change(before: NDArray[np.generic], after: NDArray[np.generic], i: int) -> None:
+        interpolate(before.reshape(-1), after.reshape(-1), xs[i], ys[i], points, tolerance)
 
-    in_parts(some, (x, torch.stack([across, up], 1), out), x.shape[1], None)
+    return _Step(_chosen(x, chosen), change)
 
 
 @functools.lru_cache(maxsize=4)
@@ -250,50 +330,51 @@ def _interpolate(values: Tensor, across: Tensor, up: Tensor) -> Tensor:
 # Cutouts
 
 
+def _limits(x: Tensor, kind: Literal["inner", "outer"]) -> tuple[list[int], list[tuple[int, int]], int]:
+    """The spatial sides of a batch, checked; a window's shortest and longest side per axis; windows before the first stop."""
+    if kind == "inner":
+        sides = _spatial(x, 8)
+        return sides, [(side // 6, side // 3) for side in sides], 0
+    sides = _spatial(x, 14)
+    return sides, [(side - 4 * side // 7, side - 3 * side // 7) for side in sides], 1
+
+
+def _cutting(
+    x: Tensor, kind: Literal["inner", "outer"], generator: torch.Generator | None, chosen: Tensor | None = None
+) -> _Step:
+    from dart_core.augment._compiled import cut
+
+    sides, limits, always = _limits(x, kind)
+    # A picture is a volume of one layer, which every window covers.
+    missing = 3 - len(sides)
+    shape = (x.shape[1], *[1] * missing, *sides)
+    lows, highs = (np.array([1] * missing + list(ends)) for ends in zip(*limits, strict=True))
+    margins = np.array([0] * missing + [MARGIN] * len(sides))
+    of, own = _seeds(x, generator, chosen)
+
+    def change(before: NDArray[np.generic], after: NDArray[np.generic], i: int) -> None:
+        x, y = before.reshape(shape), after.reshape(shape)
+        cut(x, y, lows, highs, margins, WINDOWS, always, STOP_PROBABILITY, own[i])
+
+    return _Step(of, change)
+
+
 def _cutout(
-    x: Tensor,
-    sides: Sequence[int],
-    limits: Sequence[tuple[int, int]],
-    always: int,
-    generator: torch.Generator | None,
-    out: Tensor | None,
+    x: Tensor, kind: Literal["inner", "outer"], generator: torch.Generator | None, out: Tensor | None
 ) -> Tensor:
-    """Noise inside of up to 5 windows, or outside of them if there is `always` one.
-
-    Args:
-        x: (N, C, *sides).
-        sides: spatial ones.
-        limits: smallest and largest side of a window, per axis.
-        always: windows before the first chance to stop.
-        generator: or None.
-        out: or None.
-    """
+    sides, limits, always = _limits(x, kind)
+    if _compiled(x, torch.float32):
+        return _through([_cutting(x, kind, generator)], x, out)
     result = _memory(x, out)
-    if _on_cpu(x) and x.dtype == torch.float32:
-        from dart_core.augment._compiled import cut
 
-        shape = (*x.shape[:2], *[1] * (3 - len(sides)), *sides)
-        given, taken = x.detach().contiguous().view(shape).numpy(), result.view(shape).numpy()
-        own = seeds(len(x), generator)
-        # A picture is a volume of one layer, which every window covers.
-        missing = 3 - len(sides)
-        lows, highs = (np.array([1] * missing + list(ends)) for ends in zip(*limits, strict=True))
-        margins = np.array([0] * missing + [MARGIN] * len(sides))
-
-        def one(i: int) -> None:
-            cut(given[i], taken[i], lows, highs, margins, WINDOWS, always, STOP_PROBABILITY, own[i])
-
-        sample_by_sample(one, len(x))
-        return _given(result, out)
-
-    def some(part: Tensor, result: Tensor, draw: Draw) -> None:
+    def noise(part: Tensor, changed: Tensor, draw: Draw) -> None:
         windows = _windows(len(part), sides, limits, always, draw)
         if always:
-            result.copy_(torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape)))
+            changed.copy_(torch.where(windows, part, draw.uniform(part.numel(), x.dtype).view(part.shape)))
         else:
-            result.copy_(torch.where(windows, draw.uniform(windows.numel(), x.dtype).view(windows.shape), part))
+            changed.copy_(torch.where(windows, draw.uniform(windows.numel(), x.dtype).view(windows.shape), part))
 
-    in_parts(some, (x.detach(), result), math.prod(x.shape[1:]), generator)
+    in_parts(noise, (x.detach(), result), math.prod(x.shape[1:]), generator)
     return _given(result, out)
 
 
@@ -328,12 +409,54 @@ def _spatial(x: Tensor, smallest: int) -> list[int]:
     return list(x.shape[2:])
 
 
-# Where results go
+# Compiled steps, and where results go
 
 
-def _on_cpu(x: Tensor) -> bool:
-    """Whether there is compiled code."""
-    return x.device.type == "cpu"
+class _Step(NamedTuple):
+    """A distortion in compiled code."""
+
+    of: NDArray[np.bool_]
+    """(N,): the samples it is for."""
+    change: Callable[[NDArray[np.generic], NDArray[np.generic], int], None]
+    """From a sample's values (C, *sides) to others, which may be the same memory; and the sample's number."""
+
+
+def _compiled(x: Tensor, *dtypes: torch.dtype) -> bool:
+    """Whether compiled code, which knows some types, works on a batch."""
+    return x.device.type == "cpu" and x.dtype in dtypes
+
+
+def _chosen(x: Tensor, chosen: Tensor | None) -> NDArray[np.bool_]:
+    """(N,): which samples are chosen; None stands for all."""
+    return np.ones(len(x), bool) if chosen is None else chosen.cpu().numpy()
+
+
+def _seeds(
+    x: Tensor, generator: torch.Generator | None, chosen: Tensor | None
+) -> tuple[NDArray[np.bool_], NDArray[np.uint64]]:
+    """Which samples are chosen, and a seed for each of them, 0 for the others."""
+    of, found = _chosen(x, chosen), np.zeros(len(x), np.uint64)
+    found[of] = seeds(int(of.sum()), generator)
+    return of, found
+
+
+def _through(steps: Sequence[_Step], x: Tensor, out: Tensor | None) -> Tensor:
+    """Take each sample through the steps that are for it, one after the other, so that it stays in the cache."""
+    result = _memory(x, out)
+    given, taken = x.detach().contiguous().numpy(), result.numpy()
+
+    def distort_one(i: int) -> None:
+        before, after = given[i], taken[i]
+        for step in steps:
+            if step.of[i]:
+                step.change(before, after, i)
+                before = after
+        if not np.may_share_memory(before, after):
+            after[...] = before
+
+    if x.numel():
+        sample_by_sample(distort_one, len(x))
+    return _given(result, out)
 
 
 def _memory(x: Tensor, out: Tensor | None) -> Tensor:
