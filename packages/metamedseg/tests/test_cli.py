@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dart_core.checkpoint import load_weights
+from dart_core.testing import logged
 from metamedseg.datasets import SliceSet, read_slices, write_index
 from metamedseg.models import read_model
 
@@ -59,6 +60,14 @@ class TestMetaTrain:
         assert finished.status == 0, finished.err
         assert read_model(out).name == name
         assert all(value.isfinite().all() for value in load_weights(out / "model.safetensors")[0].values())
+
+    def test_tasks_of_dawoud_count_alike(self, command, slices, tiny, tmp_path):
+        words = ("--exclude", "spleen", *tiny, "--method", "dawoud", "--weighting", "inverse_distance")
+        out = tmp_path / "run"
+        assert command("meta-train", "--slices", slices, *words, "--out", out).status == 0
+        updates = [line for line in logged(out) if "meta_epoch" in line]
+        assert [line["least_weight"] for line in updates] == [line["largest_weight"] for line in updates]
+        assert updates[0]["least_weight"] == pytest.approx(1 / 3)
 
     def test_batch_statistics_are_not_in_the_distance(self, command, slices, tiny, tmp_path):
         words = ("--norm", "batch", "--meta-lr", 1, "--meta-epochs", 1, "--per-epoch", 1)

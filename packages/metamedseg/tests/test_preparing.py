@@ -177,6 +177,24 @@ class TestMistakes:
         self.fails(command, tmp_path / "no", tmp_path / "out", "missing")
         self.fails(command, spleen / "imagesTr", tmp_path / "out", "dataset.json")
 
+    @pytest.mark.parametrize(
+        ("change", "part"),
+        [
+            (lambda text: text[: len(text) // 2], "dataset.json"),
+            (lambda text: "[]", "dataset.json"),
+            (lambda text: text.replace('"training"', '"lessons"'), "training"),
+            (lambda text: text.replace('"labels"', '"marks"'), "'labels' is no list of names by number"),
+            (lambda text: text.replace('"modality"', '"mode"'), "'modality' is no list of names by number"),
+        ],
+    )
+    def test_a_damaged_dataset_json(self, change, part, command, spleen, tmp_path):
+        path = spleen / "dataset.json"
+        path.write_text(change(path.read_text()))
+        self.fails(command, spleen, tmp_path / "out", "dataset.json", part)
+        checked = command("check-data", "--data", spleen)
+        assert checked.status == 2
+        assert part in checked.out
+
     def test_two_folders_with_one_name(self, command, volumes, tmp_path):
         for name in ("Task51_Kidneys", "Task52_Kidneys"):
             shutil.copytree(volumes / "Task51_Kidneys", tmp_path / "data" / name)

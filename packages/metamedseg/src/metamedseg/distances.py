@@ -112,7 +112,7 @@ def distances(command: of.Distances) -> None:
     )
     report.picture(heat_map(names, values), "Mean distance of pairs of slices", "heat map of distances")
     report.table(
-        ("dataset", "mean distance to the others"),
+        ("data set", "mean distance to the others"),
         sorted(means.items(), key=lambda item: item[1] or 0),
         "From near to far",
     )

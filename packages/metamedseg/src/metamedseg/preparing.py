@@ -388,9 +388,9 @@ def _report(command: of.Prepare, sets: Sequence[SliceSet], counts: Sequence[dict
         "Slices of binary data sets", f"{sum(map(len, sets))} slices of {len(sets)} data sets", package=PACKAGE
     )
     report.table(
-        tuple(counts[0]),
+        ("data set", "organ", "slices", "volumes", "training", "validation", "test", "region in pixels"),
         [tuple(row.values()) for row in counts],
-        f"Slices by data set and split, split by {command.split_unit}; mean_pixels is the size of the region after resizing",
+        f"Slices by data set and split, split by {command.split_unit}; the region's size is the mean over slices after resizing",
     )
     report.picture(
         slices_figure([(one.name, [_panel(one, place) for place in _spread(len(one))]) for one in sets]),

@@ -219,7 +219,8 @@ class MetaTrain:
     slices: Path
     """Folder that `prepare` wrote."""
     method: Literal["reptile", "transfer", "dawoud"] = "reptile"
-    """reptile: the paper's method; transfer: supervised training on all sources; dawoud: the closest related work."""
+    """reptile: the paper's method; transfer: supervised training on all sources; dawoud: the closest related work, whose rates
+    and numbers of epochs differ (configs/table1_dawoud_vol.yaml) and whose tasks all count alike."""
     exclude: tuple[str, ...] = TARGETS
     """Data sets that are no sources: the targets (the authors' configurations exclude colon as well)."""
     name: str = ""
