@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dart_core.data.catalog import decathlon
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.nnunet import (
+    ANISOTROPY,
     bounding_box,
     nonzero_mask,
     normalise,
@@ -174,7 +175,8 @@ def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, n
     box = bounding_box(inside)
     labels = None
     if row.mask is not None:
-        found = read_labels(row.mask, volume, frame).T
+        # The Decathlon's volume 243 has stray labels of -2 (specification 5).
+        found = read_labels(row.mask, volume, frame, negative_as_background=True).T
         strange = sorted(set(np.unique(found).tolist()) - set(names)) if names is not None else []
         if strange and names is not None:
             listed = ", ".join(f"{value} = {name}" for value, name in names.items())
@@ -230,6 +232,38 @@ def make_plan(stage: Stage, data: of.Data, settings: of.Network) -> Plan:
     )  # fmt: skip
 
 
+def coarse_axis(spacing: Sequence[float], target: Sequence[float]) -> int | None:
+    """The axis whose voxels are more than three times as long as the shortest ones, before or else after; None: there is none.
+
+    nnU-Net resamples such cases slice by slice and takes the nearest slice along that axis. Two such axes count as none.
+    """
+    for steps in (spacing, target):
+        if max(steps) > ANISOTROPY * min(steps):
+            longest = [axis for axis, step in enumerate(steps) if step == max(steps)]
+            return longest[0] if len(longest) == 1 else None
+    return None
+
+
+def resample(image: NDArray[Any], shape: Sequence[int], axis: int | None, order: Literal[1, 3]) -> NDArray[np.float32]:
+    """(C, D, H, W) resampled to a shape (3,); with a coarse axis slice by slice, and by the nearest slice along it."""
+    if axis is None:
+        return resample_image(image, shape, order)
+    slices = np.moveaxis(image, 1 + axis, 1)
+    across = [side for other, side in enumerate(shape) if other != axis]
+    # One by one: nnU-Net keeps each slice to its own range.
+    inside = np.stack([[resample_image(plane, across, order) for plane in channel] for channel in slices])
+    return resample_image(np.moveaxis(inside, 1, 1 + axis), shape, 0)
+
+
+def resample_map(labels: NDArray[Any], shape: Sequence[int], axis: int | None) -> NDArray[np.int8]:
+    """A label map (D, H, W) resampled to a shape (3,), likewise."""
+    if axis is None:
+        return resample_labels(labels, shape)
+    across = [side for other, side in enumerate(shape) if other != axis]
+    inside = np.moveaxis(resample_labels(np.moveaxis(labels, axis, 0), across), 0, axis)
+    return resample_image(inside, shape, 0).astype(np.int8)
+
+
 def prepare(raw: Raw, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Resample and normalise.
 
@@ -241,8 +275,9 @@ def prepare(raw: Raw, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int8]
         max(1, round(side * step / target))
         for side, step, target in zip(raw.inside.shape, raw.spacing, plan.spacing, strict=True)
     ]
-    image = resample_image(raw.image[None], shape, 3)
-    labels = resample_labels(labels, shape)
+    axis = coarse_axis(raw.spacing, plan.spacing)
+    image = resample(raw.image[None], shape, axis, 3)
+    labels = resample_map(labels, shape, axis)
     return normalise(image, labels >= 0 if plan.nonzero else None), labels
 
 
@@ -281,14 +316,16 @@ def reading(plan: Plan) -> of.Data:
     return of.Data(plan.merge_labels, plan.orientation)
 
 
-def to_file(probabilities: NDArray[Any], raw: Raw) -> NDArray[np.uint8]:
+def to_file(probabilities: NDArray[Any], raw: Raw, plan: Plan) -> NDArray[np.uint8]:
     """Labels (x, y, z) on the grid of the file: probabilities resampled linearly to the crop, the largest one, placed back.
 
     Args:
         probabilities: (K, D, H, W) on the network's grid.
         raw: the case.
+        plan: of the pool.
     """
-    cropped = resample_image(probabilities, raw.inside.shape, 1).argmax(0)
+    axis = coarse_axis(raw.spacing, plan.spacing)
+    cropped = resample(probabilities, raw.inside.shape, axis, 1).argmax(0)
     full = np.zeros(tuple(reversed(raw.file.array.shape)), dtype=np.uint8)
     full[raw.box] = cropped
     return np.ascontiguousarray(full.T)

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dart_core.cli import say
+from dart_core.data.volumes import read_mask, read_volume
 from dart_core.errors import InputError
-from dart_core.evaluation import Result, score_folders
+from dart_core.evaluation import PREDICTIONS, Prediction, Result, read_predictions, score_folders
 from dart_core.files import write_atomic, write_csv
 from dart_core.metrics import backward_transfer, forward_transfer, wilcoxon_signed_rank
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from odex import settings as of
-from odex.figures import stage_figure, time_figure
+from odex.figures import Case, stage_figure, states_figure, time_figure
 from odex.learning import PACKAGE
 from odex.tables import printed_table
 
@@ -38,6 +40,8 @@ class Course:
     """After so many stages: test stage -> case -> Dice."""
     last: dict[str, Any] = field(default_factory=dict)
     """What predict said of the last state."""
+    folders: dict[int, Path] = field(default_factory=dict)
+    """Where the masks of each state are."""
 
     @property
     def final(self) -> int:
@@ -57,7 +61,7 @@ class Course:
 
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of methods, seeds and states."""
-    courses = read_courses(command.predictions)
+    courses = read_courses(command.predictions, command.measure)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     rows = summarise(courses, command)
@@ -82,8 +86,8 @@ def evaluate(command: of.Evaluate) -> None:
     say(f"report: {out / 'report.html'}")
 
 
-def read_courses(folders: Sequence[Path]) -> list[Course]:
-    """Predictions by method and seed.
+def read_courses(folders: Sequence[Path], measure: Literal["dice", "patch_dice"] = "dice") -> list[Course]:
+    """Predictions by method and seed, scored on whole images, or as `predict --patch-dice` did.
 
     Raises:
         InputError: a folder without predictions or of something else, two of the same method, seed and state, or a case without mask.
@@ -97,7 +101,11 @@ def read_courses(folders: Sequence[Path]) -> list[Course]:
                 f"a second folder of {said['method']} after stage {said['after']} (seed {said['seed']})", where=folder,
                 remedy="give each state once; learn repetitions with another --seed",
             )  # fmt: skip
-        course.states[said["after"]] = _by_stage(score_folders([folder], command="odex", tolerance=1.0))
+        if measure == "dice":
+            state = _by_stage(score_folders([folder], command="odex", tolerance=1.0))
+        else:
+            state = _patch_dice(folder)
+        course.states[said["after"]], course.folders[said["after"]] = state, folder
         if not course.last or said["after"] > course.last["after"]:
             course.last, course.stages = said, list(said["stages"])
     for course in courses.values():
@@ -127,6 +135,25 @@ def _by_stage(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     for result in results:
         cases = found.setdefault(result.pair[1], {})
         cases[result.image.name] = result.dice
+    return found
+
+
+def _patch_dice(folder: Path) -> dict[str, dict[str, float]]:
+    """The column patch_dice; cases that were never drawn are missing, as in the authors' numbers."""
+    listed = read_predictions(folder, "odex")
+    with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
+        values = [row.get("patch_dice") for row in csv.DictReader(file)]
+    found: dict[str, dict[str, float]] = {}
+    for prediction, value in zip(listed, values, strict=True):
+        try:
+            if value:
+                found.setdefault(prediction.pair[1], {})[prediction.image.name] = float(value)
+        except ValueError:
+            raise InputError(
+                f"patch_dice is {value!r}", where=prediction.where, remedy="run `odex predict` again"
+            ) from None
+    if not found:
+        raise InputError("has no Dice of patches", where=folder, remedy="run `odex predict` with --patch-dice 100")
     return found
 
 
@@ -208,6 +235,16 @@ def mean_matrices(courses: Sequence[Course]) -> dict[str, NDArray[np.float64]]:
     return {method: np.mean(matrices, axis=0) for method, matrices in found.items()}
 
 
+def single_states(courses: Sequence[Course]) -> dict[str, NDArray[np.float64]]:
+    """Mean Dice on each stage of the methods with one state only, which learned all stages at once (Joint)."""
+    stages = _stages(courses)
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    for course in courses:
+        if len(course.states) == 1 and course.stages == stages and len(course.last["stages"]) == 1:
+            found.setdefault(course.method, []).append(course.matrix()[0])
+    return {method: np.mean(rows, axis=0) for method, rows in found.items()}
+
+
 def _stages(courses: Sequence[Course]) -> list[str]:
     return max((course.stages for course in courses), key=lambda names: (len(names), names))
 
@@ -254,8 +291,8 @@ def sections(
     if matrices:
         report.section("Stage by stage")
         report.picture(
-            stage_figure(matrices, stages), "Dice on the test images of each stage (panel) while the stages are learned one after"
-            " the other; the dotted line marks when the stage itself is learned (Fig. 3, left, of the paper)",
+            stage_figure(matrices, stages, single_states(courses)), "Dice on the test images of each stage (panel) while the stages"
+            " are learned one after the other; the dotted line marks when the stage itself is learned (Fig. 3, left, of the paper)",
             "curves of the Dice of every method, one panel per stage",
         )  # fmt: skip
         for method, matrix in matrices.items():
@@ -264,6 +301,15 @@ def sections(
                 [(name, *map(float, line)) for name, line in zip(stages, matrix, strict=True)],
                 f"{method}: Dice on the test images of each stage (columns) after each training (rows)",
             )
+    rows_of_cases = states(courses)
+    if rows_of_cases:
+        report.section("One image through the stages")
+        report.picture(
+            states_figure(*rows_of_cases), f"A test image of {stages[0]}. First row: the true outline alone, then"
+            f" {rows_of_cases[0][0]} after each stage; second row: every method after the last stage. Green: true, red: predicted"
+            " (Fig. 4 of the paper)",
+            "slices of one image with outlines",
+        )  # fmt: skip
     seconds = {
         course.method if course.seed is None else f"{course.method}, seed {course.seed}": course.last["seconds"]
         for course in courses
@@ -277,6 +323,40 @@ def sections(
         for name, caption in (("table1", "Table 1"), ("table2", "Table 2")):
             columns, lines = printed_rows(name)
             report.table(columns, lines, f"{caption} as printed, on HarP, Dryad and Decathlon")
+
+
+def states(courses: Sequence[Course]) -> tuple[tuple[str, list[Case]], tuple[str, list[Case]]] | None:
+    """One image of the first stage: by one method (Seq. where it is there) after each stage, and by all methods after the last.
+
+    Returns:
+        (label, cases) of both rows; None where no such image was segmented.
+    """
+    stages = _stages(courses)
+    firsts = list({course.method: course for course in reversed(courses)}.values())[::-1]
+    shown = next((course for course in firsts if course.method == of.NAMES["sequential"]), firsts[0])
+    listed = [p for p in read_predictions(shown.folders[shown.final], "odex") if p.pair[1] == stages[0]]
+    if not listed:
+        return None
+    chosen = listed[0]
+    volume = read_volume(chosen.image, frame=chosen.frame)
+    assert chosen.mask is not None  # it was scored
+    truth = read_mask(chosen.mask, volume, frame=chosen.frame)
+
+    def case(course: Course, after: int, title: str) -> Case | None:
+        found = (p for p in read_predictions(course.folders[after], "odex") if _same(p, chosen))
+        prediction = next(found, None)
+        if prediction is None:
+            return None
+        return title, volume.array.T, read_mask(prediction.prediction, volume).T, truth.T
+
+    first = [case(shown, after, f"after stage {after}") for after in sorted(shown.states)]
+    second = [case(course, course.final, course.method) for course in firsts]
+    alone: Case = ("truth", volume.array.T, np.zeros_like(truth.T), truth.T)
+    return (shown.method, [alone, *filter(None, first)]), ("after all stages", [*filter(None, second)])
+
+
+def _same(one: Prediction, other: Prediction) -> bool:
+    return (one.image, one.frame, one.pair[1]) == (other.image, other.frame, other.pair[1])
 
 
 def printed_rows(name: str) -> tuple[list[str], list[list[Any]]]:

@@ -102,12 +102,16 @@ def first_norms(network: nn.Module, layers: Literal["first", "first_stage"] = "f
     Raises:
         ValueError: the network has none.
     """
-    encoder = getattr(network, "conv_blocks_context", None)
-    part = network if encoder is None or layers == "first" else encoder[0]
-    found: list[nn.Module] = [module for module in part.modules() if isinstance(module, NORMS)]
+    found: list[nn.Module] = [module for module in front(network).modules() if isinstance(module, NORMS)]
     if not found:
         raise InputError("the network has no normalisation layer", remedy="build it with batch or instance norm")
     return found[:1] if layers == "first" else found
+
+
+def front(network: nn.Module) -> nn.Module:
+    """The first encoder stage, which is all that the features need; of another architecture the whole network."""
+    encoder = getattr(network, "conv_blocks_context", None)
+    return encoder[0] if isinstance(encoder, nn.ModuleList) else network
 
 
 @contextlib.contextmanager
@@ -179,7 +183,7 @@ class FeatureExtractor:
                     tiles = torch.stack(
                         [padded[:, a : a + d, b : b + h, c : c + w] for a, b, c in places[first : first + batch_size]]
                     )
-                    self.network(tiles.to(parameter.device, parameter.dtype))
+                    front(self.network)(tiles.to(parameter.device, parameter.dtype))
                     z = torch.cat([self._vectors(activation) for activation in found], 1).sum(0)
                     found.clear()
                     total = z if total is None else total + z

@@ -1,9 +1,9 @@
-"""Pictures: cases with outlines, Dice by stage (Fig. 3 left), training time (Fig. 3 right), the stage matrix."""
+"""Pictures: cases with outlines, Dice by stage (Fig. 3 left), training time (Fig. 3 right), one case through the stages (Fig. 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from dart_core.figures import Panel, comparison
 from dart_core.report import COLOURS
+
+Case: TypeAlias = tuple[str, NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Title, image, predicted and true labels, each (z, y, x)."""
 
 
 def cases_figure(cases: Sequence[tuple[str, NDArray[Any], NDArray[Any]]], columns: int = 3) -> Figure:
@@ -36,12 +39,30 @@ def case_panel(
     return Panel(title, shown, None if truth is None else truth[z].T > 0, labels[z].T > 0)
 
 
-def stage_figure(matrices: Mapping[str, NDArray[np.float64]], stages: Sequence[str]) -> Figure:
+def states_figure(first: tuple[str, Sequence[Case]], second: tuple[str, Sequence[Case]]) -> Figure:
+    """Two rows of one image: a method after each stage, and all methods after the last (Fig. 4).
+
+    Args:
+        first: label of the row, and its cases.
+        second: likewise.
+    """
+    z = int((first[1][0][3] > 0).sum((1, 2)).argmax())
+    return comparison(
+        [(label, [case_panel(*case[:3], truth=case[3], z=z) for case in cases]) for label, cases in (first, second)]
+    )
+
+
+def stage_figure(
+    matrices: Mapping[str, NDArray[np.float64]],
+    stages: Sequence[str],
+    at_once: Mapping[str, NDArray[np.float64]] | None = None,
+) -> Figure:
     """Dice on the test images of each stage as the stages are learned: one panel per stage (Fig. 3 left).
 
     Args:
         matrices: method -> (N, N), row = after stage i, column = test images of stage j.
         stages: names.
+        at_once: method -> (N,) of methods that learn all stages at once: a level line.
     """
     n = len(stages)
     figure = Figure(figsize=(max(4.0, 2.2 * n), 2.9), layout="constrained")
@@ -52,6 +73,8 @@ def stage_figure(matrices: Mapping[str, NDArray[np.float64]], stages: Sequence[s
                 range(1, len(matrix) + 1), matrix[:, j], marker="o", color=COLOURS[i % len(COLOURS)], markersize=3, linewidth=1.4,
                 linestyle=("-", "--", ":")[i // len(COLOURS) % 3], label=method,
             )  # fmt: skip
+        for method, row in (at_once or {}).items():
+            cell.axhline(row[j], color="0.2", linewidth=1, linestyle="-.", label=method)
         cell.axvline(j + 1, color="0.6", linewidth=0.8, linestyle=":")
         cell.set_title(stages[j], fontsize=8, parse_math=False)
         cell.set_xticks(range(1, n + 1))

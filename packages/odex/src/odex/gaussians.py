@@ -71,7 +71,9 @@ class Gaussian:
     @classmethod
     def fit(cls, features: Tensor, covariance: Covariance = "empirical", shrinkage: float = 0.1) -> Gaussian:
         """The Gaussian of features (n, d); see `fit_gaussian`."""
-        z = checked_features(features).double()
+        z = checked_features(features)
+        eps = torch.finfo(z.dtype).eps
+        z = z.double()
         n, d = z.shape
         if n < 2:
             raise InputError(
@@ -81,7 +83,7 @@ class Gaussian:
         # Of n < d the thin factorisation: n^2 d operations where the covariance itself would take d^3.
         _, lengths, right = torch.linalg.svd(z - mean, full_matrices=False)
         variances = lengths.square() / n  # divisor N, Eq. 3
-        kept = variances > variances[0] * d * torch.finfo(features.dtype).eps if len(variances) else variances > 0
+        kept = variances > variances[0] * d * eps
         directions, variances = right[kept].T.contiguous(), variances[kept]
         if covariance == "empirical":
             return cls(mean, directions, variances)

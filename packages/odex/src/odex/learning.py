@@ -52,6 +52,12 @@ def learn(command: of.Learn) -> None:
         )
     cases = [load_case(row, plan, stage.labels) for row in stage.of("train")]
     held_out = [load_case(replace(row), plan, stage.labels) for row in stage.rows["val"]]
+    if statistics is not None and all(np.array_equal(case.image, cases[0].image) for case in cases[1:]):
+        raise InputError(
+            f"the {len(cases)} training images of stage {stage.name} are all the same: the covariance of their features is 0",
+            where=stage.source,
+            remedy="give images that differ",
+        )
     with Run(command.run, command) as run:
         say(f"stage {stage.name}: {stage_cases(stage)} cases")
         number = len(pool.stages)
@@ -166,6 +172,11 @@ def _record(
     reference = features_of(network, held_out, pool) if len(held_out) > 1 else None
     statistics.record(record.model, z, reference, action="update" if record.action == "update" else "expand")
     newest = statistics.histories[record.model][-1]
+    if statistics.distance == "mahalanobis" and not newest.rank:
+        raise InputError(
+            f"the features of all {len(z)} training images of stage {record.name} are the same: their covariance is 0",
+            remedy="take --layers first_stage, or another --pooling",
+        )
     if statistics.distance == "mahalanobis" and statistics.covariance == "empirical" and newest.rank < z.shape[1]:
         say(f"warning: {rank_warning(len(z), z.shape[1], newest.rank)}")
 

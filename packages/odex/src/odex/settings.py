@@ -232,9 +232,14 @@ class Predict:
     """cpu, cuda, cuda:N, or auto (CUDA where there is one)."""
     name: str = ""
     """Name of the method in tables; default: the paper's."""
+    patch_dice: int = 0
+    """Batches of random patches per stage to take the Dice from too, as the authors' evaluator does (100); 0: none."""
+    seed: int = 0
+    """Of the draws of --patch-dice."""
 
     def __post_init__(self) -> None:
         at_least(1, tiles=self.tiles)
+        at_least(0, patch_dice=self.patch_dice)
 
 
 @dataclass(frozen=True)
@@ -246,6 +251,8 @@ class Evaluate:
     """Folders that `predict` wrote: for each method (and seed) one after every stage."""
     backward: Literal["all_later", "final"] = "all_later"
     """Backward transfer: mean over all later states, or of the last state alone."""
+    measure: Literal["dice", "patch_dice"] = "dice"
+    """Dice of whole images on their own grid, or that of random patches (predict --patch-dice)."""
     spread: Literal["stages", "cases"] = "stages"
     """Standard deviation of the Dice over the means of the stages, or over all cases."""
     reference: str = "ODEx"

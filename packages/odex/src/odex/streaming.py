@@ -117,7 +117,7 @@ def write_transformed(
     for number, (row, name) in enumerate(zip(rows, unique_names(rows), strict=True), first):
         volume = read_volume(row.image, frame=frame_of(row))
         assert row.mask is not None  # `_cases` has looked
-        labels = read_labels(row.mask, volume, frame_of(row))
+        labels = read_labels(row.mask, volume, frame_of(row), negative_as_background=True)
         image, mask = transform_case(volume, labels, strength, stretch, np.random.default_rng([seed, number]))
         paths = [folder / part / f"{name}.nii.gz" for part in ("images", "masks")]
         write_volume(paths[0], image, volume, dtype=np.float32)

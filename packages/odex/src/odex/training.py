@@ -33,7 +33,7 @@ FORCED_SHARE = 1 / 3
 
 
 def training_batches(cases: Sequence[Case], plan: Plan, seed: int, load_size: Sequence[int]) -> Batches:
-    """Batches of {"image" (B, 1, d, h, w), "labels" (B, d, h, w) int8}.
+    """Batches of {"image" (B, 1, d, h, w), "labels" (B, d, h, w) int8, "case" (B,)}.
 
     Each sample is a patch of a case that is drawn with replacement. The last third of a batch shows foreground: a class of the
     case and a voxel of it as the patch's centre, each uniform. Beyond the case the image is 0 and the label OUTSIDE.
@@ -47,7 +47,8 @@ def training_batches(cases: Sequence[Case], plan: Plan, seed: int, load_size: Se
     batch = plan.batch_size
 
     def load(slot: int, rng: np.random.Generator) -> Mapping[str, NDArray[Any]]:
-        case = cases[int(rng.integers(len(cases)))]
+        number = int(rng.integers(len(cases)))
+        case = cases[number]
         limits = [
             patch_limits(side, wide, final)
             for side, wide, final in zip(case.labels.shape, load_size, plan.patch_size, strict=True)
@@ -65,6 +66,7 @@ def training_batches(cases: Sequence[Case], plan: Plan, seed: int, load_size: Se
         return {
             "image": crop_patch(case.image, starts, load_size, 0),
             "labels": crop_patch(case.labels, starts, load_size, OUTSIDE),
+            "case": np.asarray(number),
         }
 
     # A sample is a place in the batch, so that a batch holds every place once, and an "epoch" of it is a step.

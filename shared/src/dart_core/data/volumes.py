@@ -153,13 +153,16 @@ def read_mask(
     return inside
 
 
-def read_labels(path: str | os.PathLike[str], like: Volume | None, frame: int | None = None) -> NDArray[np.int16]:
+def read_labels(
+    path: str | os.PathLike[str], like: Volume | None, frame: int | None = None, negative_as_background: bool = False
+) -> NDArray[np.int16]:
     """Read a map of labels onto the array grid of its scan.
 
     Args:
         path: as for `read_volume`; it may be stored in another orientation than the scan.
         like: the scan; None reads the labels in RAS without comparing grids.
         frame: the volume (from 0) to take out of a 4-D file; a 3-D file is taken as it is.
+        negative_as_background: take stray values below 0 for 0, instead of refusing them.
 
     Returns:
         int16 (H, W, Z), 0 for background.
@@ -168,6 +171,8 @@ def read_labels(path: str | os.PathLike[str], like: Volume | None, frame: int | 
         InputError: as `read_mask`, or a value that is no whole number from 0 to 32767.
     """
     values = _read_like(Path(path), like, frame).array
+    if negative_as_background:
+        values = np.maximum(values, 0)
     labels: NDArray[np.int16] = np.clip(values, 0, np.iinfo(np.int16).max).astype(np.int16)
     wrong = np.flatnonzero(labels != values)
     if len(wrong):
