@@ -115,6 +115,23 @@ def test_appearance_leaves_the_input_alone_and_stays_in_range():
     assert sum(not torch.equal(a, b) for a, b in zip(x, y, strict=True)) >= 5
 
 
+def test_chances_of_appearance(monkeypatch):
+    n, seen = 20_000, {}
+
+    def stand_in(x, curves, shuffled, mapped, outer, inner, falling, blocks, points, generator):
+        assert (blocks, points) == (10_000, 100_000)
+        assert torch.equal(curves[:, [0, 3]], torch.tensor([[0.0, 0.0], [1.0, 1.0]]).expand(n, 2, 2))
+        seen.update(shuffled=shuffled, mapped=mapped, outer=outer, inner=inner, falling=falling)
+        return x
+
+    monkeypatch.setattr(distortions, "distort", stand_in)
+    genesis_appearance(torch.zeros(n, 1, 1, 1, 1), generator())
+    assert not (seen["outer"] & seen["inner"]).any()
+    for name, chance in (("shuffled", 0.5), ("mapped", 0.9), ("outer", 0.72), ("inner", 0.18), ("falling", 0.5)):
+        found = float(seen[name].double().mean())
+        assert abs(found - chance) < 4 * (chance * (1 - chance) / n) ** 0.5, name
+
+
 def test_small_cubes_are_not_shuffled():
     x = torch.rand(2, 1, 8, 8, 8)
     assert torch.equal(distortions.local_shuffle(x), x)

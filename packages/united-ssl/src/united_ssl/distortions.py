@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
+from dart_core.augment.genesis import distort, inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
 
 ELASTIC_SIGMA, ELASTIC_ALPHA = 8.0, 991.0
 TABLE = 100_000
@@ -127,12 +127,16 @@ def paint_outside(x: Tensor, generator: torch.Generator | None = None) -> Tensor
 # --- Intensities and voxels ------------------------------------------------------------------------------------------
 
 
-def nonlinear(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A monotone Bezier curve through the grey values, rising or falling with the same chance, its own for each cube."""
+def _curves(x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Control points (N, 4, 2) of a curve for each cube, and which ones fall, with the same chance as rise."""
     points = _rand((len(x), 4, 2), generator, x)
     points[:, 0], points[:, 3] = 0, 1
-    falling = _rand((len(x),), generator, x) < 0.5
-    return nonlinear_intensity(x, points, falling, TABLE)
+    return points, _rand((len(x),), generator, x) < 0.5
+
+
+def nonlinear(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A monotone Bezier curve through the grey values, rising or falling with the same chance, its own for each cube."""
+    return nonlinear_intensity(x, *_curves(x, generator), TABLE)
 
 
 def local_shuffle(x: Tensor, generator: torch.Generator | None = None, blocks: int = 100) -> Tensor:
@@ -148,16 +152,6 @@ def one_of(x: Tensor, transforms: Sequence[Transform], generator: torch.Generato
         places = torch.nonzero(kinds == kind).ravel()
         if len(places):
             out[places] = transform(x[places], generator)
-    return out
-
-
-def sometimes(x: Tensor, chance: float, transform: Transform, generator: torch.Generator | None = None) -> Tensor:
-    """A transform for each cube with some chance."""
-    places = torch.nonzero(_rand((len(x),), generator, x) < chance).ravel()
-    if not len(places):
-        return x
-    out = x.clone()
-    out[places] = transform(x[places], generator)
     return out
 
 
@@ -210,20 +204,10 @@ def genesis_flip(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
 def genesis_appearance(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """The transforms of Models Genesis after its flips: local shuffling (0.5), non-linear map (0.9), painting (0.9)."""
-
-    def shuffle(part: Tensor, g: torch.Generator | None) -> Tensor:
-        return local_shuffle(part, g, GENESIS_BLOCKS)
-
-    def paint(part: Tensor, g: torch.Generator | None) -> Tensor:
-        outer = _rand((len(part),), g, part) < OUTER
-        out = part.clone()
-        for places, transform in (
-            (torch.nonzero(outer).ravel(), outer_cutout), (torch.nonzero(~outer).ravel(), inner_cutout),
-        ):  # fmt: skip
-            if len(places):
-                out[places] = transform(part[places], g)
-        return out
-
-    x = sometimes(x, SHUFFLE, shuffle, generator)
-    x = sometimes(x, NONLINEAR, nonlinear, generator)
-    return sometimes(x, PAINTING, paint, generator)
+    chances = x.new_tensor([SHUFFLE, NONLINEAR, PAINTING, OUTER])
+    shuffled, mapped, painted, outer = (_rand((len(x), 4), generator, x) < chances).unbind(1)
+    points, falling = _curves(x, generator)
+    return distort(
+        x, points, shuffled, mapped, painted & outer, painted & ~outer, falling, GENESIS_BLOCKS, points=TABLE,
+        generator=generator,
+    )  # fmt: skip
