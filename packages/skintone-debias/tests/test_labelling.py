@@ -33,6 +33,8 @@ Command = Callable[..., Any]
 Skin = Callable[..., np.ndarray]
 COLOURS = ((230, 190, 160), (210, 170, 140), (180, 140, 120), (160, 110, 80))
 TYPES = (1, 2, 3, 6)
+TOP = 8 + 24
+"""First row of the pictures on a sheet, below their titles."""
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -345,13 +347,13 @@ def test_sheet_shows_the_patches(command: Command, tmp_path: Path) -> None:
     green, red = ((sheet == colour).all(-1) for colour in ((0, 200, 0), (214, 39, 40)))
     scale, side = 200 / 256, round(PATCH * 200 / 256)
     for left in (8, 8 + 202):  # the picture, and the hair-free one beside it
-        panel = np.s_[28:228, left : left + 200]
+        panel = np.s_[TOP : TOP + 200, left : left + 200]
         rows, columns = np.nonzero(green[panel])
         assert abs(rows.min() - scale * row) < 1
         assert abs(columns.min() - scale * column) < 1
         assert abs(np.ptp(rows) + 1 - side) <= 1
         assert red[panel].sum() > 7 * 4 * (side - 3)
-    assert green.sum() == green[28:228].sum()
+    assert green.sum() == green[TOP : TOP + 200].sum()
 
 
 def test_sheet_is_spread_over_the_list(command: Command, tmp_path: Path) -> None:
@@ -360,8 +362,8 @@ def test_sheet_is_spread_over_the_list(command: Command, tmp_path: Path) -> None
     command("label", tmp_path, "--out", tmp_path / "t.csv", "--sheet", 3)
     sheet = read_image(tmp_path / "t_sheet.png")
     width = 2 * 202 + 8
-    assert sheet.shape == (228 + 8, 3 * width + 8, 3)
-    shown = [sheet[28 + 100, 8 + place * width + 100].tolist() for place in range(3)]
+    assert sheet.shape == (TOP + 200 + 8, 3 * width + 8, 3)
+    shown = [sheet[TOP + 100, 8 + place * width + 100].tolist() for place in range(3)]
     assert shown == [[210, 170, 140], [210, 170, 136], [210, 170, 132]]
 
 

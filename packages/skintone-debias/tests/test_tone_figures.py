@@ -31,17 +31,17 @@ def test_distribution_shows_every_share() -> None:
 def test_sheet_places_tiles_in_rows() -> None:
     tiles = [Tile(str(k), [Image.new("RGB", (200, 200), (k, 0, 0))]) for k in range(1, 6)]
     sheet = np.asarray(contact_sheet(tiles, columns=2))
-    places = [(28 + 228 * (k // 2), 8 + 210 * (k % 2)) for k in range(5)]
+    places = [(32 + 232 * (k // 2), 8 + 210 * (k % 2)) for k in range(5)]
     for k, (top, left) in enumerate(places):
         assert (sheet[top : top + 200, left : left + 200] == (k + 1, 0, 0)).all()
-    assert (sheet[28 + 2 * 228 :, 218:] == 255).all()
+    assert (sheet[32 + 2 * 232 :, 218:] == 255).all()
 
 
 def test_a_long_title_is_cut() -> None:
     panel = Image.new("RGB", (200, 200), "red")
     sheet = np.asarray(contact_sheet([Tile("a very long name " * 20 + "\n\x00", [panel])]))
-    assert (sheet[:28, 209:] == 255).all()
-    assert (sheet[:28, 190:208] == 0).any()
+    assert (sheet[:32, 209:] == 255).all()
+    assert (sheet[:32, 190:208] == 0).any()
 
 
 @pytest.mark.parametrize(("method", "panels"), [("patches", 2), ("groh", 2), ("groh-full", 1)])

@@ -217,6 +217,8 @@ def test_a_bad_patch(verb, content, words, datalist, trained, recipe, command, t
         (lambda rows: None, ("--method", "hed", "--ce-on", "raw"), "--ce-on has no meaning for --method hed"),
         (lambda rows: None, ("--lambda2", -1), "--lambda2 is -1"),
         (lambda rows: None, ("--largest-blur", 0), "--largest-blur is 0"),
+        (lambda rows: None, ("--method", "dscsi-gan", "--gan-backbone", "nonet"), "timm has no network 'nonet'"),
+        (lambda rows: None, ("--method", "dscsi-gan", "--gan-weights", "none.pth"), "none.pth: no such file"),
     ],
 )
 def test_train_refuses(change, flags, words, datalist, recipe, command, tmp_path):

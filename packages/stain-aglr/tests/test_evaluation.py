@@ -69,6 +69,7 @@ def test_one_class_only_has_no_auc(scores, command, tmp_path):
     finished = command("evaluate", "--predictions", folder, "--out", tmp_path / "out")
     assert finished.status == 0
     assert "no AUC for RST" in finished.err
+    assert "`predict --sites` leaves those of one class out" in finished.err
     assert "mean AUC –" in finished.out
     rows = {row["site"]: row for row in csv.DictReader((tmp_path / "out" / "scores.csv").read_text().splitlines())}
     assert (rows["RST"]["auc"], rows["CWZ"]["auc"]) == ("", "1.0")
@@ -145,7 +146,7 @@ def test_umap():
     [
         (lambda folder: (folder / METRICS).unlink(), "cannot be read as scores of stain-aglr"),
         (lambda folder: (folder / METRICS).write_text('{"model": 3}'), "cannot be read as scores"),
-        (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv"),
+        (lambda folder: (folder / "predictions.csv").unlink(), "a folder that `stain-aglr predict` wrote"),
         (lambda folder: (folder / FEATURES).write_bytes(b"nonsense"), "is damaged; predict again"),
         (lambda folder: np.save(folder / FEATURES, np.zeros((3, 2))), "features of shape (3, 2) for 4 patches"),
     ],

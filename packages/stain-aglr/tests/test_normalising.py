@@ -81,6 +81,10 @@ def test_bad_pictures_have_a_line_and_the_rest_goes_on(
     (folder / "truncated.png").write_bytes((folder / "good.png").read_bytes()[:900])
     (folder / "text.png").write_text("no picture")
     out = tmp_path / "out"
+    assert normalise(folder, "--out", out, "--workers", 2, "--method", "vahadane") == 0
+    states = {Path(line["image"]).relative_to(folder).as_posix(): line["status"] for line in table(out)}
+    assert {states[name] for name in ("grey.png", "sixteen.png", "tiny.png", "white.png", "black.png")} == {"unchanged"}
+    out = tmp_path / "macenko"
     assert normalise(folder, "--out", out, "--workers", 2) == 0
     states = {Path(line["image"]).relative_to(folder).as_posix(): line for line in table(out)}
     assert {name for name, line in states.items() if line["status"] == "ok"} == {

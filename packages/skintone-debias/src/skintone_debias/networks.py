@@ -49,8 +49,8 @@ class LesionNet(nn.Module):
         deep_heads: auxiliary heads with a hidden layer.
     """
 
-    mean: Tensor
-    std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, encoder: nn.Module, classes: Sequence[int] = (), deep_heads: bool = False) -> None:
         super().__init__()
@@ -58,13 +58,14 @@ class LesionNet(nn.Module):
         self.encoder = encoder
         self.main_head = MainHead(features)
         self.aux_heads = nn.ModuleList(auxiliary_head(features, n, deep_heads) for n in classes)
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        # Not "mean": older exporters to ONNX give that name to the pooling as well.
+        self.register_buffer("pixel_mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], or uint8, as the encoder takes them."""
         images = images.float() / 255 if images.dtype == torch.uint8 else images
-        return (images - self.mean) / self.std
+        return (images - self.pixel_mean) / self.pixel_std
 
     def forward(self, images: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in [0, 1], or uint8 -> logits (B,) for malignant."""

@@ -89,6 +89,8 @@ def train(command: of.Train) -> None:
     parts = site_parts(datalist, site, command.split_by)
     files = {name: PatchFiles(parts[name].rows, command.patches.image_size) for name in ("train", "val")}
     labels = {name: labels_of(parts[name]) for name in ("train", "val")}
+    if command.method == "dscsi-gan":
+        _check_backbone(command.gan)
     lambda1, lambda2, _ = weights_of(command.method, command.losses)
     training = command.training
     batches = training_batches(
@@ -139,6 +141,13 @@ def train(command: of.Train) -> None:
         run.finish(content)
         _report(run, command, network, patches, model, found["validation_auc"])
     say(f"network: {run.out}   report: {run.out / 'report.html'}")
+
+
+def _check_backbone(gan: of.GanTraining) -> None:
+    """Find out what is wrong with the network that dscsi-gan keeps before the output folder is claimed."""
+    from stain_aglr.dscsi import FeatureKeeper
+
+    FeatureKeeper(gan.gan_backbone, gan.gan_weights, gan.gan_size)
 
 
 def _normaliser(run: Run, command: of.Train, patches: PatchFiles, labels: NDArray[np.int64]) -> Normalise:

@@ -77,6 +77,8 @@ def evaluate(command: of.Evaluate) -> None:
                 f"no AUC for {row['group']} in {row['folder']}: {row['positives']} patches of class 1, {row['negatives']} "
                 "of class 0"
             )
+    if any(row["unseen"] and row["auc"] is None for row in results):
+        say("MEAN needs the AUC of every laboratory; `predict --sites` leaves those of one class out")
     width = max(len(row["method"]) for row in overall) if overall else 0
     for row in overall:
         print(f"{row['method']:<{width}}  mean AUC {mean_and_spread(row['mean'], row['std'])}  ({row['seeds']} seeds)")
@@ -121,7 +123,7 @@ def read_scored(folder: Path) -> Scored:
     Raises:
         InputError: something is missing or does not fit together.
     """
-    predictions = read_predictions(folder, f"{PACKAGE} predict")
+    predictions = read_predictions(folder, PACKAGE)
     remedy = f"give a folder of `{PACKAGE} predict`"
     for name in ("split", MARGIN):
         predictions.column(name)
@@ -196,7 +198,8 @@ def _tables(
         ("method", "seeds", *groups, "MEAN"),
         rows,
         "Mean and sample standard deviation over seeds of each laboratory's AUC on its test patches; MEAN is the unweighted "
-        "mean over the laboratories that training did not see. A dash: no AUC, because only one class is there",
+        "mean over the laboratories that training did not see. A dash: no AUC, because only one class is there, and no MEAN "
+        "with such a laboratory (`predict --sites` leaves it out)",
     )
     counts = {row["group"]: (row["positives"], row["negatives"]) for row in results}
     report.table(

@@ -162,7 +162,8 @@ def vahadane_stains(images: Tensor, dtype: torch.dtype = torch.float32) -> Stain
     matrix = stain_dictionary(od, tissue)
     concentrations = unmix(od, matrix, VAHADANE_UNMIXING)
     strength = tail_percentile(concentrations, STRENGTH_TAIL)
-    return Stains(matrix, strength, concentrations, tissue.any(1))
+    # Tissue of one colour, such as a black or grey picture, has one stain; the other cannot be scaled to the reference's.
+    return Stains(matrix, strength, concentrations, tissue.any(1) & (strength > 0).all(1))
 
 
 def unmix(od: Tensor, matrix: Tensor, sparsity: float) -> Tensor:

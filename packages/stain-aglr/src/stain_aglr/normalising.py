@@ -97,7 +97,11 @@ def normalise(command: of.Normalise) -> int:
         torch.set_num_threads(max(1, threads // workers))
         with ThreadPoolExecutor(workers) as pool:
             jobs = pool.map(lambda row, name: _one(row, name, ways, out, device), rows, names)
-            done = list(log.progress(jobs, "normalising", len(rows)))
+            try:
+                done = list(log.progress(jobs, "normalising", len(rows)))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)  # after Ctrl-C nobody waits for what has not begun
+                raise
     finally:
         torch.set_num_threads(threads)
         log.close()
