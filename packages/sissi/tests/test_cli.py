@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.data.boxes import read_boxes
+from sissi import commands, method
 from sissi.detectors import build_detector, describe, load_detector
 
 
@@ -51,6 +54,10 @@ def test_check_data(cells, command):
     assert lines[0].startswith("12 pictures (6 train, 4 test, 2 val), ")
     assert lines[2] == "sizes: 64 x 64 (12); all are resized to a square"
     assert lines[-1] == "no problems"
+    boxes = np.concatenate([picture.boxes for picture in read_boxes(cells["phase"])])
+    touching = (boxes[:, 2:] >= 64).any(axis=1).sum()
+    assert touching > 0
+    assert f"note: {touching} boxes touch the right or bottom edge; `sissi train` drops them" in finished.err
 
 
 def test_check_data_lists_every_problem(cells, command, tmp_path):
@@ -94,6 +101,16 @@ def test_weak_label(pipeline, cells, command, tmp_path):
     again = command(*words)
     assert again.status == 2
     assert "is there already; --overwrite replaces it" in again.line
+
+
+def test_variants_of_the_pipelines(cells, command, tmp_path, monkeypatch):
+    """--rec and --grey reach the pipelines."""
+    seen = []
+    monkeypatch.setattr(commands, "weak_labels", lambda image, kind, **words: seen.append(words) or np.zeros((0, 4)))
+    words = ("weak-label", "--pictures", cells["smear"], "--pipeline", "edges", "--rec", "min", "--grey", "correct")
+    finished = command(*words, "--out", tmp_path / "weak.csv")
+    assert "0 boxes in 12 pictures; 12 of them without any" in finished.err
+    assert seen == [{"rec": "min", "grey": "correct"}] * 12
 
 
 def test_weak_label_by_state(command, tmp_path):
@@ -164,9 +181,9 @@ def test_configurations(configuration, data, tiny, command, tmp_path):
         0.01,
         "--skip-score",
         0.01,
+        "--views",
+        "one",
     )
-    if configuration != "a-sissi-s":  # which sees all views
-        words = (*words, "--views", "one")
     finished = command("train", *data, *tiny, *words, "--batch-size", 3, "--out", tmp_path / "run")
     assert finished.status == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -216,10 +233,17 @@ def test_workers_and_memory_change_nothing(data, tiny, command, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_curve_that_never_slows_down(data, tiny, command, tmp_path):
-    finished = command("train", *data, *tiny, "--configuration", "a-sissi-s", "--epochs", 1, "--out", tmp_path / "run")
+def test_a_curve_that_never_slows_down(data, tiny, command, tmp_path, monkeypatch):
+    """A straight line, as if the detector learned the labels for as long as it is trained."""
+    values = itertools.count(0.05, 0.1)
+    monkeypatch.setattr(method, "ap50", lambda found, truth: next(values))
+    words = ("--configuration", "a-sissi-s", "--epochs", 5, "--batch-size", 6, "--out", tmp_path / "run")
+    finished = command("train", *data, *tiny, *words)
     assert finished.status == 0
-    assert "the AP50 curve did not slow down within 1 epochs: no label was corrected" in finished.err
+    assert "the AP50 curve did not slow down within 5 epochs: no label was corrected" in finished.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["memorised_epoch"], metrics["cycles"], len(metrics["ap50_curve"])) == (None, 0, 6)
+    assert metrics["boxes_at_last"] == metrics["boxes_at_first"]
     assert "did not slow down" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "labels").exists()
 
@@ -231,6 +255,21 @@ def test_a_correction_that_would_remove_every_box(data, tiny, command, tmp_path)
     assert "nothing was detected in every picture: all keep their labels" in finished.err
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["boxes_at_last"] == metrics["boxes_at_first"]
+
+
+def test_a_run_is_not_replaced_by_one_that_reads_its_labels(cells, trained, tiny, command):
+    """--overwrite deletes a run; not the corrected labels that the new one would learn from."""
+    labels = trained / "labels" / "epoch-0003.csv"
+    before = labels.read_bytes()
+    words = ("--source", cells["phase"], "--target", labels, *tiny, "--out", trained, "--overwrite")
+    finished = command("train", *words)
+    assert finished.status == 2
+    assert "holds what --target names; give another --out" in finished.line
+    words = ("--pictures", cells["smear"], "--model", trained, "--out", trained, "--overwrite")
+    assert "holds what --model names" in command("predict", *words).line
+    words = ("--readers", cells["smear"], "--predictions", labels, "--out", trained, "--overwrite")
+    assert "holds what --predictions names" in command("evaluate", *words, "--split", "train").line
+    assert labels.read_bytes() == before
 
 
 def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_path):
@@ -365,6 +404,16 @@ def test_refused_predictions(words, line, cells, trained, command, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_damaged_picture_is_named_before_the_folder_is_touched(trained, command, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "a.png")
+    (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:50])
+    words = ("predict", "--pictures", folder, "--model", trained, "--device", "cpu", "--out", tmp_path / "out")
+    assert "b.png: not a picture" in command(*words).line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_foreign_file_is_no_detector(cells, command, tmp_path):
     from dart_core.checkpoint import save_tensors
 
@@ -411,6 +460,22 @@ def test_evaluate(cells, predicted, command, tmp_path):
     assert len(rows_of(tmp_path / "out" / "scores.csv")) == 4
 
 
+def test_boxes_that_cannot_be_scored_are_left_out_aloud(cells, command, tmp_path):
+    """A reader's boxes without area or with swapped corners: as if they were not there."""
+
+    def spoil(rows):
+        first = next(row for row in rows if row["split"] == "test")
+        return [*rows, first | {"xmin": "9", "xmax": "3"}, first | {"ymin": "5", "ymax": "5"}]
+
+    reader = changed(cells["smear"], tmp_path, spoil, "reader.csv")
+    words = ("evaluate", "--predictions", cells["smear"], "--readers", reader, "--out", tmp_path / "out")
+    finished = command(*words)
+    assert finished.status == 0
+    assert f"{reader}: boxes left out: 2 without an area or with swapped corners" in finished.err
+    (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
+    assert (row["AP"], row["recall"]) == (100, 100)
+
+
 def test_refused_evaluations(cells, predicted, command, tmp_path):
     out = ("--out", tmp_path / "out")
     words = ("evaluate", "--readers", cells["smear"], "--predictions")
@@ -420,6 +485,82 @@ def test_refused_evaluations(cells, predicted, command, tmp_path):
     nan.write_text("image,xmin,ymin,xmax,ymax,score\na.png,1,1,2,2,nan\n")
     assert "nan.csv, row 2, column score: 'nan' is not finite" in command(*words, nan, *out).line
     assert not (tmp_path / "out").exists()
+
+
+# --- The paper's data ------------------------------------------------------------------------------------------------
+
+
+def coco(path: Path, pictures, fibre: bool) -> Path:
+    """A reader's file, as CellLab's: cells, and if asked for a fibre in each picture."""
+    listed = [(i, 1, box) for i, p in enumerate(pictures) for box in p.boxes.tolist()]
+    listed += [(i, 2, [1, 1, 60, 9]) for i in range(len(pictures)) if fibre]
+    content = {
+        "images": [{"id": i, "file_name": p.image.name} for i, p in enumerate(pictures)],
+        "categories": [{"id": 1, "name": "cell"}, {"id": 2, "name": "fibre"}],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": k, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for n, (i, k, (x1, y1, x2, y2)) in enumerate(listed)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def voc(folder: Path, pictures) -> Path:
+    """A reader's folder of Pascal VOC files."""
+    (folder / "Annotations").mkdir(parents=True)
+    for picture in pictures:
+        corners = ("".join(f"<{k}>{v:g}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)) for box in picture.boxes)  # fmt: skip
+        objects = "".join(f"<object><name>cell</name><bndbox>{inside}</bndbox></object>" for inside in corners)
+        text = f"<annotation><filename>{picture.image.name}</filename>{objects}</annotation>"
+        (folder / "Annotations" / f"{picture.image.stem}.xml").write_text(text)
+    return folder
+
+
+def test_the_papers_layout(cells, tiny, command, tmp_path):
+    """Masks of Cellpose as source, folders like CellLab's as target, readers' boxes as COCO and Pascal VOC files."""
+    for part, split in (("train", "train"), ("test", "val")):
+        (tmp_path / "cellpose" / part).mkdir(parents=True)
+        for number, picture in enumerate(p for p in read_boxes(cells["phase"]) if p.split == split):
+            shutil.copy(picture.image, tmp_path / "cellpose" / part / f"{number:03d}_img.png")
+            labels = np.zeros((64, 64), np.uint16)
+            for name, (x1, y1, x2, y2) in enumerate(picture.boxes.astype(int), start=1):
+                labels[y1:y2, x1:x2] = name
+            Image.fromarray(labels).save(tmp_path / "cellpose" / part / f"{number:03d}_masks.png")
+    weak = read_boxes(cells["weak"])
+    for number, picture in enumerate(p for p in weak if p.split == "train"):
+        state = ("alive", "dead", "inhib")[number % 3]
+        for folder in (tmp_path / "celllab" / state, tmp_path / "celllab" / "weak_labels_reduced_nms" / state):
+            folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture.image, tmp_path / "celllab" / state / picture.image.name)
+        lines = [f"{state} {' '.join(f'{value:g}' for value in box)}\n" for box in picture.boxes]
+        (tmp_path / "celllab" / "weak_labels_reduced_nms" / state / f"{picture.image.stem}.txt").write_text(
+            "".join(lines)
+        )
+    tests = [p for p in read_boxes(cells["smear"]) if p.split == "test"]
+    (tmp_path / "celllab" / "test_labelled").mkdir()
+    for picture in tests:
+        shutil.copy(picture.image, tmp_path / "celllab" / "test_labelled" / picture.image.name)
+    readers = (coco(tmp_path / "reader1.json", tests, True), coco(tmp_path / "reader2.json", tests, False), voc(tmp_path / "reader3", tests))  # fmt: skip
+
+    finished = command("check-data", "--boxes", tmp_path / "cellpose")
+    assert finished.status == 0
+    assert "train: 6 of 540 pictures" in finished.err
+    assert command("check-data", "--boxes", tmp_path / "celllab").out.startswith("10 pictures (6 train, 4 test), ")
+    words = ("--source", tmp_path / "cellpose", "--target", tmp_path / "celllab", *tiny, "--configuration", "sissi-w")
+    words = (*words, "--epochs", 2, "--batch-size", 3, "--views", "one", "--least-score", 0.01, "--skip-score", 0.01)
+    assert command("train", *words, "--out", tmp_path / "run").status == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["source_pictures"], metrics["validation_pictures"], metrics["target_pictures"]) == (6, 2, 6)
+    words = ("--pictures", tmp_path / "celllab", "--model", tmp_path / "run", "--device", "cpu")
+    assert command("predict", *words, "--out", tmp_path / "found").status == 0
+    words = ("--predictions", tmp_path / "found", "--readers", *readers, "--split", "all", "--out", tmp_path / "scores")
+    assert command("evaluate", *words).status == 0
+    content = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    scores = {row["reader"]: {name: row[name] for name in ("AP50", "AP75", "AP", "AR")} for row in content["means"]}
+    assert scores["reader1"] == scores["reader2"] == scores["reader3"]  # fibres do not count
+    assert len(content["agreement_of_readers"]) == 6
+    assert all(row["AP"] == 100 for row in content["agreement_of_readers"])
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_read(path, cells, command, tmp_path):
-    """A command takes the file; the detector file or folder that is missing here is what it stops at."""
+    """A command takes the file; the list or folder that is missing here is what it stops at."""
     verb = (
         "train" if path.stem.startswith("train") else "evaluate" if path.stem.startswith("evaluate") else "weak-label"
     )
     words = {
-        "train": ("--source", cells["phase"], "--target", cells["weak"], "--init", tmp_path / "gone.pth"),
+        "train": ("--source", tmp_path / "gone.csv", "--target", cells["weak"], "--init", tmp_path / "a.pth"),
         "evaluate": ("--predictions", tmp_path / "gone", "--readers", cells["smear"], "--split", "test"),
         "weak-label": ("--pictures", tmp_path / "gone"),
     }[verb]

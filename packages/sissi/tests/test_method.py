@@ -10,7 +10,7 @@ from torch import nn
 from dart_core.batches import Batches
 from dart_core.data.boxes import BoxedPicture
 from dart_core.data.phantoms import cell_picture
-from sissi.detectors import build_detector, resizing
+from sissi.detectors import build_detector, load_initial, resizing
 from sissi.method import Progress, ap50, detect, pseudo_labels, validation_loss
 from sissi.pictures import MixedBatches, Samples, targets_of
 from sissi.settings import Correction
@@ -193,6 +193,31 @@ def test_other_detectors_can_be_built(name):
     assert not made.transform.resizes
     with pytest.raises(ValueError, match="no detector 'yolo'; give one of small, fasterrcnn"):
         build_detector("yolo")
+
+
+@pytest.mark.parametrize("name", ["small", "fasterrcnn_mobilenet_v3_large_320_fpn", "retinanet_resnet50_fpn_v2"])
+def test_frozen_batch_norm(name):
+    """No layer learns its statistics, and a weight file's names are the same."""
+    with torch.device("meta"):
+        trained, frozen = build_detector(name, 64), build_detector(name, 64, frozen=True)
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in frozen.modules())
+    expected = {key: value.shape for key, value in trained.state_dict().items() if "num_batches_tracked" not in key}
+    assert {key: value.shape for key, value in frozen.state_dict().items()} == expected
+    epsilons = [[m.eps for m in made.modules() if hasattr(m, "running_var")] for made in (trained, frozen)]
+    assert epsilons[0] == epsilons[1]
+
+
+def test_weights_with_names_of_older_versions(tmp_path):
+    """torchvision's files trained on COCO call the convolution of the proposals by its old name."""
+    one, other = build_detector("small", 64), build_detector("small", 64)
+    state = one.state_dict()
+    for part in ("weight", "bias"):
+        state[f"rpn.head.conv.{part}"] = state.pop(f"rpn.head.conv.0.0.{part}")
+    torch.save(dict(state), tmp_path / "old.pth")
+    taken, left = load_initial(other, tmp_path / "old.pth")
+    assert left == []
+    assert taken == sum("num_batches_tracked" not in name for name in one.state_dict())
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
 
 
 def test_progress_survives_a_checkpoint(tmp_path):

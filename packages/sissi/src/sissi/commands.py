@@ -15,6 +15,7 @@ from dart_core.data.catalog import celllab, cellpose
 from dart_core.data.images import read_image
 from dart_core.errors import DartError, InputError, OutputError
 from sissi import settings as of
+from sissi.boxes import valid_boxes
 from sissi.pictures import open_list, open_pictures
 from sissi.weak import Kind, weak_labels
 
@@ -24,6 +25,7 @@ def check_data(command: of.CheckData) -> int:
     pictures = open_list(command.boxes, command.classes, command.ignore)
     found: list[str] = []
     sizes: Counter[str] = Counter()
+    at_edge = 0
     for picture in pictures:
         try:
             height, width = read_image(picture.image).shape[:2]
@@ -31,7 +33,9 @@ def check_data(command: of.CheckData) -> int:
             found.append(f"{picture.where}: {error}")
             continue
         sizes[f"{width} x {height}"] += 1
-        found += [f"{place}: {problem}" for place, problem in box_problems(picture, (height, width))]
+        problems = box_problems(picture, (height, width))
+        found += [f"{place}: {problem}" for place, problem in problems]
+        at_edge += int((~valid_boxes(picture.boxes, (height, width))).sum()) - len(problems)
     splits = Counter(picture.split or "no split" for picture in pictures)
     listed = ", ".join(f"{count} {split}" for split, count in splits.items())
     boxes = [len(picture.boxes) for picture in pictures]
@@ -46,6 +50,8 @@ def check_data(command: of.CheckData) -> int:
     if len(sides):
         low, middle, high = np.percentile(sides, [5, 50, 95])
         print(f"sides of the boxes: {middle:.0f} pixels (5 % below {low:.0f}, 5 % above {high:.0f})")
+    if at_edge:
+        say(f"note: {at_edge} boxes touch the right or bottom edge; `sissi train` drops them unless --edges is clip")
     if command.boxes.is_dir() and cellpose.recognise(command.boxes):
         for line in cellpose.report_missing(command.boxes):
             say(f"note: {line}")
@@ -69,15 +75,17 @@ def weak_label(command: of.WeakLabel) -> None:
     if not any(chosen):
         raise InputError(f"no picture has split {command.split}", where=command.pictures, remedy="give --split all")
     found = [
-        label_picture(picture, command.pipeline) if label else picture
+        label_picture(picture, command.pipeline, command.rec, command.grey) if label else picture
         for picture, label in zip(pictures, chosen, strict=True)
     ]
     write_boxes(out, found)
     _say_counts(found, chosen, out)
 
 
-def label_picture(picture: BoxedPicture, pipeline: of.Pipeline) -> BoxedPicture:
-    """A picture with the boxes that a pipeline finds.
+def label_picture(
+    picture: BoxedPicture, pipeline: of.Pipeline, rec: of.Reconstruction = "and", grey: of.Grey = "swapped"
+) -> BoxedPicture:
+    """A picture with the boxes that a pipeline finds; `rec` and `grey` as in `sissi.weak_labels`.
 
     Raises:
         InputError: by-state for a picture that does not lie in a folder of CellLab's names, or an unreadable picture.
@@ -94,7 +102,7 @@ def label_picture(picture: BoxedPicture, pipeline: of.Pipeline) -> BoxedPicture:
     else:
         kind = pipeline
     image = np.ascontiguousarray(read_image(picture.image)[..., ::-1])
-    boxes = weak_labels(image, kind)
+    boxes = weak_labels(image, kind, rec=rec, grey=grey)
     return replace(picture, boxes=boxes, labels=(CELL,) * len(boxes), scores=None, places=(), mask=None)
 
 

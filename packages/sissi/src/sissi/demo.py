@@ -23,8 +23,8 @@ from sissi.pictures import Files, synthetic
 from sissi.prediction import predict
 from sissi.training import LABELS, curve_section, train
 
-PICTURES, FILE_SIDE, SIDE, CELLS = 48, 320, 128, 12
-RECIPE = of.Training(epochs=12, batch_size=2, learning_rate=0.02, zoom=(0.8, 1.25), log_every=2)
+PICTURES, FILE_SIDE, SIDE, CELLS = 30, 256, 128, 12
+RECIPE = of.Training(epochs=14, batch_size=2, learning_rate=0.02, zoom=(0.8, 1.25), log_every=2)
 DETECTOR = of.DetectorSettings("small", size=SIDE)
 RUNS: tuple[tuple[str, of.Correction], ...] = (
     ("never", of.Correction(start="never")),

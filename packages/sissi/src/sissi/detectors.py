@@ -93,7 +93,7 @@ def build_detector(
     Args:
         name: of a Faster R-CNN, RetinaNet or FCOS in torchvision, or "small".
         size: side that pictures are resized to where the detector does it (specification P1, `resizing`).
-        frozen: batch norm keeps its statistics (fasterrcnn_resnet50_fpn only).
+        frozen: batch norm keeps its statistics and weights.
         score: lowest score of a detection.
         nms: IoU above which the lower of two detections goes.
         detections: at most, of a picture.
@@ -120,14 +120,26 @@ def build_detector(
             box_batch_size_per_image=64, **words,
         )  # fmt: skip
     elif name == PAPER:
-        norm: Any = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
-        backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, norm_layer=norm, trainable_layers=5)
+        backbone = resnet_fpn_backbone(
+            backbone_name="resnet50", weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
+        )
         made = FasterRCNN(backbone, CLASSES, rpn_post_nms_top_n_train=2000, rpn_post_nms_top_n_test=1000, **words)
     else:
         made = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=CLASSES, **words)
     old = made.transform
     made.transform = AsGiven(size, 2 * size, old.image_mean, old.image_std)
+    if frozen:
+        _freeze(made)
     return made  # type: ignore[no-any-return]
+
+
+def _freeze(network: nn.Module) -> None:
+    """Put a frozen batch norm, of the same names in a weight file, in the place of every batch norm of a new network."""
+    for name, child in network.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(network, name, FrozenBatchNorm2d(child.num_features, child.eps))
+        else:
+            _freeze(child)
 
 
 @contextlib.contextmanager
@@ -144,6 +156,8 @@ def resizing(detector: nn.Module, on: bool = True) -> Generator[None]:
 def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
     """Take weights from a file; layers of another shape (the classes) keep their own.
 
+    Names of older torchvision, which its files trained on COCO still have, are torchvision's to translate.
+
     Returns:
         number of tensors taken, and the names of those left out.
 
@@ -153,26 +167,37 @@ def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
     state = read_weight_file(path)
     state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
     own = detector.state_dict()
-    wanted = [name for name in own if not name.endswith("num_batches_tracked")]
-    fitting = {name: state[name] for name in wanted if isinstance(state.get(name), Tensor) and state[name].shape == own[name].shape}  # fmt: skip
-    if len(fitting) < 0.9 * len(wanted):
+    given = {name: value for name, value in state.items() if isinstance(value, Tensor) and _fits(own, name, value)}
+    missing = detector.load_state_dict(given, strict=False).missing_keys
+    left = [name for name in missing if not name.endswith("num_batches_tracked")]
+    wanted = sum(not name.endswith("num_batches_tracked") for name in own)
+    if len(left) > 0.1 * wanted:
         raise CheckpointError(
-            f"only {len(fitting)} of {len(wanted)} tensors fit", where=path, remedy="give a file of this --detector"
+            f"only {wanted - len(left)} of {wanted} tensors fit", where=path, remedy="give a file of this --detector"
         )
-    detector.load_state_dict(fitting, strict=False)
-    return len(fitting), [name for name in wanted if name not in fitting]
+    return wanted - len(left), left
 
 
-def make(settings: of.DetectorSettings) -> tuple[nn.Module, bool]:
-    """The detector that the settings ask for, with its initial weights; whether its batch norm is frozen."""
+def _fits(own: dict[str, Tensor], name: str, value: Tensor) -> bool:
+    return name not in own or own[name].shape == value.shape
+
+
+def make(settings: of.DetectorSettings) -> tuple[nn.Module, bool, str]:
+    """The detector that the settings ask for, with its initial weights.
+
+    Returns:
+        the detector, whether its batch norm is frozen, and what was taken from the weight file ("" without one).
+    """
     frozen = settings.batch_norm == "frozen" or (settings.batch_norm == "auto" and settings.init is not None)
     detector = build_detector(
         settings.detector, settings.size, frozen=frozen, score=settings.score, nms=settings.nms,
         detections=settings.detections,
     )  # fmt: skip
-    if settings.init is not None:
-        load_initial(detector, settings.init)
-    return detector, frozen and settings.detector == PAPER
+    if settings.init is None:
+        return detector, frozen, ""
+    taken, left = load_initial(detector, settings.init)
+    others = f"; random: {', '.join(left)}" if left else ""
+    return detector, frozen, f"{settings.init}: {taken} tensors taken{others}"
 
 
 def save_detector(folder: Path, detector: nn.Module, about: About) -> None:

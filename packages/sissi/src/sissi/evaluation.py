@@ -20,7 +20,7 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 from sissi import settings as of
 from sissi.detectors import PACKAGE
 from sissi.figures import Look, label_sheet
-from sissi.pictures import Files, open_list
+from sissi.pictures import Files, open_list, refuse_to_delete
 from sissi.prediction import FILE, SHOWN
 
 MEASURES = ("AP50", "AP75", "AP", "AR")
@@ -62,12 +62,23 @@ def read_scored(path: Path) -> Scored:
     if path.is_dir() and (path / METRICS).is_file() and (path / FILE).is_file():
         model = json.loads((path / METRICS).read_text(encoding="utf-8")).get("model", {})
         name = f"{model.get('method', path.name)}"
-        return Scored(name, model.get("seed"), by_name(read_boxes(path / FILE), path / FILE))
+        return Scored(name, model.get("seed"), by_name(with_area(read_boxes(path / FILE), path / FILE), path / FILE))
     if path.is_dir():
         raise InputError(
             f"holds no {FILE}", where=path, remedy=f"give a folder of `{PACKAGE} predict`, or a list of boxes"
         )
-    return Scored(path.stem, None, by_name(read_boxes(path), path))
+    return Scored(path.stem, None, by_name(with_area(read_boxes(path), path), path))
+
+
+def with_area(pictures: Sequence[BoxedPicture], where: Path) -> list[BoxedPicture]:
+    """The pictures without boxes that have no area or swapped corners; says how many there were."""
+    keep = [(picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1) for picture in pictures]
+    count = sum(int((~mask).sum()) for mask in keep)
+    if count:
+        say(
+            f"{where}: boxes left out: {count} without an area or with swapped corners; `{PACKAGE} check-data` lists them"
+        )
+    return [picture.take(mask) for picture, mask in zip(pictures, keep, strict=True)]
 
 
 def measure(truth: Sequence[BoxedPicture], scored: Scored, limit: int = 400) -> dict[str, float]:
@@ -121,7 +132,7 @@ def readers_of(command: of.Evaluate) -> dict[str, list[BoxedPicture]]:
     """
     found: dict[str, list[BoxedPicture]] = {}
     for path in command.readers:
-        pictures = open_list(path, command.classes, command.ignore)
+        pictures = with_area(open_list(path, command.classes, command.ignore), path)
         if command.split != "all" and any(picture.split for picture in pictures):
             pictures = [picture for picture in pictures if picture.split == command.split]
         if not pictures:
@@ -167,6 +178,10 @@ def evaluate(command: of.Evaluate) -> None:
                 agreement.append({"method": one, "reader": other, **measure(truth, as_scored, command.limit)})
     means = over_seeds(rows)
     out = command.output.out
+    if command.output.overwrite:
+        for name in ("predictions", "readers"):
+            for path in getattr(command, name):
+                refuse_to_delete(out, {name: path})
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     columns = ("method", "seed", "reader", *MEASURES, "AP of the best 100", "recall")
     write_csv(out / "scores.csv", columns, [[row[name] for name in columns] for row in rows])

@@ -25,7 +25,7 @@ from dart_core.data.boxes import (
 )
 from dart_core.data.catalog import celllab, cellpose
 from dart_core.data.images import find_pictures, read_image
-from dart_core.errors import InputError
+from dart_core.errors import InputError, OutputError
 from sissi import settings as of
 from sissi.boxes import valid_boxes
 from sissi.cloning import hard_paste, seamless_synthetic
@@ -67,6 +67,21 @@ def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
         if not found:
             raise InputError(f"no picture has split {split}", where=path, remedy="give another --split")
     return found
+
+
+def refuse_to_delete(out: Path, given: Mapping[str, Path]) -> None:
+    """Keep --overwrite from deleting what a command reads, such as the corrected labels of the run that it replaces.
+
+    Args:
+        out: folder that is to be replaced.
+        given: name of a flag -> its file or folder.
+
+    Raises:
+        OutputError: one of them lies in `out`.
+    """
+    for name, path in given.items():
+        if out.resolve() in (path.resolve(), *path.resolve().parents):
+            raise OutputError(f"holds what --{name} names", where=out, remedy="give another --out")
 
 
 def divide_source(

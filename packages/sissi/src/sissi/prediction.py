@@ -22,7 +22,7 @@ from sissi.detectors import PACKAGE, About, load_detector
 from sissi.figures import Look, label_sheet
 from sissi.fusion import fuse
 from sissi.method import detect, detect_views
-from sissi.pictures import Files, frame_tensor, open_pictures
+from sissi.pictures import Files, frame_tensor, open_pictures, refuse_to_delete
 from sissi.views import VIEWS
 
 FILE = "detections.csv"
@@ -38,8 +38,10 @@ def predict(command: of.Predict) -> None:
     for picture in pictures:
         if not picture.image.is_file():
             raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
-    files(pictures[0].image)
+        files(picture.image)  # a damaged one is named before the folder is touched
     out = command.output.out
+    if command.output.overwrite:
+        refuse_to_delete(out, {"pictures": command.pictures, "model": command.model})
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     found = detect_cells(detector, about, pictures, device, command.views, command.batch_size)
     write_boxes(out / FILE, found)

@@ -14,6 +14,8 @@ Start = Literal["adele", "validation", "never"]
 Background = Literal["weak", "strong", "none"]
 Paste = Literal["mixed", "normal", "hard", "black"]
 Pipeline = Literal["circles", "edges", "watershed", "by-state"]
+Reconstruction = Literal["and", "min"]
+Grey = Literal["swapped", "correct"]
 Split = Literal["train", "val", "test", "all"]
 
 ROWS: dict[Configuration, tuple[Start, Background]] = {
@@ -66,7 +68,7 @@ class DetectorSettings:
     size: int = 512
     """Side of the square that pictures are resized to."""
     batch_norm: Literal["auto", "frozen", "trained"] = "auto"
-    """Statistics of batch norm: frozen (paper) makes sense with trained weights only, which is what auto does."""
+    """Frozen (paper) makes sense with trained weights only: auto freezes batch norm where --init is given."""
     colours: Literal["rgb", "bgr"] = "rgb"
     """Order of the channels; the authors feed blue, green, red and normalise them as red, green, blue (specification 8.15)."""
     score: float = 0.05
@@ -220,6 +222,10 @@ class WeakLabel:
     pipeline: Pipeline = "circles"
     """circles (dead, round cells), edges (cells that stand alone), watershed (cells that touch), or by-state: CellLab's folder
     names choose."""
+    rec: Reconstruction = "and"
+    """watershed: the reconstruction combines grey values bit by bit, as coded, or by their minimum, as meant (specification W3)."""
+    grey: Grey = "swapped"
+    """edges: the weights of red and blue, swapped as coded, or correct (specification W2)."""
     split: Split = "all"
     """Of a list with splits: label these pictures, and keep the boxes of the others as they are."""
     overwrite: bool = False

@@ -21,7 +21,7 @@ from sissi.detectors import PACKAGE, About, make, save_detector
 from sissi.figures import Look, label_sheet
 from sissi.memorisation import fit_saturation, saturation
 from sissi.method import Material, Progress, Trainer
-from sissi.pictures import Files, open_data, synthetic
+from sissi.pictures import Files, open_data, refuse_to_delete, synthetic
 
 LABELS = "labels"
 """Folder of the corrected labels, a file for each epoch that began with a correction."""
@@ -35,16 +35,20 @@ def labels_file(out: Path, epoch: int) -> Path:
 def train(command: of.Train) -> None:
     """Train a detector; write it, the labels of every cycle, and report.html."""
     _check(command)
+    if command.run.overwrite:
+        refuse_to_delete(command.run.out, {"source": command.data.source, "target": command.data.target})
     training, validation, target, sizes, left_out = open_data(command.data, command.run.seed)
     given = command.detection
-    detector, frozen = make(given)  # whether it can be built, before the folder is touched
+    make(given)  # whether it can be built, before the folder is touched
     files = Files(command.data.memory, given.colours)
     material = Material(training, validation, target, sizes, files, given.size)
     with Run(command.run, command) as run:
         if left_out and run.is_main:
             listed = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
             say(f"boxes left out: {listed} (--edges {command.data.edges})")
-        detector, frozen = make(given)
+        detector, frozen, taken = make(given)
+        if taken and run.is_main:
+            say(taken)
         trainer = Trainer(
             run, run.prepare(detector), material, command.correction, command.training, say if run.is_main else _nothing,
             lambda epoch, pictures: _save(run.out, epoch, pictures),
