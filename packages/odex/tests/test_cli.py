@@ -15,8 +15,13 @@ import torch
 
 import odex
 from dart_core.checkpoint import load_weights
+from dart_core.errors import InputError
+from dart_core.testing import InProcess
+from odex.evaluation import read_courses
 from odex.settings import NAMES, POOLS
 from odex.store import read_pool
+
+run_odex = InProcess("odex")
 
 METHODS = [name for name in NAMES if name != "joint"]
 PUBLIC = {
@@ -109,7 +114,7 @@ def test_every_method(command, learned, method, tmp_path, stages):
     assert command("pool", "--pool", runs[-1]).out.startswith(NAMES[method])
 
 
-@pytest.mark.parametrize("method", ["ewc", "rw", "lwf", "mib", "plop"])
+@pytest.mark.parametrize("method", ["ewc", "rw", "lwf", "plop"])  # of MiB there is one form
 def test_as_the_authors_program_computes_it(learned, method):
     runs = learned(method, 2, "--compat", "lifelong-nnunet")
     steps = json.loads((runs[1] / "metrics.json").read_text())["steps"]
@@ -118,10 +123,10 @@ def test_as_the_authors_program_computes_it(learned, method):
 
 
 def test_regularisers_do_something(learned):
-    """From the same first stage, another second one than without; as coded, EWC is nearly frozen."""
+    """From the same first stage, another second one than without."""
     states = {}
-    for method, flags in (("sequential", ()), ("ewc", ("--ewc-lambda", 50)), ("mib", ()), ("lwf", ())):
-        runs = learned(method, 2, *flags)
+    for method in ("sequential", "ewc", "mib", "lwf"):
+        runs = learned(method, 2)
         states[method] = [load_weights(read_pool(run).networks[0])[0] for run in runs]
     name = "conv_blocks_context.0.blocks.0.conv.weight"
     first = states["sequential"][0][name]
@@ -131,42 +136,61 @@ def test_regularisers_do_something(learned):
         assert (method == "sequential") == torch.equal(two[name], states["sequential"][1][name])
 
 
-def test_joint(command, stages, tiny, tmp_path):
+@pytest.fixture(scope="module")
+def joint(stages, tiny, tmp_path_factory):
+    """Run folder of `joint` over all stages."""
     network, training = tiny
-    out = tmp_path / "joint"
-    assert command("learn", "--method", "joint", "--stage", *stages, *network, *training, "--out", out).status == 0
-    assert read_pool(out).stages[0].cases == 15
+    out = tmp_path_factory.mktemp("joint") / "run"
+    assert run_odex("learn", "--method", "joint", "--stage", *stages, *network, *training, "--out", out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def predicted(learned, joint, stages, tmp_path_factory):
+    """Folders of the predictions for all stages: odex-inf and sequential after each stage, joint after its only one."""
+    folder, found = tmp_path_factory.mktemp("predicted"), []
+    for method in ("odex-inf", "sequential", "joint"):
+        for number, run in enumerate([joint] if method == "joint" else learned(method, 3), 1):
+            found.append(folder / f"{method}-{number}")
+            words = ("--pool", run, "--stage", *stages, "--out", found[-1], "--device", "cpu", "--patch-dice", 3)
+            assert run_odex("predict", *words) == 0
+    return found
+
+
+def test_joint(command, joint, stages, tiny, tmp_path):
+    network, training = tiny
+    assert read_pool(joint).stages[0].cases == 15
     found = command("learn", "--method", "odex", "--stage", *stages, *network, *training, "--out", tmp_path / "no")
     assert "only --method joint takes several" in found.line
-    found = command("learn", "--stage", stages[0], "--pool", out, *training, "--out", tmp_path / "no")
+    found = command("learn", "--stage", stages[0], "--pool", joint, *training, "--out", tmp_path / "no")
     assert "--method joint learns once" in found.line
 
 
-def test_predict_and_evaluate(command, learned, stages, tmp_path):
-    folders = []
-    for method in ("odex-inf", "sequential"):
-        for number, run in enumerate(learned(method, 3), 1):
-            folders.append(tmp_path / f"{method}-{number}")
-            words = ("--pool", run, "--stage", *stages, "--out", folders[-1], "--device", "cpu")
-            assert command("predict", *words).status == 0
-    rows = rows_of(folders[2] / "predictions.csv")
+def test_predict(predicted):
+    rows = rows_of(predicted[2] / "predictions.csv")
     assert [row["site"] for row in rows] == ["stage-1", "stage-2", "stage-3"]
     assert {row["source_site"] for row in rows} == {"after stage 3"}
-    image = nib.load(folders[2] / rows[0]["prediction"])
-    original = nib.load(folders[2] / rows[0]["image"])
+    image = nib.load(predicted[2] / rows[0]["prediction"])
+    original = nib.load(predicted[2] / rows[0]["image"])
     assert image.shape == original.shape
     np.testing.assert_allclose(image.affine, original.affine)
+    # one case per stage: each of them was drawn
+    assert all(0 <= float(row["patch_dice"]) <= 1 for row in rows)
+
+
+def test_evaluate(command, predicted, stages, tmp_path):
     out = tmp_path / "evaluation"
-    words = ("--predictions", *folders, "--reference", "ODEx −∞ξ", "--out", out)
+    words = ("--predictions", *predicted, "--reference", "ODEx −∞ξ", "--out", out)
     found = command("evaluate", *words)
     assert found.status == 0, found.err
-    assert found.out.count("Dice") == 2
+    assert found.out.count("Dice") == 3
     summary = json.loads((out / "metrics.json").read_text())["summary"]
     by_method = {row["method"]: row for row in summary}
     assert by_method["ODEx −∞ξ"]["networks"] == 3
     assert by_method["Seq."]["networks"] == 1
     assert by_method["Seq."]["pairs"] == 3
     assert by_method["Seq."]["p_wilcoxon"] is not None
+    assert (by_method["Joint"]["bwt"], by_method["Joint"]["fwt"]) == (None, None)
     # the matrix from the scores
     scores = rows_of(out / "scores.csv")
     a = np.array(
@@ -176,20 +200,39 @@ def test_predict_and_evaluate(command, learned, stages, tmp_path):
     assert by_method["Seq."]["bwt"] == pytest.approx(expected, abs=1e-5)
     assert by_method["Seq."]["dice"] == pytest.approx(a[-1].mean(), abs=1e-5)
     page = (out / "report.html").read_text()
-    assert "Stage by stage" in page
-    assert "HarP, Dryad and Decathlon" in page
-    again = command("evaluate", "--predictions", folders[0], folders[0], "--out", tmp_path / "twice")
+    for text in ("Stage by stage", "One image through the stages", "HarP, Dryad and Decathlon"):
+        assert text in page
+    again = command("evaluate", "--predictions", predicted[0], predicted[0], "--out", tmp_path / "twice")
     assert "a second folder of ODEx −∞ξ after stage 1" in again.line
     broken = command("evaluate", "--predictions", stages[0], "--out", tmp_path / "none")
     assert "give folders that `odex predict` wrote" in broken.line
 
 
-def test_a_pool_without_growth_forgets_nothing_of_what_it_does_not_touch(command, learned, stages, tmp_path):
+def test_dice_of_patches_instead(predicted):
+    rows = [rows_of(folder / "predictions.csv") for folder in predicted]
+    courses = {course.method: course for course in read_courses(predicted, "patch_dice")}
+    expected = [[float(row["patch_dice"]) for row in state] for state in rows[3:6]]
+    np.testing.assert_allclose(courses["Seq."].matrix(), expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("", "has no Dice of patches"), ("much", "row 2: patch_dice is 'much'")]
+)
+def test_dice_of_patches_that_is_not_there(predicted, tmp_path, value, expected):
+    rows = [{**row, "patch_dice": value} for row in rows_of(predicted[0] / "predictions.csv")]
+    shutil.copy(predicted[0] / "metrics.json", tmp_path)
+    with (tmp_path / "predictions.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(InputError, match=expected):
+        read_courses([tmp_path], "patch_dice")
+
+
+def test_a_pool_without_growth_forgets_nothing_of_what_it_does_not_touch(predicted):
     """odex-inf never changes a network, so a case that stays with its network keeps its mask."""
     masks = {}
-    for number, run in enumerate(learned("odex-inf", 3), 1):
-        out = tmp_path / f"p{number}"
-        assert command("predict", "--pool", run, "--stage", stages[0], "--out", out, "--device", "cpu").status == 0
+    for out in predicted[:3]:
         row = rows_of(out / "predictions.csv")[0]
         masks.setdefault(row["network"], []).append(np.asarray(nib.load(out / row["prediction"]).dataobj))
     for same in masks.values():
@@ -390,14 +433,22 @@ def test_a_singular_covariance_is_said(command, stages, tmp_path):
     assert "warning: the covariance of 5 images with 16 features has rank 4" in found.err
 
 
-def test_norms_and_features(command, stages, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("flags", "size"), [(("--norm", "instance", "--pooling", "statistics"), 4), (("--pooling", "authors"), None)]
+)
+def test_norms_and_features(command, stages, tiny, tmp_path, flags, size):
     network, training = tiny
-    for i, flags in enumerate(
-        (("--norm", "instance", "--pooling", "statistics"), ("--pooling", "2"), ("--pooling", "authors"))
-    ):
-        words = ("--stage", stages[0], *network, *flags, *training)
-        assert command("learn", *words, "--out", tmp_path / f"run{i}").status == 0
-        pool = read_pool(tmp_path / f"run{i}")
-        assert len(pool.statistics.histories[0][0].mean) == {0: 4, 1: 16}.get(
-            i, len(pool.statistics.histories[0][0].mean)
-        )
+    assert command("learn", "--stage", stages[0], *network, *flags, *training, "--out", tmp_path / "run").status == 0
+    pool = read_pool(tmp_path / "run")
+    numbers = 2 * np.prod(pool.plan.patch_size)  # of two channels; halved along each axis until there are 10,000
+    assert len(pool.statistics.histories[0][0].mean) == (size or (numbers // 8 if numbers > 10_000 else numbers))
+
+
+def test_images_that_are_all_the_same(command, pool, stages, tmp_path):
+    """Their features have a covariance of 0."""
+    stage = rewrite(stages[1], tmp_path / "same", lambda row: row)
+    first, *others = rows_of(stage / "datalist.csv")
+    for row in others:
+        for column in ("image", "mask"):
+            shutil.copy(stage / first[column], stage / row[column])
+    refused(command, pool, tmp_path, ("--stage", stage), "training images of stage same are all the same")

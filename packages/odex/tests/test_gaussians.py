@@ -185,3 +185,11 @@ def test_means_far_apart_in_single_precision(offset):
         z = (means[k] + steps).astype(np.float32)
         found = mahalanobis(torch.from_numpy(z), *(torch.from_numpy(part).float() for part in (means, sigmas)))
         np.testing.assert_allclose(found[k], np.array([1.0, 5.0]) / sigmas[k, 0, 0], rtol=1e-5)
+
+
+def test_gradient():
+    """2 Sigma^-1 (z - mu)."""
+    mean, sigma = (torch.from_numpy(part) for part in fit_gaussian(draw(200, 40)))
+    z = torch.from_numpy(draw(7, 40, 1.0, seed=1)).requires_grad_()
+    mahalanobis(z, mean, sigma).sum().backward()
+    torch.testing.assert_close(z.grad, 2 * torch.linalg.solve(sigma, (z.detach() - mean).T).T)

@@ -210,12 +210,14 @@ def _squared_norms(z: Tensor, means: Tensor, factors: Tensor, single: Tensor) ->
         last = min(first + _BLOCK, d)
         rows = factors[:, :last, first:last].mT.reshape(-1, last)
         blocks.append((rows.to(kind), shifts[:, first:last].reshape(-1, 1).to(kind)))
-    found = centred.new_zeros(count, len(z))
-    for part, total in zip(centred.split(_ROWS), found.split(_ROWS, 1), strict=True):
+    found = []
+    for part in centred.split(_ROWS):
+        total = part.new_zeros(count, len(part))
         for rows, shift in blocks:
             white = torch.addmm(shift, rows, part[:, : rows.shape[1]].T, beta=-1)
             total += white.square_().view(count, -1, len(part)).sum(1)
-    return found.double()
+        found.append(total)
+    return torch.cat(found, 1).double()
 
 
 def _pseudo_whitening(sigma: Tensor) -> Tensor:
