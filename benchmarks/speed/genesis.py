@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import random
 import statistics
+import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -100,6 +101,16 @@ def in_processes(function: Callable[[int], object], count: int, processes: int) 
     return call
 
 
+def processor_seconds(function: Callable[[], object], calls: int = 5) -> float:
+    """The least that a call took of this process's threads together: almost the same however busy the machine is."""
+    found = []
+    for _ in range(calls):
+        started = time.process_time()
+        function()
+        found.append(time.process_time() - started)
+    return min(found)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -181,27 +192,29 @@ def main() -> None:
             torch.cuda.synchronize()
         return x
 
-    threads = arguments.threads
-    alone, together = "NumPy, one cube after the other", f"NumPy, {threads} processes"
-    functions: dict[str, Callable[[], object]] = {alone: theirs, "ours, one thread": lambda: ours(1)}
+    alone, threads = "NumPy, one cube after the other", 1 if batch.is_cuda else arguments.threads
+    together = f"NumPy, {threads} processes"
+    one = "ours" if batch.is_cuda else "ours, one thread"
+    functions: dict[str, Callable[[], object]] = {alone: theirs, one: lambda: ours(1)}
     if threads > 1:
         functions[together] = in_processes(their_cube, CUBES, threads)
         functions[f"ours, {threads} threads"] = lambda: ours(threads)
     seconds = alternate(functions, arguments.rounds)
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    about = {
+    about: dict[str, object] = {
         "cubes": CUBES,
         "side": SIDE,
         "differences of mean fractions": differences,
         "largest difference of the map": largest,
-        **(
-            {f"times as fast as {together}": median[together] / median[f"ours, {threads} threads"]}
-            if threads > 1
-            else {}
-        ),
+        "processor seconds": {
+            name: processor_seconds(function) for name, function in functions.items() if name != together
+        },
         "load average at the end": os.getloadavg(),
         "note": "a load average above the number of cores means that other programs ran; then both are slower, not by the same factor",
     }
+    torch.set_num_threads(threads)
+    if threads > 1:
+        about[f"times as fast as {together}"] = median[together] / median[f"ours, {threads} threads"]
     record(f"genesis-{arguments.device}", seconds, about, arguments.out, arguments.device)
 
 

@@ -17,6 +17,8 @@ FIRST_NOISE = 64
 _U = np.uint64
 _LOW = _U(0xFFFFFFFF)
 _HALF = _U(32)
+# Products may be added without being rounded first.
+_FUSED = {"contract"}
 
 
 @numba.njit(inline="always")
@@ -104,18 +106,18 @@ def shuffle(x, out, spanned, sides, limits, blocks, seed):  # type: ignore[no-un
 # Non-linear intensity
 
 
-@numba.njit
+@numba.njit(fastmath=_FUSED)
 def _coefficients(p):  # type: ignore[no-untyped-def]
     """Of the powers of u in a cubic Bezier curve with control values p."""
     return p[0], 3 * (p[1] - p[0]), 3 * (p[0] - 2 * p[1] + p[2]), p[3] - 3 * p[2] + 3 * p[1] - p[0]
 
 
-@numba.njit
+@numba.njit(fastmath=_FUSED)
 def _cubic(k, u):  # type: ignore[no-untyped-def]
     return ((k[3] * u + k[2]) * u + k[1]) * u + k[0]
 
 
-@numba.njit
+@numba.njit(fastmath=_FUSED)
 def _line(value, knot, step, across, up):  # type: ignore[no-untyped-def]
     """Interpolation between a knot of the table and the next."""
     x0, x1 = _cubic(across, knot * step), _cubic(across, (knot + 1) * step)
@@ -124,7 +126,7 @@ def _line(value, knot, step, across, up):  # type: ignore[no-untyped-def]
     return y0 + min(max(share, 0.0), 1.0) * (y1 - y0)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_FUSED)
 def interpolate(values, out, across, up, points, tolerance):  # type: ignore[no-untyped-def]
     """Interpolate in the table of a cubic Bezier curve; outside [0, 1], and for NaN, as NumPy's interp.
 
