@@ -1,0 +1,322 @@
+"""Grids of runs: addresses, what is repeated and what is not, whatever dies, on every executor."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dart_core.errors import InputError, SettingError
+from dart_core.experiment import PAGE, Job, LocalExecutor, Outcome, SlurmExecutor, fingerprint, grid, run, summary
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+
+COUNTING = '''
+"""Counts to --to, a step at a time, and keeps where it is in checkpoints; fails or dies where it is told to."""
+import argparse, os, pathlib, signal, sys, time
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("verb")
+    parser.add_argument("--to", type=int, default=3)
+    parser.add_argument("--pause", type=float, default=0)
+    parser.add_argument("--add", type=pathlib.Path, nargs="*", default=[])
+    parser.add_argument("--fail")
+    parser.add_argument("--seed")
+    parser.add_argument("--method")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path)
+    given = parser.parse_args()
+    place = given.out / "checkpoints" / "step.txt"
+    if given.resume == (not place.is_file()):
+        sys.exit("--resume belongs to a run that was begun, and to no other")
+    start = int(place.read_text()) if given.resume else 0
+    place.parent.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for step in range(start, given.to):
+        with open(given.out / "steps.txt", "a") as file:
+            file.write(f"{step}\\n")
+        place.with_name("new.txt").write_text(str(step + 1))
+        place.with_name("new.txt").replace(place)
+        time.sleep(given.pause)
+        if given.fail == "die" and step == 1 and not given.resume or given.fail == "always die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if given.fail == "break":
+            raise ZeroDivisionError("oops")
+        if given.fail == "refuse":
+            print("counting: error: scans.csv, row 3: no such file", file=sys.stderr)
+            sys.exit(2)
+    total = given.to + sum(int((other / "total.txt").read_text()) for other in given.add)
+    (given.out / "total.txt").write_text(str(total))
+'''
+
+
+@pytest.fixture(autouse=True)
+def counting(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command `counting` that starts in no time."""
+    place = tmp_path_factory.mktemp("commands")
+    (place / "counting").mkdir()
+    (place / "counting" / "__init__.py").write_text('__version__ = "1.0"\n')
+    (place / "counting" / "cli.py").write_text(COUNTING)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(place), os.environ.get("PYTHONPATH")))))
+    yield
+    for name in [name for name in sys.modules if name.partition(".")[0] == "counting"]:
+        del sys.modules[name]
+
+
+def steps(outcome: Outcome) -> list[int]:
+    return [int(line) for line in (outcome.out / "steps.txt").read_text().splitlines()]
+
+
+def go(jobs: list[Job], folder: Path, **options: int) -> dict[Job, Outcome]:
+    return run(jobs, folder, LocalExecutor(2), every=0.02, **options)
+
+
+# --- Addresses -------------------------------------------------------------------------------------------------------
+
+
+def test_an_address_is_what_the_result_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = tmp_path / "scans.csv"
+    scans.write_text("image\na.nii\n")
+    (tmp_path / "a.nii").write_bytes(b"1")
+
+    def address(*words: object, command: str = "counting", name: str = "") -> str:
+        return Job(command, ("count", *words), name).address  # type: ignore[arg-type]
+
+    first = address("--datalist", scans)
+    assert address("--datalist", scans, name="mine") == first
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("scans.csv", "a.nii"):
+        (moved / name).write_bytes((tmp_path / name).read_bytes())
+    assert address("--datalist", moved / "scans.csv") == first
+    (tmp_path / "a.nii").write_bytes(b"2")
+    assert address("--datalist", scans) != first
+    others = {address("--seed", 1), address("--seed", 2), address("--seed"), address("--seed", 1, "--to", 2), first}
+    assert len(others) == 5
+    before = address("--add", Job("counting", ("count", "--seed", 1)))
+    assert address("--add", Job("counting", ("count", "--seed", 2))) != before
+    monkeypatch.setattr("counting.__version__", "1.1")
+    assert address("--datalist", moved / "scans.csv") != first
+
+
+@given(st.binary(max_size=200_000), st.integers(0, 199_999))
+def test_both_ends_and_the_size_of_a_file_count(content: bytes, where: int) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = Path(folder, "one"), Path(folder, "other")
+        one.write_bytes(content)
+        other.write_bytes(content)
+        assert fingerprint(one) == fingerprint(other)
+        longer = Path(folder, "longer")
+        longer.write_bytes(content + b"x")
+        assert fingerprint(longer) != fingerprint(one)
+        if where < len(content) and (where < 65536 or where >= len(content) - 65536):
+            changed = bytearray(content)
+            changed[where] ^= 1
+            other = Path(folder, "changed")
+            other.write_bytes(changed)
+            assert fingerprint(other) != fingerprint(one)
+
+
+def test_a_folder_is_its_files_and_their_names(tmp_path: Path) -> None:
+    (tmp_path / "a" / "deep").mkdir(parents=True)
+    (tmp_path / "a" / "deep" / "1.txt").write_text("1")
+    before = fingerprint(tmp_path / "a")
+    (tmp_path / "a" / "deep" / "1.txt").rename(tmp_path / "a" / "deep" / "2.txt")
+    assert fingerprint(tmp_path / "a") != before
+    with pytest.raises(InputError, match=r"nothing\.csv: no such file"):
+        fingerprint(tmp_path / "nothing.csv")
+
+
+def test_an_unknown_command_is_told() -> None:
+    with pytest.raises(SettingError, match="no package of the command 'fda-mrx'"):
+        _ = Job("fda-mrx", ("train",)).address
+
+
+def test_a_grid_has_every_combination() -> None:
+    jobs = grid("counting", ("count", "--to", 2), method=("a", "b"), seed=(0, 1, 2))
+    assert len({job.address for job in jobs}) == 6
+    assert [str(job) for job in jobs][:2] == ["counting count method a seed 0", "counting count method a seed 1"]
+    assert jobs[0].words == ("count", "--to", 2, "--method", "a", "--seed", 0)
+
+
+# --- What runs, and what does not ------------------------------------------------------------------------------------
+
+
+def test_what_others_need_runs_first_and_nothing_runs_twice(tmp_path: Path) -> None:
+    first, second = (Job("counting", ("count", "--to", n)) for n in (2, 3))
+    both = Job("counting", ("count", "--to", 1, "--add", first, second))
+    for _ in range(2):
+        found = go([both], tmp_path / "experiment")
+        assert [found[job].state for job in (first, second, both)] == ["done"] * 3
+        assert (found[both].out / "total.txt").read_text() == "6"
+        assert steps(found[second]) == [0, 1, 2]
+        assert {outcome.attempts for outcome in found.values()} == {1}
+    page = (tmp_path / "experiment" / PAGE).read_text()
+    assert "3 done" in page
+    assert first.address in page
+
+
+def test_a_failure_is_shown_with_its_last_lines_and_tried_again_by_the_next_call(tmp_path: Path) -> None:
+    bad = Job("counting", ("count", "--fail", "refuse"), "the bad one")
+    after, good = Job("counting", ("count", "--add", bad)), Job("counting", ("count",))
+    for attempt in (1, 2):
+        found = go([after, good], tmp_path)
+        assert [found[job].state for job in (bad, after, good)] == ["failed", "skipped", "done"]
+        assert "scans.csv, row 3: no such file" in found[bad].last_lines
+        assert found[bad].attempts == attempt
+    page = (tmp_path / PAGE).read_text()
+    assert "scans.csv, row 3: no such file" in page
+    assert "the bad one" in page
+    assert "1 done, 1 failed, 1 skipped" in page
+
+
+def test_a_bug_is_a_failure_and_not_tried_twice(tmp_path: Path) -> None:
+    job = Job("counting", ("count", "--fail", "break"))
+    found = go([job], tmp_path)[job]
+    assert (found.state, found.attempts) == ("failed", 1)
+    assert found.last_lines.endswith("ZeroDivisionError: oops")
+
+
+def test_one_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    job = Job("counting", ("count", "--to", 5, "--fail", "die"))
+    found = go([job], tmp_path)[job]
+    assert (found.state, found.attempts) == ("done", 2)
+    assert steps(found) == [0, 1, 2, 3, 4]
+
+
+def test_one_that_is_always_killed_fails_at_last(tmp_path: Path) -> None:
+    job = Job("counting", ("count", "--to", 50, "--fail", "always die"))
+    found = go([job], tmp_path, retries=2)[job]
+    assert (found.state, found.attempts) == ("failed", 3)
+    assert "killed, out of memory, or its machine was lost" in found.last_lines
+
+
+def test_two_callers_share_the_work(tmp_path: Path) -> None:
+    jobs = [Job("counting", ("count", "--to", 3, "--pause", 0.05, "--seed", seed)) for seed in range(3)]
+    found: list[dict[Job, Outcome]] = []
+    callers = [threading.Thread(target=lambda: found.append(go(jobs, tmp_path))) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    for outcomes in found:
+        assert {outcome.state for outcome in outcomes.values()} == {"done"}
+        assert {outcome.attempts for outcome in outcomes.values()} == {1}
+        assert [steps(outcome) for outcome in outcomes.values()] == [[0, 1, 2]] * 3
+
+
+def test_ctrl_c_lets_running_jobs_save_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    job = Job("counting", ("count", "--to", 400, "--pause", 0.01))
+    script = f"""
+import signal
+from pathlib import Path
+from dart_core.experiment import Job, LocalExecutor, run
+signal.signal(signal.SIGINT, signal.default_int_handler)
+run([Job({job.command!r}, {job.words!r})], Path({str(tmp_path)!r}), LocalExecutor(1))
+"""
+    caller = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    out = tmp_path / "runs" / job.address / "out"
+    wait_for(lambda: (out / "steps.txt").is_file() and len((out / "steps.txt").read_text()) > 10)
+    caller.send_signal(signal.SIGINT)
+    assert caller.wait(60) != 0
+    assert not (out / "total.txt").is_file()
+    found = go([job], tmp_path)[job]
+    assert (found.state, found.attempts) == ("done", 2), found.last_lines
+    # Stopped between writing a step and writing where it is, it would write that step again.
+    assert sorted(set(steps(found))) == list(range(400))
+    assert len(steps(found)) <= 401
+
+
+def test_the_summary_says_what_is_left() -> None:
+    job, folder = Job("counting", ()), Path()
+    done = Outcome(job, folder, "done", 120.0)
+    assert summary([done]) == "1 done"
+    assert summary([done, Outcome(job, folder, "running"), Outcome(job, folder, "waiting")]) == (
+        "1 done, 1 running, 1 waiting; about 4 min left"
+    )
+    assert summary([Outcome(job, folder, "failed")]) == "0 done, 1 failed"
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# --- Clusters --------------------------------------------------------------------------------------------------------
+
+
+def test_submitit(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    first = Job("counting", ("count", "--to", 2))
+    jobs = [first, Job("counting", ("count", "--add", first)), Job("counting", ("count", "--fail", "refuse"))]
+    found = run(jobs, tmp_path, SlurmExecutor(tmp_path / "slurm", cluster="local", timeout_min=2), every=0.05)
+    assert [found[job].state for job in jobs] == ["done", "done", "failed"]
+    assert (found[jobs[1]].out / "total.txt").read_text() == "5"
+
+
+TWO_NODES = """
+import json, sys
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from dart_core.experiment import Job, RayExecutor, run
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+other = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+jobs = [Job("counting", ("count", "--to", 20, "--pause", 0.1, "--seed", seed)) for seed in range(5)]
+folder = Path(sys.argv[1])
+executor, killed = RayExecutor(cluster.address), []
+ended = executor.ended
+
+def look(handle):
+    # In the middle: two jobs are done, two are running.
+    if not killed and len(list(folder.glob("runs/*/done.json"))) >= 2:
+        cluster.remove_node(other, allow_graceful=False)
+        killed.append(other)
+    return ended(handle)
+
+executor.ended = look
+found = run(jobs, folder, executor, every=0.1)
+assert killed
+print(json.dumps([[str(outcome.folder), outcome.state, outcome.attempts] for outcome in found.values()]))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_ray_node_that_is_killed_loses_nothing_and_nothing_runs_twice(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
+    script = tmp_path / "two_nodes.py"
+    script.write_text(TWO_NODES)
+    ended = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "e")], env=environment, capture_output=True, text=True, timeout=800
+    )
+    assert ended.returncode == 0, ended.stderr
+    outcomes = json.loads(ended.stdout.splitlines()[-1])
+    assert [state for _, state, _ in outcomes] == ["done"] * 5
+    for folder, _, _ in outcomes:
+        assert (Path(folder) / "out" / "total.txt").read_text() == "20"
+        written = [int(line) for line in (Path(folder) / "out" / "steps.txt").read_text().splitlines()]
+        # A job of the lost node went on, in its own process or from its checkpoint: at most the step it was at twice.
+        assert sorted(set(written)) == list(range(20))
+        assert len(written) <= 21
