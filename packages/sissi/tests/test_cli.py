@@ -410,7 +410,7 @@ def test_a_damaged_picture_is_named_before_the_folder_is_touched(trained, comman
     Image.new("RGB", (40, 40)).save(folder / "a.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:50])
     words = ("predict", "--pictures", folder, "--model", trained, "--device", "cpu", "--out", tmp_path / "out")
-    assert "b.png: not a picture" in command(*words).line
+    assert "b.png: the picture is truncated or damaged" in command(*words).line
     assert not (tmp_path / "out").exists()
 
 
