@@ -14,6 +14,7 @@ from metamedseg import settings as of
 from metamedseg.commands import meta_train_command
 from metamedseg.distances import distances
 from metamedseg.evaluation import compare, evaluate, pictures_of, sections
+from metamedseg.method import cpu_threads
 from metamedseg.models import PACKAGE
 from metamedseg.prediction import predict
 from metamedseg.preparing import check_data, prepare
@@ -37,6 +38,7 @@ SHOTS, EPOCHS, SELECTIONS = 6, 6, (1, 6)
 METHODS: dict[str, of.Weighting | None] = {"supervised": None, "AW vol": "average", "IDW vol": "inverse_distance"}
 
 
+@cpu_threads(1)  # networks so small that a second thread only costs
 def demo(command: of.Demo) -> None:
     """Meta-train on phantom organs, fine-tune on another with few slices, compare with training from scratch, and report."""
     started = time.monotonic()

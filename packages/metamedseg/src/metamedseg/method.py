@@ -396,7 +396,8 @@ def _nothing(index: int, rng: np.random.Generator) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many CPU threads; as a context or decorator."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -431,7 +432,7 @@ def meta_train(
     steps = Batches(_nothing, 1, 1, run.settings.seed)  # what a task holds follows from its step: see `TaskTrainer`
     arriving: Iterator[TaskResult] = iter(())
     first = run.step
-    with _threads(threads), results_of(trainer, run.device, processes, threads) as results:
+    with cpu_threads(threads), results_of(trainer, run.device, processes, threads) as results:
         for step, _ in run.steps(steps, meta.meta_epochs * count, "meta-training"):
             epoch, place = divmod(step, count)
             if place == 0 or step == first:
