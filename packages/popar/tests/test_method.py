@@ -114,38 +114,40 @@ def test_images_have_draws_of_their_own():
 
 
 def test_frequencies_of_the_parts(monkeypatch):
-    """Shuffling always; the map 0.9, half of them falling; painting 0.9: outside 0.72, inside 0.18."""
-    counts = dict.fromkeys(("shuffle", "map", "falling", "outer", "inner"), 0)
+    """Shuffling always; the map 0.9, half of all falling; painting 0.9: outside 0.72, inside 0.18."""
+    n, seen = 20_000, {}
 
-    def count(name):
-        def stand_in(x, *rest, **keywords):
-            counts[name] += len(x)
-            if name == "map":
-                counts["falling"] += int(rest[1].sum())
-                points = rest[0]
-                assert torch.equal(points[:, [0, 3]], torch.tensor([[0.0, 0.0], [1.0, 1.0]]).expand(len(x), 2, 2))
-                assert rest[2] == 500
-            return x
+    def stand_in(x, curves, shuffled, mapped, outer, inner, decreasing, *, channels, points, generator):
+        assert torch.equal(curves[:, [0, 3]], torch.tensor([[0.0, 0.0], [1.0, 1.0]]).expand(n, 2, 2))
+        assert (channels, points) == ("mixed", 500)
+        seen.update(shuffle=shuffled, map=mapped, falling=mapped & decreasing, outer=outer, inner=inner)
+        return x
 
-        return stand_in
-
-    for name, function in (
-        ("shuffle", "local_pixel_shuffle"), ("map", "nonlinear_intensity"), ("outer", "outer_cutout"), ("inner", "inner_cutout"),
-    ):  # fmt: skip
-        monkeypatch.setattr(module, function, count(name))
-    n = 20_000
+    monkeypatch.setattr(module.genesis, "distort", stand_in)
     distort(torch.zeros(n, 3, 1, 1), torch.Generator().manual_seed(0))
-    assert counts["shuffle"] == n
+    assert seen["shuffle"].all()
+    assert not (seen["outer"] & seen["inner"]).any()
     for name, chance in (("map", 0.9), ("falling", 0.45), ("outer", 0.72), ("inner", 0.18)):
-        assert counts[name] == pytest.approx(n * chance, abs=4 * math.sqrt(n * chance * (1 - chance))), name
+        assert int(seen[name].sum()) == pytest.approx(n * chance, abs=4 * math.sqrt(n * chance * (1 - chance))), name
 
 
 def test_order_of_the_parts(monkeypatch):
-    calls = []
-    for function in ("local_pixel_shuffle", "nonlinear_intensity", "outer_cutout", "inner_cutout"):
-        monkeypatch.setattr(module, function, lambda x, *rest, name=function, **k: (calls.append(name), x)[1])
-    distort(torch.zeros(200, 3, 1, 1), torch.Generator().manual_seed(0))
-    assert calls == ["local_pixel_shuffle", "nonlinear_intensity", "outer_cutout", "inner_cutout"]
+    real, expected = module.genesis.distort, grey(20).clone()
+
+    def one_after_the_other(x, curves, shuffled, mapped, outer, inner, decreasing, *, generator, **rest):
+        same = torch.Generator().set_state(generator.get_state())
+        for rows, part in (
+            (shuffled, lambda some, rows: module.genesis.local_pixel_shuffle(some, generator=same)),
+            (mapped, lambda some, rows: module.genesis.nonlinear_intensity(some, curves[rows], decreasing[rows])),
+            (outer, lambda some, rows: module.genesis.outer_cutout(some, same)),
+            (inner, lambda some, rows: module.genesis.inner_cutout(some, same)),
+        ):
+            expected[rows] = part(expected[rows], rows)
+        return real(x, curves, shuffled, mapped, outer, inner, decreasing, generator=generator, **rest)
+
+    monkeypatch.setattr(module.genesis, "distort", one_after_the_other)
+    found = distort(expected.clone(), torch.Generator().manual_seed(0))
+    assert torch.equal(found, expected)
 
 
 def test_shuffling_alone_leaves_a_subset_of_the_values(monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart_core.augment.genesis import inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
+from dart_core.augment import genesis
 from dart_core.batches import Batches
 from dart_core.data.picture_views import normalise
 from dart_core.errors import InputError, SettingError
@@ -57,7 +57,6 @@ def distort(
         )
     if not len(images):
         return images.clone()
-    shuffled = local_pixel_shuffle(images, channels=channels, generator=generator)
     draws = torch.rand(len(images), 8, generator=generator, device=images.device)
     mapped = draws[:, 0] < NONLINEAR
     decreasing = draws[:, 1] < DECREASING
@@ -66,17 +65,10 @@ def distort(
     ends = images.new_tensor([[0.0, 0.0], [1.0, 1.0]]).expand(len(images), 2, 2)
     # (0, 0), (a1, b1), (a2, b2), (1, 1)
     curve = torch.cat([ends[:, :1], draws[:, 4:].to(images).view(-1, 2, 2), ends[:, 1:]], 1)
-    result = _where(
-        mapped, shuffled, lambda part, rows: nonlinear_intensity(part, curve[rows], decreasing[rows], POINTS)
-    )
-    result = _where(painted & outer, result, lambda part, _: outer_cutout(part, generator=generator))
-    return _where(painted & ~outer, result, lambda part, _: inner_cutout(part, generator=generator))
-
-
-def _where(chosen: Tensor, images: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The images, the chosen ones changed; out of place."""
-    rows = chosen.nonzero()[:, 0]
-    return images.index_copy(0, rows, change(images[rows], rows)) if len(rows) else images
+    return genesis.distort(
+        images, curve, torch.ones_like(mapped), mapped, painted & outer, painted & ~outer, decreasing, channels=channels,
+        points=POINTS, generator=generator,
+    )  # fmt: skip
 
 
 # --- Branches (Eqs. 1 and 2; specification 2.3 to 2.5, 2.1) ----------------------------------------------------------
