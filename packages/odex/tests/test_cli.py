@@ -329,6 +329,19 @@ def test_a_broken_pool(command, pool, stages, tmp_path, name, how):
     assert not (tmp_path / "p").exists()
 
 
+@pytest.mark.parametrize("how", ["missing", "cut"])
+def test_a_broken_memory(command, learned, stages, tmp_path, how):
+    """What a baseline remembers of earlier stages lies in a file of its own."""
+    run = tmp_path / "run"
+    shutil.copytree(learned("ewc", 1)[0], run)
+    file = run / "pool" / "memory.safetensors"
+    content = file.read_bytes()
+    file.unlink()
+    if how == "cut":
+        file.write_bytes(content[: len(content) // 2])
+    refused(command, run, tmp_path, ("--stage", stages[1]), "memory.safetensors")
+
+
 def test_folders_that_are_no_pool(command, stages, tmp_path):
     found = command("learn", "--stage", stages[1], "--pool", tmp_path, "--out", tmp_path / "out")
     assert "holds no pool" in found.line

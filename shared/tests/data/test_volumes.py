@@ -637,6 +637,11 @@ def test_values_that_are_no_labels(value, tmp_path):
     with pytest.raises(InputError) as error:
         read_labels(path, None)
     one_line(error, path, f"1 voxels hold no label, the first {value:g} at index (1, 2, 3)")
+    if value < 0:
+        assert not read_labels(path, None, negative_as_background=True).any()
+    else:
+        with pytest.raises(InputError):
+            read_labels(path, None, negative_as_background=True)
 
 
 def test_masks_of_one_structure(tmp_path):
