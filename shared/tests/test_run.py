@@ -155,6 +155,8 @@ def test_folder_with_a_run(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"run: holds a run already; --resume .* --overwrite"):
         train(settings(tmp_path))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(OutputError, match=r"run: holds a run already; give another --out, --overwrite replaces it"):
+        claim_folder(tmp_path / "run", {})  # by a command that cannot resume
     (tmp_path / "run" / "old").mkdir()
     (tmp_path / "run" / "old" / "picture.png").touch()
     train(settings(tmp_path, overwrite=True), total=3)

@@ -833,7 +833,7 @@ def test_output_that_is_there(refused: Any, verb: Any, command: Command, datalis
             assert "out: not empty, and what it holds is no run; give another --out" in line
         shutil.rmtree(tmp_path / "out")
     assert command(*words).status == 0
-    assert "out: holds a run already; --resume continues it, --overwrite replaces it" in refused(*words)
+    assert "out: holds a run already; give another --out, --overwrite replaces it" in refused(*words)
     # Bad input is found before the old results go.
     assert "no row has site" in refused(*words, "--overwrite", "--site", "ge4")
     (tmp_path / "list.csv").write_text("image\nnone.nii.gz\n")

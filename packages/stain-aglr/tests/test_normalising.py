@@ -118,6 +118,7 @@ def test_stains_that_may_be_swapped_are_pointed_out(
     assert float(lines["near"]["h_red"]) - float(lines["near"]["e_red"]) < 0.02
     assert "may be swapped" in lines["near"]["reason"]
     assert (lines["far"]["status"], lines["far"]["reason"]) == ("ok", "")
+    assert "of these perhaps swapped" in (tmp_path / "out" / "report.html").read_text()
     assert "macenko: in 1 pictures the two stains are about equally red" in " ".join(
         "".join(capsys.readouterr()).split()
     )
@@ -128,18 +129,27 @@ def test_refusals(patches: Path, normalise: Normalise, tmp_path: Path, capsys: p
     white = tmp_path / "white" / "white.png"
     white.parent.mkdir()
     Image.new("RGB", (32, 32), "white").save(white)
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
     for words, message in (
         ((patches, "--reference", white), "shows no stained tissue"),
         ((white.parent, "--method", "vahadane"), "no picture can serve as the reference"),
         ((patches, "--reference", white, "--reference-from-mean"), "contradict"),
         ((patches, "--model", tmp_path), "holds no model.safetensors"),
         ((tmp_path / "absent",), "not found"),
+        ((tmp_path / "absent.png",), "absent.png: file not found"),
+        ((text,), "text.png: not a picture"),
         ((patches, "--method", "reinhard"), "not one of"),
     ):
         assert normalise(*words, "--out", out) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
         assert not out.exists()
+
+
+def test_one_picture(patches: Path, normalise: Normalise, tmp_path: Path) -> None:
+    assert normalise(Datalist.read(patches)[0].image, "--out", tmp_path / "out") == 0
+    assert [line["status"] for line in table(tmp_path / "out")] == ["ok"]
 
 
 def test_nothing_readable_is_exit_2(normalise: Normalise, tmp_path: Path) -> None:

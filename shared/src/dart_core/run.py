@@ -484,13 +484,13 @@ def flat_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in ("resume", "overwrite")}
 
 
-def claim_folder(out: Path, config: Mapping[str, Any], resume: bool = False, overwrite: bool = False) -> None:
+def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = None, overwrite: bool = False) -> None:
     """Take an output folder and write config.yaml, or refuse before anything in it is touched.
 
     Args:
         out: the folder; made where it is missing.
         config: what `flat_settings` gives.
-        resume: continue the run that lies there.
+        resume: continue the run that lies there; None for commands that cannot.
         overwrite: delete the run that lies there. Only a folder whose config.yaml is ours is ever emptied.
 
     Raises:
@@ -511,9 +511,8 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool = False, ove
             if not ours:
                 raise OutputError("not empty, and what it holds is no run", where=out, remedy="give another --out")
             if not overwrite:
-                raise OutputError(
-                    "holds a run already", where=out, remedy="--resume continues it, --overwrite replaces it"
-                )
+                other = "give another --out" if resume is None else "--resume continues it"
+                raise OutputError("holds a run already", where=out, remedy=f"{other}, --overwrite replaces it")
             # The settings file goes last: until then the folder is still known as a run.
             for path in sorted(out.iterdir(), key=lambda path: path == file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.images import find_pictures, read_image, write_image
+from dart_core.data.images import ENDINGS, find_pictures, read_image, write_image
 from dart_core.errors import DartError, InputError
 from dart_core.files import write_csv
 from dart_core.log import Log
@@ -130,6 +130,9 @@ def normalise(command: of.Normalise) -> int:
 def _rows(pictures: Path) -> list[Row]:
     if pictures.is_dir():
         return [Row(path) for path in find_pictures(pictures)]
+    if pictures.suffix.lower() in ENDINGS:
+        read_image(pictures)  # the only one
+        return [Row(pictures)]
     return list(Datalist.read(pictures))
 
 
@@ -355,9 +358,19 @@ def _report(command: of.Normalise, ways: Sequence[Way], done: Sequence[Done], ti
     if examples:
         figure = contact_sheet(ways, examples)
         figure.savefig(out / "contact.png", dpi=110)
-        report.picture(figure, "Pictures before and after", "rows of pictures: raw, normalised, reference")
+        report.picture(
+            figure,
+            "Pictures as they are (raw) and as each method gives them; below, the picture whose stains they are given, where "
+            "a method has one (macenko's default is a published matrix)",
+            "rows of pictures: raw, normalised, reference",
+        )
     report.section("Counts")
-    report.table(["method", "normalised", "unchanged", "failed"], list(_counts(ways, done)), "Pictures")
+    report.table(
+        ["method", "normalised", "of these perhaps swapped", "unchanged", "failed"],
+        list(_counts(ways, done)),
+        "Pictures. Perhaps swapped: the two stains are about equally red, so that haematoxylin may have been taken for eosin, "
+        "which makes a picture look inverted; stains.csv names them",
+    )
     problems = [line for one in done for line in one.results if line["status"] != "ok"]
     if problems:
         report.table(
@@ -380,4 +393,5 @@ def _report(command: of.Normalise, ways: Sequence[Way], done: Sequence[Done], ti
 def _counts(ways: Sequence[Way], done: Sequence[Done]) -> Iterator[list[Any]]:
     for way in ways:
         states = [line["status"] for one in done for line in one.results if line["method"] == way.method]
-        yield [way.method, *(states.count(state) for state in ("ok", "unchanged", "failed"))]
+        unsure = sum(line["method"] == way.method and line["reason"] == UNSURE for one in done for line in one.results)
+        yield [way.method, states.count("ok"), unsure, states.count("unchanged"), states.count("failed")]

@@ -265,7 +265,7 @@ class Normalise:
 
     POSITIONAL: ClassVar[str] = "pictures"
     pictures: Path
-    """Folder of pictures, or a datalist (CSV with the column image)."""
+    """Folder of pictures, one picture, or a datalist (CSV with the column image)."""
     output: OutputSettings
     method: tuple[Literal["macenko", "vahadane"], ...] = ()
     """One or both; default macenko, or only those of --model."""
