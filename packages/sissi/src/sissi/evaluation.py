@@ -72,7 +72,7 @@ def read_scored(path: Path) -> Scored:
 
 def with_area(pictures: Sequence[BoxedPicture], where: Path) -> list[BoxedPicture]:
     """The pictures without boxes that have no area or swapped corners; says how many there were."""
-    keep = [(picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1) for picture in pictures]
+    keep = [np.asarray((picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1)) for picture in pictures]
     count = sum(int((~mask).sum()) for mask in keep)
     if count:
         say(
