@@ -88,15 +88,21 @@ def _report(command: of.Demo, runs: list[Path], evaluation: of.Evaluate, seconds
         f"{CASES} made-up people for each of {len(FOLDERS)} tasks, on CT and MR, written as folders of the Medical Segmentation "
         f"Decathlon and cut into slices. A small U-Net was meta-trained on liver, kidneys and stomach for {META.meta_epochs} "
         f"meta-epochs of {TASKS.per_epoch} tasks, each task being slices of one volume. From there it was fine-tuned on {SHOTS} "
-        f"slices of the spleen, which it had never seen, and compared with the same training from random weights. The whole "
-        f"demo took {seconds:.0f} s. Its numbers say that the program works, not how well the method does on patients."
+        f"slices of the spleen, which it had never seen, and compared with the same training from random weights (supervised). "
+        f"The whole demo took {seconds:.0f} s. Its numbers say that the program works, not how well the method does on patients."
+    )
+    report.text(
+        "AW: the meta-model moves towards the mean of the tasks' networks (Eq. 1); IDW: the further a network moved away, the less "
+        "it counts (Eq. 2, 3); vol: a task is slices of one volume."
     )
     summaries = {folder: read_summary(folder) for folder in runs}
     assert evaluation.slices is not None
     sections(report, compare(summaries, "supervised"), "supervised", pictures_of(summaries, evaluation.slices))
+    trained = [*sorted(page.name for page in command.out.glob("meta-*")), *(run.name for run in runs)]
     report.text(
         f"The other pages of this demo: slices/report.html (the slices), distances/report.html (how far the organs' slices are from "
-        f"each other), {', '.join(f'{run.name}/report.html' for run in runs)}, and volumes/report.html (the spleen in whole volumes)."
+        f"each other), {', '.join(f'{page}/report.html' for page in trained)} (training), and volumes/report.html (the spleen in "
+        "whole volumes)."
     )
     report.section("Settings")
     report.settings({"demo": command, "network": NETWORK, "tasks": TASKS, "inner": INNER, "meta": META})
