@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,7 +126,10 @@ def test_pretrain_a_vit_on_a_folder_of_pictures_of_any_kind(command, tmp_path, s
         8,
     )
     recipe = ("--epochs", 1, "--batch-size", 3, "--warmup", 0, "--log-every", 1, "--device", "cpu", "--drop-path", 0)
-    assert command("pretrain", "--pictures", folder, *words, *recipe, "--out", tmp_path / "run").status == 0
+    finished = command("pretrain", "--pictures", folder, *words, *recipe, "--out", tmp_path / "run")
+    assert finished.status == 0, finished.err
+    shown = tmp_path / "run" / "restored" / "epoch-0001.png"
+    assert re.match(rf"epoch 1 of 1: loss \d\.\d{{4}}, \d+\.\d pictures/s, restored examples: {shown}\n", finished.err)
     assert read_pretrained(tmp_path / "run").images == 6
 
 

@@ -409,7 +409,7 @@ def test_refused_fine_tunings(words, line, datalist, pretrained, tuned, tune_wor
     finished = command("fine-tune", "--datalist", datalist, *tune_words, *given, "--out", tmp_path / "run")
     assert finished.status == 2
     assert line in finished.line
-    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_over_seeds(datalist, networks, tuned, predicted, tune_words, command, tmp_path):
@@ -454,6 +454,8 @@ def test_damaged_predictions(damage, predicted, command, tmp_path):
     finished = command("evaluate", "--predictions", folder, "--out", tmp_path / "evaluation")
     assert finished.status == 2
     assert str(folder) in finished.line
+    if damage == "predictions.csv":
+        assert finished.line.endswith("give a folder that `popar predict` wrote")
     assert not (tmp_path / "evaluation").exists()
 
 

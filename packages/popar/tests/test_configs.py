@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from popar.settings import Distortions, FineTuning, LabelSettings, Pretraining
 from popar.tables import PRINTED_TABLES, printed_rows, printed_table
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+README = Path(__file__).parents[1] / "README.md"
 
 
 def example(path: Path) -> list[str]:
@@ -25,17 +27,39 @@ def example(path: Path) -> list[str]:
     raise AssertionError(f"{path.name} shows no command")
 
 
+def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings that the command gets; it is not carried out."""
+    settings, _ = COMMANDS[verb]
+    seen: list[Any] = []
+    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
+    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+    assert main("popar", COMMANDS, "0", "", argv=[verb, *words]) == 0
+    assert type(seen[0]) is settings
+    return seen[0]
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """The words of each call in its shell examples."""
+    blocks = README.read_text().split("```sh\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("popar ")]
+
+
+@pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
+def test_commands_of_the_readme_are_understood(words, monkeypatch):
+    understood(words[0], words[1:], monkeypatch)
+
+
+def test_the_readme_shows_every_command():
+    assert {words[0] for words in commands_of_the_readme()} == set(COMMANDS)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_accepted(path, monkeypatch):
     verb, *words = example(path)
     assert f"configs/{path.name}" in words
     words[words.index("--config") + 1] = str(path)
-    settings, _ = COMMANDS[verb]
-    seen = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("popar", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
+    understood(verb, words, monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -33,7 +33,7 @@ def two(cubes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("step", ["D", "DR", "joint"])
+@pytest.mark.parametrize("step", ["D", "joint"])
 def test_two_processes_equal_one_with_the_joint_batch(step: str, two: Path, cubes: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", two / step
     runpy.run_path(str(PROGRAM))["train"](step, cubes, one)

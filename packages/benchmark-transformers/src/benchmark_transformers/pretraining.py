@@ -186,7 +186,7 @@ def train(
     clip_gradients(optimizer, CLIP_NORM)
     run.restore(network=prepared, optimizer=optimizer)
     prepared.train()
-    meter = Meter(recipe.batch_size)
+    meter, speed = Meter(recipe.batch_size), 0.0
     for step, batch in run.steps(batches, recipe.epochs * per_epoch, "pre-training"):
         rate = simmim_lr(
             step, per_epoch, recipe.epochs, recipe.warmup, recipe.batch_size, recipe.base_lr, recipe.min_lr,
@@ -203,13 +203,16 @@ def train(
         if step % recipe.log_every == 0:
             if not math.isfinite(float(loss)):
                 raise Diverged(f"the loss of step {step} is no number", remedy="lower --base-lr")
-            run.log.write(step, loss=loss, learning_rate=rate, images_per_second=meter.rate())
+            speed = meter.rate()
+            run.log.write(step, loss=loss, learning_rate=rate, images_per_second=speed)
         epoch, place = divmod(step + 1, per_epoch)
         if place == 0 and (epoch % recipe.show_every == 0 or epoch == recipe.epochs):
             with run.gathered(prepared):
                 if run.is_main:
-                    examples.write(run.out, network, epoch)
+                    file = examples.write(run.out, network, epoch)
                     write_report(run, command, batches.size)
+                    pace = f", {speed:.1f} pictures/s" if speed else ""
+                    say(f"epoch {epoch} of {recipe.epochs}: loss {float(loss):.4f}{pace}, restored examples: {file}")
             meter.pause()
     return run.weights(prepared)
 

@@ -75,7 +75,7 @@ def read_scored(folder: Path) -> Scored:
     Raises:
         InputError: something is missing or does not fit together.
     """
-    predictions = read_predictions(folder, f"{PACKAGE} predict")
+    predictions = read_predictions(folder, PACKAGE)
     try:
         fields = json.loads((folder / METRICS).read_text(encoding="utf-8"))["model"]
         tuples = {name: tuple(fields[name]) for name in ("labels", "reported")}

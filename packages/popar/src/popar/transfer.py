@@ -55,17 +55,19 @@ def fine_tune(command: of.FineTune) -> None:
     about = dataclasses.replace(about, labels=train.pictures.labels, multi_label=recipe.multi_label, site=train.pictures.name, reported=recipe.reported)  # fmt: skip
     batches = training_batches(pictures["train"], train, recipe, about.image_size, command)
     pictures["train"][0]
+    drop_path = command.fine_tuning.drop_path
+
+    def build() -> Classifier:
+        return Classifier(
+            about.backbone, len(about.labels), about.image_size, about.head, drop_path, **about.network
+        )  # fmt: skip
+
+    if command.init is not None:
+        load_popar_weights(command.init, build())  # weights that do not fit must not cost the output folder
     with Run(command.run, command) as run:
         for some in pictures.values():
             some.read_all()
-        network = Classifier(
-            about.backbone,
-            len(about.labels),
-            about.image_size,
-            about.head,
-            command.fine_tuning.drop_path,
-            **about.network,
-        )
+        network = build()
         found = None if command.init is None else load_popar_weights(command.init, network)
         _say_start(run, command, about, settings, found)
         statistics = STATISTICS[about.normalisation]

@@ -20,7 +20,7 @@ from united_ssl.rotation import rotate_cube
 from united_ssl.settings import Adversary, Network, Pretext, Training
 from united_ssl.tasks import Task, Views
 
-STEPS = ("D", "DR", "joint")
+STEPS = ("D", "joint")
 
 
 class FixedRotation(Task):
