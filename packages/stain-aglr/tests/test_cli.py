@@ -219,6 +219,11 @@ def test_a_bad_patch(verb, content, words, datalist, trained, recipe, command, t
         (lambda rows: None, ("--largest-blur", 0), "--largest-blur is 0"),
         (lambda rows: None, ("--method", "dscsi-gan", "--gan-backbone", "nonet"), "timm has no network 'nonet'"),
         (lambda rows: None, ("--method", "dscsi-gan", "--gan-weights", "none.pth"), "none.pth: no such file"),
+        (
+            lambda rows: None,
+            ("--method", "dscsi-gan", "--gan-backbone", "vit_tiny_patch16_224"),
+            "gives no feature map",
+        ),
     ],
 )
 def test_train_refuses(change, flags, words, datalist, recipe, command, tmp_path):

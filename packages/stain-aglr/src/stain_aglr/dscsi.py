@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 from dart_core.nets.backbones import create_backbone
 from dart_core.run import Run
 from stain_aglr.lab import rgb_to_lab
@@ -189,14 +189,27 @@ class FeatureKeeper(nn.Module):
         name: of the network in timm.
         weights: local ImageNet weights; None starts from random ones.
         size: side of the patches.
+
+    Raises:
+        SettingError: no such network, or none with feature maps.
+        CheckpointError: the weights do not fit.
     """
 
     def __init__(self, name: str = "resnet34", weights: Path | None = None, size: int = 256) -> None:
         super().__init__()
         encoder: Any = create_backbone(name, weights)
         self.encoder = encoder.eval()
-        with torch.no_grad():
-            side = encoder.forward_features(torch.zeros(1, 3, size, size)).shape[-1]
+        try:
+            with torch.no_grad():
+                shape = tuple(encoder.forward_features(torch.zeros(1, 3, size, size)).shape)
+        except (AssertionError, RuntimeError):  # transformers want their own size
+            shape = ()
+        if len(shape) != 4 or shape[1] != encoder.num_features:
+            raise SettingError(
+                f"{name} gives no feature map of pictures of {size} pixels",
+                remedy="give a convolutional network such as resnet34",
+            )
+        side = shape[-1]
         self.window = max(1, min(7, side - 1))
         self.classifier = nn.Linear(encoder.num_features * (side - self.window + 1) ** 2, 2)
 
