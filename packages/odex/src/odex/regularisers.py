@@ -174,7 +174,9 @@ class RW(Regulariser):
             score = {name: 0.5 * (before[-1][name] + value) for name, value in score.items()}
         else:
             score = {name: 2 * value for name, value in score.items()}
-        for kind, values in (("fisher", fisher), ("score", score), ("star", learning(network))):
+        # Of the output that deep supervision leaves out nothing was tracked.
+        star = {name: value for name, value in learning(network).items() if name in fisher}
+        for kind, values in (("fisher", fisher), ("score", score), ("star", star)):
             self.remember(kind, values)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,34 @@
+"""What the regularisers remember of a stage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from odex import settings as of
+from odex.networks import build_unet
+from odex.regularisers import learning, regulariser_of
+
+
+@pytest.mark.parametrize("method", ["rw", "ewc"])
+def test_the_output_that_does_not_learn_is_not_remembered(method):
+    """Deep supervision gives the coarsest of several outputs no weight: the loop freezes it, and frees it at the end."""
+    network = build_unet((2, 4, 8), ((2, 2, 2), (2, 2, 2)))
+    image, labels = torch.rand(1, 1, 8, 8, 8), [torch.ones(1, 1, side, side, side, dtype=torch.long) for side in (8, 4)]
+    memory: dict[str, torch.Tensor] = {}
+    for stage in range(2):
+        found = regulariser_of(method, of.Baselines(), memory, stage)
+        network.seg_outputs[0].requires_grad_(False)
+        loss = found.loss(network, image, network(image), labels)
+        loss.backward()
+        found.end_step(network)
+        frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+        network.seg_outputs[0].requires_grad_(True)
+        found.end(network, lambda: [(image, labels)])
+        memory = found.memory
+        names = [
+            {name.split("/")[2] for name in memory if name.startswith(f"{stage}/{kind}/")}
+            for kind in ("star", "fisher")
+        ]
+        assert names[0] == names[1] == learning(network).keys() - frozen
+        assert frozen
