@@ -134,7 +134,7 @@ def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], w
         "validation_cubes": len(cubes["val"]), "steps": run.step, "best_epoch": best.epoch, **best.numbers,
     }  # fmt: skip
     run.finish(content)
-    _report(run, command, step, carried, f"weights of epoch {best.epoch}, the best of {run.step} steps")
+    _report(run, command, step, carried, f"weights of epoch {best.epoch}, the best one; {run.step} steps in all")
     save_model(run.out, network, model)  # last: a folder that has it is finished
 
 
