@@ -9,6 +9,7 @@ from metamedseg.settings import Inner, Meta, Network
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_demo(command, tmp_path, monkeypatch):
     """Shortened."""
     for name, value in (
