@@ -26,4 +26,5 @@ def test_demo(command, tmp_path, monkeypatch):
     report = (tmp_path / "demo" / "report.html").read_text()
     assert all(words in report for words in ("first labels", "epoch-0001", "synthetic-like picture", "The detectors"))
     content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())
-    assert {row["method"] for row in content["scores"]} == {"mixed batch, no correction", "SISSI (S): one view"}
+    methods = {"mixed batch, no correction", "SISSI (S): one view", "circle pipeline"}
+    assert {row["method"] for row in content["scores"]} == methods

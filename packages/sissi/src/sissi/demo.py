@@ -43,16 +43,18 @@ def demo(command: of.Demo) -> None:
     weak = degraded_list(lists["smear"], out / "phantoms" / "weak.csv", command.seed)
     say(f"phantoms: {lists['phase']} (source, good boxes), {weak} (target, imperfect boxes)")
     check_data(of.CheckData(weak))
-    weak_label(of.WeakLabel(out / "phantoms" / "smear", out / "phantoms" / "circles.csv"))
+    circles = out / "phantoms" / "circle pipeline.csv"
+    weak_label(of.WeakLabel(out / "phantoms" / "smear", circles))
     data = of.DataSettings(lists["phase"], weak, edges="clip", memory=True)
-    scored: list[Path] = [weak]
+    scored: list[Path] = []
     for name, correction in RUNS:
         run = RunSettings(out / name, seed=command.seed, device="cpu")
         train(of.Train(run, data, DETECTOR, correction, RECIPE))
         predict(of.Predict(lists["smear"], OutputSettings(out / f"predict-{name}"), run.out, device="cpu"))
         scored.append(out / f"predict-{name}")
-    evaluate(of.Evaluate(OutputSettings(out / "evaluation"), tuple(scored[1:]), (lists["smear"],)))
-    _report(command, lists["smear"], weak, tuple(scored[1:]), time.monotonic() - started)
+    scored.append(circles)
+    evaluate(of.Evaluate(OutputSettings(out / "evaluation"), tuple(scored), (lists["smear"],)))
+    _report(command, lists["smear"], weak, tuple(scored), time.monotonic() - started)
     say(f"demo finished in {time.monotonic() - started:.0f} s; open {out / 'report.html'}")
 
 
@@ -100,6 +102,9 @@ def _report(command: of.Demo, good: Path, weak: Path, folders: tuple[Path, ...],
         ("labels", "boxes", "AP50 (%)", "recall (%)"), rows,
         f"Labels of the training pictures against the truth ({sum(len(p.boxes) for p in truth)} cells)",
     )  # fmt: skip
+    report.text(
+        "recall: share of the cells that a label overlaps by more than a half; AP50 also falls with every false label."
+    )
     files = sorted((out / "sissi" / LABELS).glob("*.csv"))
     first = {picture.image.name: picture for picture in read_boxes(weak)}
     last = {picture.image.name: picture for picture in read_boxes(files[-1])} if files else first
@@ -116,6 +121,10 @@ def _report(command: of.Demo, good: Path, weak: Path, folders: tuple[Path, ...],
         report, sissi["ap50_curve"], -1 if sissi["memorised_epoch"] is None else sissi["memorised_epoch"], RECIPE.epochs
     )
     report.section("The detectors")
+    report.text(
+        "In test pictures, which neither detector has seen. Beside them the boxes of the circle pipeline, which finds round things "
+        "without learning and is meant to give first labels where there are none."
+    )
     scored = [read_scored(folder) for folder in folders]
     test = [picture for picture in read_boxes(good) if picture.split == "test"]
     score_section(

@@ -148,6 +148,12 @@ def curve_section(report: Report, curve: Sequence[float], memorised: int, epochs
         x = np.linspace(0, len(used), 100)
         series["fit"] = (x * (len(used) - 1) / len(used), saturation(x, *fitted))
     marks = {f"memorisation begins (epoch {memorised})": (float(memorised), curve[memorised])} if memorised >= 0 else {}
+    report.text(
+        "While a detector learns what cells look like, it agrees more and more with the first, imperfect labels; when the curve "
+        "flattens, it has begun to learn their mistakes. At the start of each epoch a saturating curve is fitted to the agreement "
+        "so far, and memorisation is taken to begin once its slope has fallen by the share that --memorisation gives. Labels are "
+        "corrected from the next epoch on; after that the curve may fall, since the detector learns from other labels."
+    )
     report.curves(series, "epoch", "AP50", "Agreement of the detector with the first labels of the target", marks)
     if memorised < 0:
         report.text(f"The curve did not slow down within {epochs} epochs, so that no label was corrected.")
