@@ -132,7 +132,7 @@ def _report(command: of.Demo, good: Path, weak: Path, folders: tuple[Path, ...],
     )
     sheet_of_tests = detection_sheet(test, scored)
     if sheet_of_tests is not None:
-        report.picture(sheet_of_tests, "Test pictures: true boxes (green) and detections with a score above 0.5 (red)", "phantom pictures with boxes")  # fmt: skip
+        report.picture(sheet_of_tests, "Test pictures: true boxes (green) and detections with a score above 0.5 (orange)", "phantom pictures with boxes")  # fmt: skip
     report.section("Settings")
     report.settings({"demo": command, "detector": DETECTOR, "training": RECIPE, "correction": RUNS[1][1]})
     report.write(out / "report.html")

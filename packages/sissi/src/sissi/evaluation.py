@@ -240,7 +240,7 @@ def _report(
     report.section("Pictures")
     sheet = detection_sheet(next(iter(readers.values())), scored)
     if sheet is not None:
-        report.picture(sheet, "Boxes of the first reader (green) and detections with a score above 0.5 (red)", "microscope pictures with boxes")  # fmt: skip
+        report.picture(sheet, "Boxes of the first reader (green) and detections with a score above 0.5 (orange)", "microscope pictures with boxes")  # fmt: skip
     if command.table:
         report.section("Printed in the paper")
         rows = printed_table()
