@@ -13,6 +13,7 @@ from odex.settings import Demo
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "STAGES", 2)
     monkeypatch.setattr(demo, "CASES", 5)

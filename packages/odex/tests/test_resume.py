@@ -9,7 +9,10 @@ import pytest
 
 from dart_core.testing import Trainings, assert_equal_states
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals"),
+    pytest.mark.timeout(900),
+]
 
 LONGER = ("--epochs", 4, "--batches", 3, "--log-every", 1, "--checkpoint-every", 2, "--device", "cpu", "--seed", 1)
 
