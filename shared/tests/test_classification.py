@@ -363,6 +363,6 @@ def test_scores_in_a_report(tmp_path: Path) -> None:
     table[0]["auc"] = table[0]["auc_error"] = None
     report = Report("Test")
     scores_section(report, table, {"group": "skin", "images": "pictures"}, "Each type")
-    text = report.write(tmp_path / "report.html").read_text()
+    text = report.write(tmp_path / "report.html").read_text(encoding="utf-8")
     for part in ("skin", "pictures", "specificity", "dark", "–", f"{table[1]['auc']:.3f}", "Hanley and McNeil"):
         assert part in text

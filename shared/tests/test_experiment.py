@@ -165,7 +165,7 @@ def test_what_others_need_runs_first_and_nothing_runs_twice(tmp_path: Path) -> N
         assert (found[both].out / "total.txt").read_text() == "6"
         assert steps(found[second]) == [0, 1, 2]
         assert {outcome.attempts for outcome in found.values()} == {1}
-    page = (tmp_path / "experiment" / PAGE).read_text()
+    page = (tmp_path / "experiment" / PAGE).read_text(encoding="utf-8")
     assert "3 done" in page
     assert first.address in page
 
@@ -178,7 +178,7 @@ def test_a_failure_is_shown_with_its_last_lines_and_tried_again_by_the_next_call
         assert [found[job].state for job in (bad, after, good)] == ["failed", "skipped", "done"]
         assert "scans.csv, row 3: no such file" in found[bad].last_lines
         assert found[bad].attempts == attempt
-    page = (tmp_path / PAGE).read_text()
+    page = (tmp_path / PAGE).read_text(encoding="utf-8")
     assert "scans.csv, row 3: no such file" in page
     assert "the bad one" in page
     assert "1 done, 1 failed, 1 skipped" in page

@@ -99,7 +99,7 @@ def test_training_curves(tmp_path):
     report = Report("title")
     training_curves(report, tmp_path, {"loss": "batch", "validation": "patients"}, "loss", "Loss of the run")
     training_curves(report, tmp_path, {"other": "never"}, "loss", "Not there")
-    text = report.write(tmp_path / "report.html").read_text()
+    text = report.write(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "loss against step for batch, patients" in text
     assert "Not there" not in text
 

@@ -117,7 +117,7 @@ def test_contents_list_the_sections(tmp_path: Path) -> None:
 def test_text_has_paragraphs(tmp_path: Path) -> None:
     report = Report("t")
     report.text("one\nline\n\n \n\ntwo\n")
-    text = report.write(tmp_path / "r.html").read_text()
+    text = report.write(tmp_path / "r.html").read_text(encoding="utf-8")
     assert "<p>one\nline</p>" in text
     assert text.count("<p>") == 2 + 2  # the footer has two
 

@@ -317,7 +317,7 @@ def test_predict_and_evaluate(
     expected = metrics.surface_dice(foreground > 0.5, scan.truth, scan.spacing, 1.0)
     assert results["aiva"]["surface_dice"] == pytest.approx(expected, abs=1e-6)
     assert is_report(tmp_path / "scores" / "report.html", "Pairs")
-    assert "Printed in the paper" not in (tmp_path / "scores" / "report.html").read_text()
+    assert "Printed in the paper" not in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
 def test_tables_by_target_site(command: Command, datalist: Path, source_model: Path, tmp_path: Path) -> None:

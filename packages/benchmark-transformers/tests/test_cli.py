@@ -96,7 +96,7 @@ def test_pretrain(pretrained):
     shown = sorted(path.name for path in (pretrained / "restored").iterdir())
     assert shown == ["epoch-0001.png", "epoch-0002.png"]
     assert read_image(pretrained / "restored" / shown[0]).shape == (3 * 128, 6 * 128, 3)
-    page = (pretrained / "report.html").read_text()
+    page = (pretrained / "report.html").read_text(encoding="utf-8")
     assert "Restored examples" in page
     assert "Throughput" in page
 
@@ -448,7 +448,7 @@ def test_evaluate(predicted, command, tmp_path):
 def test_compare_without_runs_shows_the_printed_tables(command, tmp_path):
     finished = command("compare", "--out", tmp_path / "comparison", "--spread", "population")
     assert finished.status == 0
-    page = (tmp_path / "comparison" / "report.html").read_text()
+    page = (tmp_path / "comparison" / "report.html").read_text(encoding="utf-8")
     assert "83.04 ± 0.15 (best)" in page
     assert "87.80 ± 0.42 [=]" in page  # with population deviations
 

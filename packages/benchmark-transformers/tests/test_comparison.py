@@ -94,7 +94,7 @@ def test_tables_tests_and_figure(folders: list[Path], command, tmp_path: Path) -
     assert float(rows["ImageNet"]["chestxray14_mean"]) == pytest.approx(np.mean(runs))
     assert float(rows["ImageNet"]["chestxray14_std_population"]) == pytest.approx(np.std(runs))
     assert float(rows["ImageNet"]["chestxray14_std_sample"]) == pytest.approx(np.std(runs, ddof=1))
-    page = (tmp_path / "comparison" / "report.html").read_text()
+    page = (tmp_path / "comparison" / "report.html").read_text(encoding="utf-8")
     for words in ("Table 1: ways to pre-train", "Figure 1", "Here and in the paper", "94.12 ± 0.96"):
         assert words in page
     assert (tmp_path / "comparison" / "figure1.png").stat().st_size > 10_000
@@ -108,7 +108,7 @@ def test_identical_runs_have_no_test_and_no_spread(tmp_path: Path, command) -> N
     assert finished.status == 0
     content = json.loads((tmp_path / "comparison" / "metrics.json").read_text())
     assert [test["p"] for test in content["all"]["tests"]] == [None]
-    assert "100.00 ± 0.00" in (tmp_path / "comparison" / "report.html").read_text()
+    assert "100.00 ± 0.00" in (tmp_path / "comparison" / "report.html").read_text(encoding="utf-8")
 
 
 def test_damaged_predictions(folders: list[Path], command, tmp_path: Path) -> None:

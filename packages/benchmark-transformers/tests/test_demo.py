@@ -20,7 +20,7 @@ def test_demo(command, tmp_path, monkeypatch):
     monkeypatch.setattr("benchmark_transformers.demo.export", lambda command: None)  # has its own, slow test
     finished = command("demo", "--out", tmp_path / "demo")
     assert finished.status == 0, finished.err
-    page = (tmp_path / "demo" / "report.html").read_text()
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     for words in ("Continued pre-training", "Initialisations compared", "ROC curves"):
         assert words in page
     assert (tmp_path / "demo" / "comparison" / "figure1.png").is_file()

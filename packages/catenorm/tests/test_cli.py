@@ -209,7 +209,7 @@ def test_folds_positions_and_partial_annotation(
     assert len(first) == len(second) == 2
     assert not {row["subject"] for row in first} & {row["subject"] for row in second}
     assert command("evaluate", "--predictions", *folders, "--out", tmp_path / "e").status == 0
-    text = (tmp_path / "e" / "report.html").read_text()
+    text = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
     for words in ("(3 classes)", "(1 classes)", "after Fig. 5", "after Fig. 3", "catenorm 7"):
         assert words in text
 

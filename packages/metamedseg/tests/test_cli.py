@@ -39,7 +39,7 @@ class TestMetaTrain:
         lines = [json.loads(line) for line in (initialisation / "metrics.jsonl").read_text().splitlines()]
         assert [line["meta_epoch"] for line in lines if "meta_epoch" in line] == [1, 2]
         assert all(0 <= line["validation_iou"] <= 1 for line in lines if "dataset" in line)
-        page = (initialisation / "report.html").read_text()
+        page = (initialisation / "report.html").read_text(encoding="utf-8")
         assert "every organ is equally likely" in page
 
     @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ class TestEvaluate:
         assert [row["method"] for row in rows] == ["supervised", "IDW vol"]
         difference = float(rows[1]["mean"]) - float(rows[0]["mean"])
         assert float(rows[1]["difference"]) == pytest.approx(difference)
-        page = (tmp_path / "out" / "report.html").read_text()
+        page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert "Table 1 of the paper" in page
         assert "Fig. 2" in page
 

@@ -19,7 +19,7 @@ def test_demo(command, tmp_path, monkeypatch):
         monkeypatch.setattr(demo, name, value)
     finished = command("demo", "--out", tmp_path / "demo")
     assert finished.status == 0, finished.err
-    page = (tmp_path / "demo" / "report.html").read_text()
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     for words in ("IDW vol", "supervised", "by volume", "Fig. 2"):
         assert words in page
     assert list((tmp_path / "demo" / "volumes").glob("*.nii.gz"))

@@ -163,7 +163,7 @@ def test_evaluate(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert float(table["target", "mmtl"]["mean"]) == pytest.approx(np.mean(means))
     assert float(table["target", "mmtl"]["std"]) == pytest.approx(np.std(means, ddof=1))
     assert {row["method"] for row in content["comparisons"]} == {"mmtl", "target"}
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "Forgetting" in page
     assert "Printed in the paper" not in page
 
@@ -171,7 +171,7 @@ def test_evaluate(write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_the_paper_s_table_stands_beside_the_paper_s_data(write: Write, tmp_path: Path) -> None:
     folder = write("mmtl", 0.9, site="chestxray14", subject="", source=("chexpert",), target="chestxray14")
     evaluate(Evaluate(OutputSettings(tmp_path / "out"), (folder,), task="classification"))
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Printed in the paper" in page
     assert "73.57 ± 0.71" in page
 

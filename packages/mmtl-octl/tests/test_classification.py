@@ -93,7 +93,7 @@ def test_source_training(command: Any, sets: Sets, pretrained: Path) -> None:
     content = json.loads((pretrained / "metrics.json").read_text())
     assert content["steps"] == 4
     assert 0 <= content["validation_auc"] <= 1
-    assert "Area under the ROC curve" in (pretrained / "report.html").read_text()
+    assert "Area under the ROC curve" in (pretrained / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("method", ["none", "mmtl", "octl", "fta", "ftf", "l2sp", "spottune", "target"])
@@ -111,7 +111,7 @@ def test_every_method(command: Any, adapt: Any, sets: Sets, pretrained: Path, tm
     heads = [SOURCE] if method == "none" else [TARGET] if method == "target" else [SOURCE, TARGET]
     assert list(model.label_sets) == heads
     assert isinstance(network, SpotTuneChestNet) == (method == "spottune")
-    page = (run / "report.html").read_text()
+    page = (run / "report.html").read_text(encoding="utf-8")
     assert (">Policy<" in page) == (method == "spottune")
     assert (">Schedule<" in page) == (method == "mmtl")
     config = yaml.safe_load((run / "config.yaml").read_text())

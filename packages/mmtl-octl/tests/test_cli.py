@@ -291,7 +291,7 @@ def test_evaluate_scores_target_and_source(predicted: Any, command: Command, tmp
     remembered = {r["method"]: float(r["surface_dice"]) for r in read_csv(tmp_path / "scores" / "forgetting.csv")}
     assert float(tables[-1]["mean"]) == pytest.approx(remembered["mmtl"], abs=1e-6)
     assert is_report(tmp_path / "scores" / "report.html", "Forgetting", "Methods", "Examples")
-    assert "Printed in the paper" not in (tmp_path / "scores" / "report.html").read_text()
+    assert "Printed in the paper" not in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
 
 def test_optimisers_are_told_apart(predicted: Any, command: Command, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_learning_stage_by_stage(learned):
         metrics = json.loads((run / "metrics.json").read_text())
         assert metrics["networks"] == len(pool.networks)
         assert metrics["steps"] == 3
-        assert "Pool" in (run / "report.html").read_text()
+        assert "Pool" in (run / "report.html").read_text(encoding="utf-8")
     # an older network that rested is the same file
     pool, earlier = read_pool(runs[-1]), read_pool(runs[0])
     touched = {stage.model for stage in pool.stages[1:]}
@@ -199,7 +199,7 @@ def test_evaluate(command, predicted, stages, tmp_path):
     expected = np.mean([np.mean(a[j + 1 :, j] - a[j, j]) for j in range(2)])
     assert by_method["Seq."]["bwt"] == pytest.approx(expected, abs=1e-5)
     assert by_method["Seq."]["dice"] == pytest.approx(a[-1].mean(), abs=1e-5)
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     for text in ("Stage by stage", "One image through the stages", "HarP, Dryad and Decathlon"):
         assert text in page
     again = command("evaluate", "--predictions", predicted[0], predicted[0], "--out", tmp_path / "twice")

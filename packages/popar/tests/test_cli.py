@@ -100,7 +100,7 @@ def test_pretrain(backbone, pretrained):
     assert {name: measured[-1][name] for name in ("order_accuracy", "mse_permuted")} == {name: metrics[name] for name in ("order_accuracy", "mse_permuted")}  # fmt: skip
     assert [path.name for path in sorted((out / "examples").iterdir())] == ["epoch-0001.png", "epoch-0002.png"]
     assert read_image(out / "examples" / "epoch-0002.png").shape == (5 * 36 - 4, 2 * 36 - 4, 3)
-    report = (out / "report.html").read_text()
+    report = (out / "report.html").read_text(encoding="utf-8")
     assert all(words in report for words in ("Fixed distortions", "Throughput", "what it restores"))
 
 
@@ -434,7 +434,7 @@ def test_evaluate_over_seeds(datalist, networks, tuned, predicted, tune_words, c
     assert row["std_population"] == pytest.approx(np.std(values))
     (compared,) = content["compared"]
     assert (compared["init"], compared["baseline"], compared["pairs"]) == ("POPAR", "random", 0)
-    report = (tmp_path / "evaluation" / "report.html").read_text()
+    report = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert "sd (n)" in report
     again = command("evaluate", "--predictions", *folders, folders[1], "--out", tmp_path / "twice")
     assert again.status == 2

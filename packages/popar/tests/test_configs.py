@@ -40,7 +40,7 @@ def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def commands_of_the_readme() -> list[list[str]]:
     """The words of each call in its shell examples."""
-    blocks = README.read_text().split("```sh\n")[1:]
+    blocks = README.read_text(encoding="utf-8").split("```sh\n")[1:]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("popar ")]
 

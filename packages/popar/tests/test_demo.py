@@ -23,7 +23,7 @@ def test_demo(command, tmp_path, monkeypatch):
     assert finished.status == 0
     assert "random, vit_b at 64: mean AUC" in finished.out
     assert finished.err.splitlines()[-1].endswith(f"open {tmp_path / 'demo' / 'report.html'}")
-    report = (tmp_path / "demo" / "report.html").read_text()
+    report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "Patch order and appearance" in report
     assert "Printed in the paper" not in report
     content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())

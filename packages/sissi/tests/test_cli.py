@@ -155,7 +155,7 @@ def test_train(cells, trained):
     labels = sorted((trained / "labels").iterdir())
     assert [path.name for path in labels] == ["epoch-0002.csv", "epoch-0003.csv"]
     assert sum(len(p.boxes) for p in read_boxes(labels[-1])) == metrics["boxes_at_last"]
-    report = (trained / "report.html").read_text()
+    report = (trained / "report.html").read_text(encoding="utf-8")
     assert all(words in report for words in ("corrected 2 times", "Labels and what is learned from", "synthetic-like"))
 
 
@@ -244,7 +244,7 @@ def test_a_curve_that_never_slows_down(data, tiny, command, tmp_path, monkeypatc
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["memorised_epoch"], metrics["cycles"], len(metrics["ap50_curve"])) == (None, 0, 6)
     assert metrics["boxes_at_last"] == metrics["boxes_at_first"]
-    assert "did not slow down" in (tmp_path / "run" / "report.html").read_text()
+    assert "did not slow down" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert not (tmp_path / "run" / "labels").exists()
 
 
@@ -455,7 +455,7 @@ def test_evaluate(cells, predicted, command, tmp_path):
     assert agreement["smear", "second"]["recall"] == 100
     assert 0 < agreement["second", "smear"]["recall"] < 100
     assert ("SISSI (S)", "smear") in by
-    report = (tmp_path / "out" / "report.html").read_text()
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(words in report for words in ("Readers against each other", "Printed in the paper", "A+SISSI (S)"))
     assert len(rows_of(tmp_path / "out" / "scores.csv")) == 4
 

@@ -144,7 +144,7 @@ def test_evaluation_scores_groups_and_the_gap(command, predictions, tmp_path):
     each = [r["auc"] for r in content["sites"] if (r["method"], r["site"]) == ("none", "all")]
     assert summary[0]["mean"] == pytest.approx(np.mean(each))
     assert summary[0]["std"] == pytest.approx(np.std(each, ddof=1))
-    text = (tmp_path / "e" / "report.html").read_text()
+    text = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
     assert "types 3&amp;4" in text
     assert "Printed in the paper" not in text
 
@@ -166,7 +166,7 @@ def test_the_paper_s_sets_stand_beside_its_numbers(command, predictions, tmp_pat
     text = (predictions["clgr-0"] / "predictions.csv").read_text()
     (copy / "predictions.csv").write_text(text.replace(",A,", ",mclass-d,").replace(",B,", ",fitzpatrick17k,"))
     assert command("evaluate", "--predictions", copy, "--out", tmp_path / "e").status == 0
-    report = (tmp_path / "e" / "report.html").read_text()
+    report = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
     for words in ("MClass Dermoscopic, here", "0.918", "0.671", "Table 1: trained on types 1 and 2"):
         assert words in report, words
 

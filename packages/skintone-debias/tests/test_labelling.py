@@ -80,7 +80,7 @@ def test_folder(command: Command, folder: Path, tmp_path: Path) -> None:
     numbers = json.loads((out.parent / "tones.json").read_text())
     assert (numbers["pictures"], numbers["labelled"]) == (4, 4)
     assert numbers["types"] == {"1": 1, "2": 1, "3": 1, "4": 0, "5": 0, "6": 1}
-    report = (out.parent / "tones.html").read_text()
+    report = (out.parent / "tones.html").read_text(encoding="utf-8")
     assert report.rstrip().endswith("</html>")
     assert "Research software" in report
     # The table is a datalist that a training can read.
@@ -179,7 +179,7 @@ def test_bad_files_become_rows(command: Command, skin: Skin, tmp_path: Path) -> 
     }.items():  # fmt: skip
         assert words in rows[name]["reason"]
         assert not any(rows[name][column] for column in COLUMNS if column != "reason")
-    assert "Without label" in (tmp_path / "tones.html").read_text()
+    assert "Without label" in (tmp_path / "tones.html").read_text(encoding="utf-8")
 
 
 def test_nothing_could_be_labelled(command: Command, tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_neutral_patches(command: Command, tmp_path: Path) -> None:
     for flag in ("--no-reject-neutral", "--reject-neutral"):
         assert command("label", tmp_path, flag, "--out", tmp_path / "t.csv", "--overwrite").status == 0
         found[flag] = by_name(tmp_path / "t.csv")
-        report = (tmp_path / "t.html").read_text()
+        report = (tmp_path / "t.html").read_text(encoding="utf-8")
         assert ("is grey, bluish, black or white" in report) == (flag == "--no-reject-neutral")
     assert found["--no-reject-neutral"]["a.png"]["fitzpatrick"] == "1"
     assert found["--reject-neutral"]["a.png"]["fitzpatrick"] == "3"
@@ -245,7 +245,7 @@ def test_datalist_with_truth(command: Command, folder: Path, tmp_path: Path) -> 
     assert ours["per_type"] == [None, 1, None, 0, None, 0.5]
     assert ours["mean_over_types"] == 0.5
     assert table["always type 5"]["within_one"] == 0.75
-    report = (tmp_path / "out.html").read_text()
+    report = (tmp_path / "out.html").read_text(encoding="utf-8")
     for words in ("always type 6", "Types by site", "human type", "Beside the human types"):
         assert words in report
 

@@ -20,7 +20,7 @@ def test_demo(command, tmp_path, monkeypatch):
     rows = list(csv.DictReader((tmp_path / "demo" / "evaluation" / "scores.csv").read_text().splitlines()))
     assert {row["method"] for row in rows} == {"vanilla", "stain-aglr"}
     assert {row["site"] for row in rows} == {"RUMC", "CWZ", "RST", "LPON"}
-    page = (tmp_path / "demo" / "report.html").read_text()
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     for words in ("Laboratories", "Area under the ROC curve", "Feature space"):
         assert words in page
     assert (tmp_path / "demo" / "classifier.onnx").is_file()

@@ -60,7 +60,7 @@ def test_mean_over_seeds_of_unseen_laboratories(scores, command, tmp_path):
     (mean,) = content["mean"]
     assert mean["mean"] == pytest.approx((1 + 0.875) / 2)
     assert "mean AUC 0.9375 ± 0.0884  (2 seeds)" in finished.out
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "0.9790 ± 0.0050" in page  # printed in the paper for HED-Light at CWZ
 
 
@@ -111,7 +111,7 @@ def test_figures_2_and_5_are_in_the_report(scores, command, tmp_path):
     for folder in runs:
         np.save(folder / FEATURES, np.random.default_rng(0).random((8, 5), np.float32))
     assert command("evaluate", "--predictions", *runs, "--out", tmp_path / "out").status == 0
-    page = (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Fig. 2 of the paper" in page
     assert "Fig. 5 of the paper" in page
 

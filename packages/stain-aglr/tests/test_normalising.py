@@ -118,7 +118,7 @@ def test_stains_that_may_be_swapped_are_pointed_out(
     assert float(lines["near"]["h_red"]) - float(lines["near"]["e_red"]) < 0.02
     assert "may be swapped" in lines["near"]["reason"]
     assert (lines["far"]["status"], lines["far"]["reason"]) == ("ok", "")
-    assert "of these perhaps swapped" in (tmp_path / "out" / "report.html").read_text()
+    assert "of these perhaps swapped" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "macenko: in 1 pictures the two stains are about equally red" in " ".join(
         "".join(capsys.readouterr()).split()
     )

@@ -220,7 +220,7 @@ def test_evaluate(tuned, command, tmp_path):
     assert {row["baseline"] for row in found["label_savings"]} == {"random"}
     assert all(row["fid"] >= 0 for row in found["restorations"])
     assert len(rows_of(tmp_path / "evaluation" / "scores.csv")) == 7
-    page = (tmp_path / "evaluation" / "report.html").read_text()
+    page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     for words in ("share of the labels", "Frechet distance", "427.6", "Table 3: with and without the decoder"):
         assert words in page
 

@@ -17,7 +17,7 @@ def test_demo(command, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "EPOCHS", 1)
     finished = command("demo", "--out", tmp_path / "demo")
     assert finished.status == 0, finished.err
-    page = (tmp_path / "demo" / "report.html").read_text()
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     for words in ("Pretraining", "IoU", "Frechet distance", "After ((D)+R)+A"):
         assert words in page
     assert (tmp_path / "demo" / "liver.onnx").is_file()

@@ -249,7 +249,11 @@ def _outcome(job: Job, runs: Path, state: State) -> Outcome:
     lines = ""
     if failed or state == "failed":
         log = folder / "log.txt"
-        lines = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:]) if log.is_file() else ""
+        lines = (
+            "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
+            if log.is_file()
+            else ""
+        )
         lines += (
             "" if failed else "\n(its process ended without a word: killed, out of memory, or its machine was lost)"
         )

@@ -77,6 +77,6 @@ def hundred_patches(pictures: list[Tensor]) -> Tensor:
 def _processor() -> str:
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         name = found[1].strip() if found else name
     return f"{name}, {os.cpu_count()} cores"
