@@ -466,6 +466,17 @@ def _fields(config: Any) -> dict[str, Any]:
     return dict(config)
 
 
+@contextlib.contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with so many CPU threads; as a context or decorator."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def flat_settings(config: Any) -> dict[str, Any]:
     """Settings in one flat mapping whose keys are the flags, so that it can be given back as --config.
 

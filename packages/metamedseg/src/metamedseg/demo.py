@@ -8,13 +8,12 @@ from pathlib import Path
 from dart_core.cli import say
 from dart_core.data.phantoms import write_decathlon
 from dart_core.report import Report
-from dart_core.run import claim_folder, flat_settings
+from dart_core.run import claim_folder, cpu_threads, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 from metamedseg import settings as of
 from metamedseg.commands import meta_train_command
 from metamedseg.distances import distances
 from metamedseg.evaluation import compare, evaluate, pictures_of, sections
-from metamedseg.method import cpu_threads
 from metamedseg.models import PACKAGE
 from metamedseg.prediction import predict
 from metamedseg.preparing import check_data, prepare

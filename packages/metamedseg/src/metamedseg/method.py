@@ -5,7 +5,6 @@ Reptile moves a meta-model theta towards the weights theta_l of networks that we
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from dart_core.batches import Batches
 from dart_core.errors import InputError, SettingError
-from dart_core.run import Run
+from dart_core.run import Run, cpu_threads
 from metamedseg.datasets import SliceSet
 from metamedseg.losses import LOSSES
 from metamedseg.measures import iou_score
@@ -393,17 +392,6 @@ class Results(Protocol):
 
 def _nothing(index: int, rng: np.random.Generator) -> dict[str, int]:
     return {"task": index}
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """PyTorch computes with so many CPU threads; as a context or decorator."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def meta_train(

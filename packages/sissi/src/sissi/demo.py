@@ -12,7 +12,7 @@ from dart_core.cli import say
 from dart_core.data.boxes import BoxedPicture, read_boxes, write_boxes
 from dart_core.data.phantoms import degrade_boxes, write_cells
 from dart_core.report import Report
-from dart_core.run import claim_folder, flat_settings
+from dart_core.run import claim_folder, cpu_threads, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 from sissi import settings as of
 from sissi.commands import check_data, weak_label
@@ -34,6 +34,7 @@ RUNS: tuple[tuple[str, of.Correction], ...] = (
 MISSING, JITTER, FALSE = 0.5, 0.08, 0.1
 
 
+@cpu_threads(1)  # for networks so small a second thread takes longer
 def demo(command: of.Demo) -> None:
     """Train with imperfect boxes with and without their correction, detect, evaluate, and report."""
     started = time.monotonic()
