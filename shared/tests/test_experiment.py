@@ -295,7 +295,8 @@ def look(handle):
 executor.ended = look
 found = run(jobs, folder, executor, every=0.1)
 assert killed
-print(json.dumps([[str(outcome.folder), outcome.state, outcome.attempts] for outcome in found.values()]))
+found = [[str(outcome.folder), outcome.state, outcome.attempts] for outcome in found.values()]
+Path(sys.argv[2]).write_text(json.dumps(found))  # Ray has messages of its own for stdout
 ray.shutdown()
 cluster.shutdown()
 """
@@ -308,11 +309,10 @@ def test_a_ray_node_that_is_killed_loses_nothing_and_nothing_runs_twice(tmp_path
     environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0"}
     script = tmp_path / "two_nodes.py"
     script.write_text(TWO_NODES)
-    ended = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "e")], env=environment, capture_output=True, text=True, timeout=800
-    )
+    command = [sys.executable, str(script), str(tmp_path / "e"), str(tmp_path / "outcomes.json")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert ended.returncode == 0, ended.stderr
-    outcomes = json.loads(ended.stdout.splitlines()[-1])
+    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
     assert [state for _, state, _ in outcomes] == ["done"] * 5
     for folder, _, _ in outcomes:
         assert (Path(folder) / "out" / "total.txt").read_text() == "20"
