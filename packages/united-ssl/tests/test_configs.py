@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dart_core.cli import main
+from dart_core.testing import readme_commands
 from united_ssl.cli import COMMANDS
 from united_ssl.settings import Adversary, Network, Pretext, Training
 
@@ -49,20 +50,16 @@ def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     return seen[0]
 
 
-def commands_of_the_readme() -> list[list[str]]:
-    """The words of each call in its shell examples."""
-    blocks = README.read_text(encoding="utf-8").split("```sh\n")[1:]
-    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("united-ssl ")]
+EXAMPLES = readme_commands(README, "united-ssl")
 
 
-@pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
+@pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
 def test_commands_of_the_readme_are_understood(words, monkeypatch):
     understood(words[0], words[1:], monkeypatch)
 
 
 def test_the_readme_shows_every_command():
-    assert {words[0] for words in commands_of_the_readme()} == set(COMMANDS)
+    assert {words[0] for words in EXAMPLES} == set(COMMANDS)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -246,18 +246,13 @@ def _outcome(job: Job, runs: Path, state: State) -> Outcome:
     if done := _read(folder / "done.json"):
         return Outcome(job, folder, "done", done["seconds"], attempts)
     failed = _read(folder / "failed.json")
-    lines = ""
+    lines: list[str] = []
     if failed or state == "failed":
         log = folder / "log.txt"
-        lines = (
-            "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
-            if log.is_file()
-            else ""
-        )
-        lines += (
-            "" if failed else "\n(its process ended without a word: killed, out of memory, or its machine was lost)"
-        )
-    return Outcome(job, folder, "failed" if failed else state, failed.get("seconds"), attempts, lines.strip())
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
+        if not failed:
+            lines.append("(its process ended without a word: killed, out of memory, or its machine was lost)")
+    return Outcome(job, folder, "failed" if failed else state, failed.get("seconds"), attempts, "\n".join(lines))
 
 
 # --- Executors -------------------------------------------------------------------------------------------------------

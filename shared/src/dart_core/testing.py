@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import random
 import re
+import shlex
 import signal
 import sys
 import time
@@ -160,6 +161,13 @@ class InProcess:
             return Finished(status, *capsys.readouterr())
 
         return run
+
+
+def readme_commands(readme: Path, command: str) -> list[list[str]]:
+    """The words of each call of a command in the shell examples of a README."""
+    blocks = readme.read_text(encoding="utf-8").split("```sh\n")[1:]
+    lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{command} ")]
 
 
 # --- Commands that are killed and resumed ----------------------------------------------------------------------------
