@@ -535,8 +535,9 @@ def write_page(outcomes: Iterable[Outcome], folder: Path) -> Path:
     if failures:
         page.section("Failures")
         for found in failures:
-            page.text(f"{found.job} ({found.folder.name}), attempt {found.attempts}")
-            page.text(found.last_lines or "It printed nothing.")
+            lines = found.last_lines.splitlines() or ["It printed nothing."]
+            caption = f"{found.job} ({found.folder.name}), attempt {found.attempts}"
+            page.table(("last lines",), [(line,) for line in lines], caption)
     page.section("Runs")
     rows = [(str(found.job), found.state, found.seconds, found.attempts, found.folder.name) for found in outcomes]
     page.table(("run", "state", "seconds", "attempts", "folder"), rows)
