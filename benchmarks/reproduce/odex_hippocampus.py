@@ -89,7 +89,9 @@ def composition(groups: dict[str, str]) -> list[list[int]]:
 def course(work: Path, stages: Sequence[Path], method: of.Method, seed: int, training: of.Training) -> list[Path]:
     """Learn all stages, test every state; what is there is kept. Folders of the predictions."""
     folders, pool = [], None
-    parts = [tuple(stages)] if method == "joint" else [(stage,) for stage in stages]
+    parts = [(stage,) for stage in stages]
+    if method == "joint":  # as many steps as the others take in all stages
+        parts, training = [tuple(stages)], dataclasses.replace(training, epochs=training.epochs * len(stages))
     for number, part in enumerate(parts, 1):
         run = work / f"{method}-{number}"
         tested = work / f"predict-{method}-{number}"
