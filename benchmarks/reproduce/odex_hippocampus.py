@@ -89,7 +89,7 @@ def composition(groups: dict[str, str]) -> list[list[int]]:
 def course(work: Path, stages: Sequence[Path], method: of.Method, seed: int, training: of.Training) -> list[Path]:
     """Learn all stages, test every state; what is there is kept. Folders of the predictions."""
     folders, pool = [], None
-    parts = [(stage,) for stage in stages]
+    parts: list[tuple[Path, ...]] = [(stage,) for stage in stages]
     if method == "joint":  # as many steps as the others take in all stages
         parts, training = [tuple(stages)], dataclasses.replace(training, epochs=training.epochs * len(stages))
     for number, part in enumerate(parts, 1):
