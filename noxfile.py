@@ -244,17 +244,19 @@ def speed(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def reproduce(session: nox.Session) -> None:
-    """Measure the papers' tables on real data: nox -s reproduce -- fda_mri_lgg; more words go to the script."""
-    known = {Path(script).stem: script for script in scripts("reproduce")}
-    # The other scripts there prepare data.
-    tables = [name for name in known if name.startswith(tuple(f"{module(package)}_" for package in PACKAGES))]
-    chosen, arguments = tables, session.posargs
-    if arguments and arguments[0] in known:
-        chosen, arguments = arguments[:1], arguments[1:]
+    """Run the papers' tables: nox -s reproduce -- mmtl-octl table2 --scale small; without words, the list of them.
+
+    A study on real data that is no table of a paper goes by the name of its script: nox -s reproduce -- fda_mri_lgg.
+    """
+    scripts_ = {Path(script).stem: script for script in scripts("reproduce")}
+    # The other scripts there prepare data, or are what the tables share.
+    studies = {name for name in scripts_ if name.startswith(tuple(f"{module(package)}_" for package in PACKAGES))}
+    chosen, arguments = "reproduce", session.posargs
+    if arguments and arguments[0] in studies:
+        chosen, arguments = arguments[0], arguments[1:]
     variables = environment()
-    if "DART_DATA" not in {**os.environ, **variables}:
+    if chosen in studies and "DART_DATA" not in {**os.environ, **variables}:
         session.error("set DART_DATA to the folder of the real data sets")
     install(session, *sources(PACKAGES))
     del variables["OMP_NUM_THREADS"]
-    for name in chosen:
-        session.run("python", known[name], *arguments, env=variables)
+    session.run("python", scripts_[chosen], *arguments, env=variables)

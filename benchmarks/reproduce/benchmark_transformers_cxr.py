@@ -1,14 +1,16 @@
 """benchmark-transformers on small real sets: SimMIM pre-training on nih_cxr_1000, fine-tuning there and on pneumoniamnist.
 
-    python benchmarks/reproduce/benchmark_transformers_cxr.py --data-root DATA --work FOLDER [--seeds 3] [--smoke]
+    python benchmarks/reproduce/benchmark_transformers_cxr.py --data-root DATA --work FOLDER [--seeds 3] [--smoke] [--add-to RECORD]
 
 A Swin and a ViT of about two million parameters are pre-trained by SimMIM on the training patients of nih_cxr_1000 (without
 labels) and then fine-tuned on its 14 labels, and on 8 % of pneumoniamnist's training pictures (another hospital, children),
-against the same networks from random weights. As in the paper there is one pre-training for all fine-tunings, whose seeds change
+against the same networks from random weights. SimMIM's ViT is of BEiT's class: it is compared with the plain ViT, as in the paper,
+and with its own class from random weights. As in the paper there is one pre-training for all fine-tunings, whose seeds change
 the head, the first weights of the scratch networks, the batches and the views; the split by patients is the same for all. The
 learning rate of each backbone, start and task is chosen by the validation loss of the first seed. Every step is a run of
 `pretrain`, `fine-tune` and `predict`; results are read back, so that the study resumes between any two trainings (and within
-one). Writes a record to benchmarks/results. --smoke times a short version of each step and prints an estimate.
+one). Writes a record to benchmarks/results; --add-to runs only the fine-tunings from random weights that a record lacks, and adds
+them there with their date. --smoke times a short version of each step and prints an estimate.
 
 Scale (the paper: networks of 86 million parameters at 224 pixels, 100 epochs on 926,028 pictures, 200 of fine-tuning, ten
 seeds): see PRETRAINING and FINE_TUNING; nothing was chosen on test pictures.
@@ -46,7 +48,11 @@ NETWORKS: dict[of.BackboneName, of.Network] = {
     "vit_b": of.Network(8, 192, (4,), (3,)),
 }
 NAMES = {"swin_b": "Swin", "vit_b": "ViT"}
-SCRATCH = {"swin_b": "scratch-swin-b", "vit_b": "scratch-vit-b"}
+STARTS: dict[of.BackboneName, dict[str, str]] = {
+    "swin_b": {"scratch": "scratch-swin-b", "simmim": ""},
+    "vit_b": {"scratch": "scratch-vit-b", "scratch-beit": "scratch-beit-b", "simmim": ""},
+}
+"""What tables call a start -> initialisation; none for the weights of the pre-training."""
 PRETRAINING = of.PretrainRecipe(
     epochs=32, batch_size=32, base_lr=8e-3, min_lr=1e-4, warmup_lr=1e-5, warmup=3, cell=16, show_every=8
 )
@@ -57,7 +63,8 @@ FINE_TUNING = of.FineTuneRecipe(
 FRACTION = {"nih": 100.0, "pneumonia": 8.0}
 CROPS: dict[str, Any] = {"nih": 10, "pneumonia": 1}
 TASKS = ("nih", "pneumonia")
-STARTS = ("scratch", "simmim")
+ADDED = ("table", "compared_with_scratch", "minutes", "results")
+"""What changes in a record that fine-tunings are added to."""
 
 
 def nih(data: Path, folder: Path) -> None:
@@ -138,7 +145,7 @@ def tuned(
     weights = work / f"pretrain-{NAMES[backbone]}" / "run" if start == "simmim" else None
     recipe = dataclasses.replace(recipe, fraction=FRACTION[task])
     network = NETWORKS[backbone] if weights is None else of.Network()
-    key = SCRATCH[backbone] if weights is None else ""
+    key = STARTS[backbone][start]
     fine_tune(of.FineTune(settings(run), data, key, weights, name=start, trials=seeds, network=network, recipe=recipe))
     trained = time.process_time()
     scores = OutputSettings(folder / "scores", overwrite=True)
@@ -146,7 +153,7 @@ def tuned(
     chosen = json.loads((run / "metrics.json").read_text())
     rows = json.loads((scores.out / "metrics.json").read_text())["results"]
     result = {
-        "task": task, "method": f"{NAMES[backbone]} {start}", "learning_rate": chosen["learning_rate"],
+        "task": task, "method": f"{NAMES[backbone]} {start}", "date": datetime.date.today().isoformat(), "learning_rate": chosen["learning_rate"],
         "validation_loss_of_rates": chosen["validation_loss_of_rates"], "seconds": round(time.time() - started, 1),
         "cpu_seconds": round(time.process_time() - worked, 1), "test_cpu_seconds": round(time.process_time() - trained, 1),
         "results": [{"seed": row["seed"], "auc": row["value"], "defined": row["defined"], "of": row["auc"]} for row in rows],
@@ -171,7 +178,7 @@ def smoke(data: Path, work: Path, seeds: int) -> None:
     trainings = seeds + len(FINE_TUNING.learning_rate) - 1
     for task in TASKS:
         for backbone in NETWORKS:
-            for start in STARTS:
+            for start in STARTS[backbone]:
                 found = tuned(work, task, lists[task], backbone, start, 1, tuning)
                 epoch = found["cpu_seconds"] - found["test_cpu_seconds"]
                 most = epoch * FINE_TUNING.epochs * trainings + found["test_cpu_seconds"] * seeds
@@ -187,14 +194,18 @@ def smoke(data: Path, work: Path, seeds: int) -> None:
 def summarise(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], seeds: int) -> dict[str, Any]:
     """The record."""
     rows = [
-        {"task": one["task"], "method": one["method"], **row, "backbone": one["method"].split()[0]}
+        {"task": one["task"], "method": one["method"], **row}
         for one in found for row in one["results"]
     ]  # fmt: skip
     compared = [
         line
-        for backbone in NAMES.values()
+        for backbone, name in NAMES.items()
+        for start in STARTS[backbone]
+        if start != "simmim"
         for line in compare_seeds(
-            [row for row in rows if row["backbone"] == backbone], f"{backbone} scratch", ("task",)
+            [row for row in rows if row["method"] in (f"{name} {start}", f"{name} simmim")],
+            f"{name} {start}",
+            ("task",),
         )
     ]
     return {
@@ -224,6 +235,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark_transformers_cxr"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--add-to", type=Path, help="run only what this record lacks, and add it there")
     parser.add_argument("--smoke", action="store_true", help="time a short version of each step and estimate the rest")
     arguments = parser.parse_args()
     if arguments.data_root is None:
@@ -234,21 +246,29 @@ def main() -> None:
         smoke(data, work, arguments.seeds)
         return
     lists = {task: datalist_of(data, work, task) for task in TASKS}
-    before = [pretrained(work, lists["nih"], backbone, PRETRAINING) for backbone in NETWORKS]
+    known: dict[str, Any] = {} if arguments.add_to is None else json.loads(arguments.add_to.read_text())
+    done = {(one["task"], one["method"]): one for one in known.get("results", ())}
+    before = known.get("pretrainings") or [
+        pretrained(work, lists["nih"], backbone, PRETRAINING) for backbone in NETWORKS
+    ]
     found = []
     for task in TASKS:
         for backbone in NETWORKS:
-            for start in STARTS:
+            for start in STARTS[backbone]:
+                one = done.get((task, f"{NAMES[backbone]} {start}"))
+                if one is not None:
+                    found.append(one)
+                    continue
                 found.append(tuned(work, task, lists[task], backbone, start, arguments.seeds, FINE_TUNING))
                 values = [row["auc"] for row in found[-1]["results"]]
                 print(
                     f"{task}, {found[-1]['method']}: {np.mean(values):.4f} ({', '.join(f'{v:.4f}' for v in values)})",
                     flush=True,
                 )
-    record = summarise(before, found, arguments.seeds)
-    file = (
-        arguments.out / f"benchmark-transformers-cxr_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    )
+    # What a record says of its machine and recipe stays.
+    record = {**(new := summarise(before, found, arguments.seeds)), **known} | {name: new[name] for name in ADDED}
+    name = f"benchmark-transformers-cxr_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
+    file = arguments.add_to or arguments.out / name
     arguments.out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=1) + "\n")
     print("| task | method | AUC |\n|---|---|---|")

@@ -2,15 +2,16 @@
 
     python benchmarks/reproduce/sissi_cells.py --data-root DATA --work FOLDER [--seeds 3] [--smoke]
 
-bccd (microscope B, halved to 320 x 240 pixels, white and red cells are one class, platelets do not count) is the target of
+bccd (microscope B, of each picture the middle square, halved to 240 x 240 pixels: the detector's frame is square, and cells in a
+picture of 640 x 480 pixels would be squeezed in it; white and red cells are one class, platelets do not count) is the target of
 smear_boxes_256 (microscope A), with two kinds of weak labels: its own boxes degraded by a rule (each box goes with probability
 0.5, the corners of the others move by a tenth of the side, and a tenth of false boxes is added), and those of the circle pipeline
 (W1), which knows nothing of its boxes. The second pair is dsb2018_nuclei, fluorescence to purple on white, in quarters enlarged to
-256 pixels (nuclei are small), degraded by the same rule. Scored on the target's own boxes in test pictures, which no label and no choice has seen. The first task also has the baselines
-that the paper lacks. A small detector, see `sissi.detectors.SmallBackbone`; seeds change initial weights and batches, weak labels
-and pictures are the same for all. Every training is a run of `sissi train` and `predict`; results are read back, so that the study
-resumes between any two of them (and within one). Writes a record to benchmarks/results. --smoke times a few epochs and prints an
-estimate. --pictures FOLDER writes the picture of the README.
+256 pixels (nuclei are small), degraded by the same rule. Scored on the target's own boxes in test pictures, which no label and no
+choice has seen. The first task also has the baselines that the paper lacks. A small detector, see `sissi.detectors.SmallBackbone`;
+seeds change initial weights and batches, weak labels and pictures are the same for all. Every training is a run of `sissi train` and
+`predict`; results are read back, so that the study resumes between any two of them (and within one). Writes a record to
+benchmarks/results. --smoke times a few epochs and prints an estimate. --picture FILE.png draws the picture of the README.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ from sissi.training import LABELS, train
 
 TRAIN, TEST, SOURCE, VALIDATION = 32, 40, 48, 10
 """Pictures of the target to train on and to test with, and of the source, of which so many validate."""
-SIDE = 128
-"""Of the detector's frame."""
+SIDE, BCCD_SIDE = 128, 240
+"""Of the detector's frame, and of the squares out of bccd."""
 RECIPE = of.Training(epochs=14, batch_size=2, learning_rate=0.02, zoom=(0.7, 1.4), examples=2)
 SUPERVISED = 9
 """Epochs with the first labels where the validation loss chooses."""
@@ -70,16 +71,28 @@ FEW = (*of.NAMES.values(), "mixed batch, no correction")
 # --- Data ------------------------------------------------------------------------------------------------------------
 
 
+def boxes_within(boxes: np.ndarray, left: int, top: int, width: int, height: int) -> np.ndarray:
+    """The boxes of a part of a picture, cut to it: those of which more than half lies in it."""
+    moved = boxes - np.array([left, top, left, top])
+    cut = moved.clip(0, [width, height, width, height])
+    area, whole = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (cut, moved))
+    return np.asarray(cut[area > 0.5 * whole])
+
+
 def write_part(
-    folder: Path, name: str, pictures: Sequence[BoxedPicture], splits: Sequence[str], half: bool = False
+    folder: Path, name: str, pictures: Sequence[BoxedPicture], splits: Sequence[str], side: int | None = None
 ) -> Path:
-    """Copy pictures, halved where asked for, with their boxes as the one class."""
+    """Copy pictures, or the square in their middle resized to `side`, with their boxes as the one class."""
     listed = []
     for picture, split in zip(pictures, splits, strict=True):
         image, boxes = read_image(picture.image), picture.boxes
-        if half:
-            image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            boxes = boxes / 2
+        if side is not None:
+            height, width = image.shape[:2]
+            whole = min(height, width)
+            left, top = (width - whole) // 2, (height - whole) // 2
+            image = image[top : top + whole, left : left + whole]
+            image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+            boxes = boxes_within(boxes, left, top, whole, whole) * (side / whole)
         path = write_image(folder / name / f"{picture.image.stem}.png", image)
         listed.append(BoxedPicture(path, boxes, (CELL,) * len(boxes), split, name))
     return write_boxes(folder / f"{name}.csv", listed)
@@ -92,10 +105,7 @@ def quarters(pictures: Sequence[BoxedPicture], splits: Sequence[str], folder: Pa
         image = read_image(picture.image)
         height, width = (side // 2 for side in image.shape[:2])
         for number, (top, left) in enumerate(((0, 0), (0, width), (height, 0), (height, width))):
-            moved = picture.boxes - np.array([left, top, left, top])
-            cut = moved.clip(0, [width, height, width, height])
-            area, whole = ((b[:, 2:] - b[:, :2]).prod(axis=1) for b in (cut, moved))
-            boxes = 2 * cut[area > 0.5 * whole]
+            boxes = 2 * boxes_within(picture.boxes, left, top, width, height)
             if len(boxes) < 2:
                 continue
             part = cv2.resize(
@@ -141,7 +151,7 @@ def prepare(data: Path, work: Path) -> dict[str, tuple[Path, Path, Path]]:
         parts = {split: [p for p in bccd if p.split == split] for split in ("train", "test")}
         chosen = [parts["train"][i] for i in rng.permutation(len(parts["train"]))[:TRAIN]]
         tests = [parts["test"][i] for i in rng.permutation(len(parts["test"]))[:TEST]]
-        good = write_part(folder, "bccd", chosen + tests, ["train"] * len(chosen) + ["test"] * len(tests), half=True)
+        good = write_part(folder, "bccd", chosen + tests, ["train"] * len(chosen) + ["test"] * len(tests), BCCD_SIDE)
         degraded(good, folder / "bccd-degraded.csv")
         circled(good, folder / "bccd-circles.csv")
         with (data / "dsb2018_nuclei" / "index.csv").open(newline="") as file:
@@ -256,7 +266,7 @@ def summarise(found: Sequence[dict[str, Any]], weak: Sequence[dict[str, Any]], s
         "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
         "scale": {
-            "frame": SIDE, "supervised_epochs": SUPERVISED, "target": {"train": TRAIN, "test": TEST}, "source": SOURCE, "validation": VALIDATION, "seeds": seeds,
+            "frame": SIDE, "squares_of_bccd": BCCD_SIDE, "supervised_epochs": SUPERVISED, "target": {"train": TRAIN, "test": TEST}, "source": SOURCE, "validation": VALIDATION, "seeds": seeds,
             "recipe": dataclasses.asdict(RECIPE), "degraded": {"missing": MISSING, "jitter": JITTER, "false": FALSE},
         },
         "metric": "COCO measures in per cent on the target's own boxes in test pictures, 400 detections; mean and sample standard "
@@ -282,7 +292,7 @@ def picture(work: Path, tasks: Mapping[str, tuple[Path, Path, Path]], out: Path)
             Look("own boxes", image, {"reader": truth[i].boxes}),
             Look("weak labels", image, {"first": first[i].boxes}),
         ]
-        row += [Look(path.stem, image, {"corrected": lists[i].boxes}) for path, lists in zip(files[:1] + files[-1:], chosen, strict=True)]  # fmt: skip
+        row += [Look(f"labels of epoch {int(path.stem[-4:])}", image, {"corrected": lists[i].boxes}) for path, lists in zip(files[:1] + files[-1:], chosen, strict=True)]  # fmt: skip
         if chosen:
             row.append(Look("learned from", synthetic(image, chosen[-1][i].boxes, "strong"), {}))
         rows.append(row)
@@ -297,7 +307,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/sissi_cells"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pictures", type=Path, help="write the README's picture here (a .png) after the runs")
+    parser.add_argument("--picture", type=Path, help="draw the README's picture into this .png after the runs")
     parser.add_argument("--smoke", action="store_true", help="time a few epochs and estimate the rest")
     arguments = parser.parse_args()
     if arguments.data_root is None:
@@ -321,8 +331,8 @@ def main() -> None:
     for row in record["table"]:
         cells = " | ".join(f"{row[name]:.1f} ± {row[f'{name} std'] or 0:.1f}" for name in MEASURES)
         print(f"| {row['reader']} | {row['method']} | {cells} |")
-    if arguments.pictures is not None:
-        picture(work, tasks, arguments.pictures)
+    if arguments.picture is not None:
+        picture(work, tasks, arguments.picture)
     print(file)
 
 

@@ -146,6 +146,14 @@ def test_an_unknown_command_is_told() -> None:
         _ = Job("fda-mrx", ("train",)).address
 
 
+def test_part_of_what_a_job_writes_is_a_word_for_others(tmp_path: Path) -> None:
+    first = Job("counting", ("count", "--to", 2))
+    second = Job("counting", ("count", "--to", 1, "--add", first.file("checkpoints/..")))
+    assert second.needs == (first,)
+    assert second.address != Job("counting", ("count", "--to", 1, "--add", first)).address
+    assert (go([second], tmp_path)[second].out / "total.txt").read_text() == "3"
+
+
 def test_a_grid_has_every_combination() -> None:
     jobs = grid("counting", ("count", "--to", 2), method=("a", "b"), seed=(0, 1, 2))
     assert len({job.address for job in jobs}) == 6

@@ -19,6 +19,7 @@ import csv
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -30,6 +31,8 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -61,7 +64,7 @@ class Job:
     Args:
         command: such as "fda-mri"; its package has the same name with underscores.
         words: verb, flags and values. A Path is data, whose content counts and not its name; a Job stands for the folder that
-            it writes, and has to be done before.
+            it writes, an Output for something in it, and either has to be done before.
         name: for people; not part of the address.
     """
 
@@ -72,7 +75,8 @@ class Job:
     @property
     def needs(self) -> tuple[Job, ...]:
         """Jobs whose results this one reads."""
-        return tuple(word for word in self.words if isinstance(word, Job))
+        found = (word.job if isinstance(word, Output) else word for word in self.words)
+        return tuple(word for word in found if isinstance(word, Job))
 
     @cached_property
     def address(self) -> str:
@@ -89,8 +93,23 @@ class Job:
         shown = (f"<{word.address}>" if isinstance(word, Job) else str(word) for word in self.words)
         return self.name or shlex.join((self.command, *shown))
 
+    def file(self, path: str) -> Output:
+        """A file or folder that the job writes, `path` being relative to its folder; a word for other jobs."""
+        return Output(self, path)
 
-Word: TypeAlias = str | int | float | Path | Job
+
+@dataclass(frozen=True)
+class Output:
+    """Part of what a job writes."""
+
+    job: Job
+    path: str
+
+    def __str__(self) -> str:
+        return f"<{self.job.address}>/{self.path}"
+
+
+Word: TypeAlias = str | int | float | Path | Job | Output
 
 
 def grid(command: str, words: Sequence[Word], **axes: Sequence[Word]) -> list[Job]:
@@ -105,6 +124,8 @@ def grid(command: str, words: Sequence[Word], **axes: Sequence[Word]) -> list[Jo
 def _identity(word: Word) -> str | list[str]:
     if isinstance(word, Job):
         return ["job", word.address]
+    if isinstance(word, Output):
+        return ["output", word.job.address, word.path]
     if isinstance(word, Path):
         return ["data", fingerprint(word)]
     return str(word)
@@ -236,6 +257,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _argument(word: Word, runs: Path) -> str:
     if isinstance(word, Job):
         return str(runs / word.address / "out")
+    if isinstance(word, Output):
+        return str(runs / word.job.address / "out" / word.path)
     return str(word.resolve() if isinstance(word, Path) else word)
 
 
@@ -285,7 +308,7 @@ def _process(folder: Path) -> list[str]:
 
 @dataclass
 class LocalExecutor:
-    """Processes on this machine."""
+    """Processes on this machine, forked where possible from one that has imported torch, which takes seconds each time."""
 
     processes: int = 1
 
@@ -294,17 +317,33 @@ class LocalExecutor:
         """As many as there are processes."""
         return self.processes
 
-    def start(self, folder: Path) -> subprocess.Popen[bytes]:
+    def start(self, folder: Path) -> BaseProcess:
         """A process in a session of its own, so that Ctrl-C reaches it once, through `stop`."""
-        return subprocess.Popen(_process(folder), stdin=subprocess.DEVNULL, start_new_session=True)
+        process = _context().Process(target=_in_own_session, args=(str(folder),))
+        process.start()
+        return process
 
-    def ended(self, handle: subprocess.Popen[bytes]) -> bool:
+    def ended(self, handle: BaseProcess) -> bool:
         """Whether the process is over."""
-        return handle.poll() is not None
+        return handle.exitcode is not None
 
-    def stop(self, handle: subprocess.Popen[bytes]) -> None:
+    def stop(self, handle: BaseProcess) -> None:
         """SIGTERM."""
         handle.terminate()
+
+
+def _context() -> SpawnContext | ForkServerContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dart_core.run", "dart_core.report", "torch._dynamo"])
+    return context
+
+
+def _in_own_session(folder: str) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()
+    sys.exit(main(folder))
 
 
 class RayExecutor:
