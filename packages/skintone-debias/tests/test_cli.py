@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -90,6 +91,18 @@ def test_two_columns_for_two_heads_and_a_fold(command, lesions, recipe, tmp_path
     assert model.heads == ["ink", "fitzpatrick"]
     assert model.nuisances["ink"] == ["no", "yes"]
     assert (model.fold, model.pictures, model.deep_heads) == (1, 8, True)
+
+
+def test_the_site_can_be_unlearnt(command, lesions, recipe, tmp_path):
+    rows = [dataclasses.replace(row, site=("ward", "clinic")[i % 2]) for i, row in enumerate(Datalist.read(lesions))]
+    path = Datalist(tuple(rows)).write(lesions.parent / "sites.csv")
+    assert command("check-data", "--datalist", path, "--nuisance", "site").status == 0
+    found = command(
+        "train", "--datalist", path, *recipe, "--nuisance", "site", "--debias", "clgr", "--out", tmp_path / "run"
+    )
+    assert found.status == 0, found.err
+    _, model = load_model(tmp_path / "run")
+    assert model.nuisances["site"] == ["clinic", "ward"]
 
 
 def test_learning_rate_control_has_its_own_name(command, lesions, recipe, tmp_path):

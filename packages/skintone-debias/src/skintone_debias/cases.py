@@ -70,13 +70,18 @@ def label_of(row: Row, column: str, needed: bool = True) -> float:
     raise InputError(problem, where=row.where(column), remedy="give 1 for malignant, 0 for benign")
 
 
+def cell_of(row: Row, column: str) -> str:
+    """What a column of the datalist says: one of its own, or the site."""
+    return (row.site if column == "site" else row.labels.get(column, "")).strip()
+
+
 def nuisance_of(row: Row, column: str) -> str | None:
     """The value of a nuisance; None where it is unknown (empty, -1, nan). Whole numbers lose their decimals.
 
     Raises:
         InputError: a skin type other than 1 to 6, in a column whose name begins with fitzpatrick.
     """
-    cell = row.labels.get(column, "").strip()
+    cell = cell_of(row, column)
     if re.fullmatch(r"-?\d+\.0+", cell):
         cell = cell.partition(".")[0]
     if cell.lower() in _UNKNOWN:
@@ -101,8 +106,8 @@ def ordered(values: Iterable[str]) -> list[str]:
 
 
 def has_column(rows: Sequence[Row], column: str) -> bool:
-    """Whether some row fills a column."""
-    return any(column in row.labels for row in rows)
+    """Whether the rows have a column."""
+    return any(column in row.labels or (column == "site" and row.site) for row in rows)
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
@@ -164,14 +169,14 @@ def read_cases(datalist: Datalist, settings: CaseSettings, unlearn: bool) -> tup
         InputError: no training picture, a class or column that is missing, a cell or file that is not right.
     """
     every = site_rows(datalist, settings.sites)
-    there = list(dict.fromkeys(name for row in every for name in row.labels))
     rows = [row for row in every if row.split != "test"]
     columns = list(dict.fromkeys(settings.nuisance))
     for name in (settings.label, *(columns if unlearn else ())):
-        if name not in there:
+        if not has_column(every, name):
+            there = dict.fromkeys(name for row in every for name in row.labels)
             remedy = f"columns there: {', '.join(there) or 'none'}"
             raise InputError(f"has no column {name!r}", where=datalist.source, remedy=remedy)
-    columns = [name for name in columns if name in there]
+    columns = [name for name in columns if has_column(every, name)]
     parts: dict[str, list[Row]] = {"train": [], "val": []}
     left_out = 0
     for row in rows:

@@ -25,6 +25,7 @@ from dart_core.run import METRICS, Run, claim_folder, find_device, flat_settings
 from skintone_debias import settings as of
 from skintone_debias.cases import (
     Cases,
+    cell_of,
     has_column,
     label_of,
     nuisance_of,
@@ -109,7 +110,7 @@ def _print_counts(rows: Sequence[Row], cases: of.CaseSettings) -> None:
 
 
 def _value(row: Row, column: str) -> str:
-    return row.labels.get(column, "") or "unknown"
+    return cell_of(row, column) or "unknown"
 
 
 def _listed(counts: Counter[str] | dict[str, int]) -> str:

@@ -150,7 +150,7 @@ class CaseSettings:
     label: str = "label"
     """Column with 1 = malignant, 0 = benign."""
     nuisance: tuple[str, ...] = ("fitzpatrick",)
-    """Column to unlearn, or one for each of two heads. Pictures where it is empty or -1 are not trained on."""
+    """Column to unlearn (site too), or one for each of two heads. Pictures where it is empty or -1 are not trained on."""
     sites: tuple[str, ...] = ()
     """Sites to train on; default: all."""
 
