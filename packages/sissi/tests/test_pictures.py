@@ -70,6 +70,23 @@ def test_flips_only():
     assert seen == {(3, 5), (44, 5), (3, 34), (44, 34)}
 
 
+def test_turned_discs():
+    """The box of the ellipse in a box stays that of the disc; the hull of the turned box is up to 1.41 times as wide."""
+    image = np.zeros((256, 256, 3), np.uint8)
+    cv2.circle(image, (128, 128), 50, (255, 255, 255), -1)
+    boxes, ratios = np.array([[78, 78, 179, 179]], float), {"hull": [], "ellipse": []}
+    for seed in range(60):
+        for turned, found in ratios.items():
+            moved, hull = augment(image, boxes, None, np.random.default_rng(seed), Augmentation((1, 1), "box", turned))
+            columns = np.flatnonzero((moved > 127).any((0, 2)))
+            if columns[0] > 0 and columns[-1] < 255:
+                found.append((hull[0, 2] - hull[0, 0]) / (np.ptp(columns) + 1))
+    assert len(ratios["ellipse"]) > 40
+    np.testing.assert_allclose(ratios["ellipse"], 1, atol=0.04)
+    assert 1.3 < max(ratios["hull"]) < 1.45
+    assert np.mean(ratios["hull"]) > 1.05
+
+
 def test_zoom_in_only_as_coded():
     image, boxes = rectangle()
     areas = []

@@ -12,6 +12,7 @@ from dart_core.data.boxes import (
     BoxedPicture,
     box_problems,
     boxes_from_labels,
+    check_mask,
     read_boxes,
     read_instances,
     select_classes,
@@ -142,6 +143,13 @@ def test_coco(tmp_path):
         (coco(annotations=[{"image_id": 5, "category_id": 1, "bbox": [1, 2, 3, float("nan")]}]), "annotations[0]: 'nan' is not finite"),
         (coco(annotations=[{"image_id": 5}]), "annotations[0]: no 'image_id', 'category_id' or 'bbox'"),
         (coco(images=[{"id": 1}]), "images[0]: no 'id' or 'file_name'"),
+        (coco(images=[{"id": [1], "file_name": "a.png"}]), "images[0]: 'id' is [1]; give a number"),
+        (coco(images=[{"id": 1, "file_name": 3}]), "images[0]: 'file_name' is no text"),
+        (coco(images=[{"id": 5, "file_name": "a.png"}] * 2), "images[1]: id 5 is that of an image before"),
+        (coco(categories=["cell"]), "categories[0]: no 'id' or 'name'"),
+        (coco(categories=[{"id": {}, "name": "cell"}]), "categories[0]: 'id' is {}"),
+        (coco(annotations={"1": []}), "'annotations' is no list"),
+        (coco(annotations=[{"image_id": [5], "category_id": 1, "bbox": [1, 2, 3, 4]}]), "annotations[0]: 'image_id' is [5]"),
         ({"shapes": []}, "no list 'images'"),
         ([], "no list 'images'"),
     ],
@@ -152,6 +160,12 @@ def test_refused_coco(content, line, tmp_path):
     with pytest.raises(InputError) as caught:
         read_boxes(path)
     assert line in str(caught.value)
+
+
+def test_coco_with_a_byte_order_mark(tmp_path):
+    """As programs on Windows write it."""
+    (tmp_path / "labels.json").write_text(json.dumps(coco()), encoding="utf-8-sig")
+    assert len(read_boxes(tmp_path / "labels.json")) == 2
 
 
 def test_broken_json(tmp_path):
@@ -195,6 +209,22 @@ def test_refused_voc(text, line, tmp_path):
     assert line in str(caught.value)
 
 
+def test_texts_in_another_encoding(tmp_path):
+    """One line with the file, whichever reader meets it."""
+    odd = "Z\xe4hlung 1 2 3 4\n".encode("latin-1")
+    (tmp_path / "a.txt").write_bytes(odd)
+    (tmp_path / "b.json").write_bytes(odd)
+    (tmp_path / "c.csv").write_bytes(odd)
+    (tmp_path / "list.csv").write_text("image,boxes\na.jpg,a.txt\n")
+    for part in ("Annotations", "ImageSets/Main"):
+        (tmp_path / part).mkdir(parents=True)
+    (tmp_path / "Annotations" / "a.xml").write_text(VOC.format(name="a.jpg"))
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_bytes(odd)
+    for given, named in (("list.csv", "a.txt"), ("b.json", "b.json"), ("c.csv", "c.csv"), (".", "val.txt")):
+        with pytest.raises(InputError, match=rf"{named}: cannot be read .*; save it as text in UTF-8"):
+            read_boxes(tmp_path / given)
+
+
 def test_no_voc(tmp_path):
     with pytest.raises(ValueError, match="holds no Pascal VOC file"):
         read_boxes(tmp_path)
@@ -215,6 +245,14 @@ def test_colour_is_no_mask(tmp_path):
     for name, line in (("a", "a mask of mode RGB"), ("b", "not a picture"), ("c", "file not found")):
         with pytest.raises(ValueError, match=line):
             read_instances(tmp_path / f"{name}.png")
+
+
+def test_a_mask_of_another_size(tmp_path):
+    Image.new("L", (10, 8)).save(tmp_path / "mask.png")
+    picture = BoxedPicture(tmp_path / "a.png", np.zeros((0, 4)), (), mask=tmp_path / "mask.png")
+    check_mask(picture, (8, 10))
+    with pytest.raises(ValueError, match=r"mask\.png: the mask has 10 x 8 pixels, the picture 8 x 10; save them"):
+        check_mask(picture, (10, 8))
 
 
 def test_cellpose(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dart_core.cli import say
-from dart_core.data.boxes import CELL, BoxedPicture, box_problems, write_boxes
+from dart_core.data.boxes import CELL, BoxedPicture, box_problems, check_mask, write_boxes
 from dart_core.data.catalog import celllab, cellpose
 from dart_core.data.images import read_image
 from dart_core.errors import DartError, InputError, OutputError
@@ -29,6 +29,7 @@ def check_data(command: of.CheckData) -> int:
     for picture in pictures:
         try:
             height, width = read_image(picture.image).shape[:2]
+            check_mask(picture, (height, width))
         except DartError as error:
             found.append(f"{picture.where}: {error}")
             continue

@@ -390,7 +390,7 @@ class Trainer:
     def batches(self, epoch: int) -> Batches:
         """Mixed batches with the labels of an epoch (D3)."""
         training, material, seed = self.training, self.material, self.run.settings.seed
-        how = Augmentation(training.zoom, training.blur) if training.augment else None
+        how = Augmentation(training.zoom, training.blur, training.turned) if training.augment else None
         source = Samples(material.source, material.files, material.side, material.most, how)
         first = Batches(source, len(material.source), training.batch_size, seed)
         if training.learn_from == "source":

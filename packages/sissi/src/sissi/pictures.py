@@ -19,6 +19,7 @@ from dart_core.data.boxes import (
     BoxedPicture,
     box_problems,
     boxes_from_labels,
+    check_mask,
     read_boxes,
     read_instances,
     select_classes,
@@ -166,6 +167,8 @@ class Augmentation:
     zoom: tuple[float, float] = (0.5, 1.5)
     blur: str = "box"
     """box or gaussian."""
+    turned: str = "hull"
+    """hull or ellipse: what the box of a turned picture's box is."""
 
 
 def to_frame(
@@ -189,8 +192,8 @@ def augment(
     Args:
         image: (S, S, 3).
         boxes: (n, 4).
-        labels: (S, S) instance numbers, where there are any: boxes come from these afterwards, else from the hulls of the
-            transformed boxes, cut to the picture.
+        labels: (S, S) instance numbers, where there are any: boxes come from these afterwards, else they are the hulls of the
+            transformed boxes, or of the ellipses in them.
         rng: of the draws.
         how: ranges.
     """
@@ -224,10 +227,11 @@ def augment(
     if labels is not None:
         labels = cv2.warpAffine(labels.astype(np.float32), warp, (side, side), flags=cv2.INTER_NEAREST).astype(np.int32)
         return image, boxes_from_labels(labels).astype(np.float64)
-    x, y = boxes[:, [0, 2, 2, 0]], boxes[:, [1, 1, 3, 3]]
-    moved_x, moved_y = (matrix[i, 0] * x + matrix[i, 1] * y + matrix[i, 2] for i in (0, 1))
-    hull = np.stack([moved_x.min(1), moved_y.min(1), moved_x.max(1), moved_y.max(1)], axis=1)
-    return image, hull
+    linear, half = matrix[:2, :2], (boxes[:, 2:] - boxes[:, :2]) / 2
+    middle = (boxes[:, :2] + half) @ linear.T + matrix[:2, 2]
+    # How far the corners reach from the middle, or the rim of the ellipse that touches the box on all sides.
+    reach = half @ np.abs(linear).T if how.turned == "hull" else np.sqrt(half**2 @ (linear**2).T)
+    return image, np.concatenate([middle - reach, middle + reach], axis=1)
 
 
 @dataclass(frozen=True)
@@ -341,6 +345,7 @@ def open_data(
             if not picture.image.is_file():
                 raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
             size = image_size(picture.image)
+            check_mask(picture, size)
             sizes.extend([size] * keep)
             found.append(usable_boxes(picture, size, edges, left_out))
         return found

@@ -163,6 +163,9 @@ class Training:
     """Range of the random scaling; the authors' code does 1.5 to 2.5 (specification D4)."""
     blur: Literal["box", "gaussian"] = "box"
     """Random blur: box (code) or Gaussian (paper)."""
+    turned: Literal["hull", "ellipse"] = "hull"
+    """Box of a cell in a turned picture, where no mask gives it: hull of the turned box (paper), up to 1.4 times too wide for a
+    round cell, or of the ellipse in the box, which fits round cells."""
     augment: bool = True
     """Random colours, blur, flips, shift, scaling and rotation."""
     examples: int = 3

@@ -159,6 +159,29 @@ def box_problems(picture: BoxedPicture, size: tuple[int, int]) -> list[tuple[str
     return found
 
 
+def check_mask(picture: BoxedPicture, size: tuple[int, int]) -> None:
+    """Refuse a picture whose mask, if its boxes come from one, has another size.
+
+    Args:
+        picture: its mask has been read before.
+        size: (H, W) of the picture.
+
+    Raises:
+        InputError: names the mask.
+    """
+    from PIL import Image
+
+    if picture.mask is None:
+        return
+    with Image.open(picture.mask) as mask:
+        width, height = mask.size
+    if (height, width) != size:
+        raise InputError(
+            f"the mask has {width} x {height} pixels, the picture {size[1]} x {size[0]}", where=picture.mask,
+            remedy="save them in one size",
+        )  # fmt: skip
+
+
 def select_classes(
     pictures: Sequence[BoxedPicture], classes: Sequence[str] = (), ignore: Sequence[str] = ()
 ) -> list[BoxedPicture]:
@@ -229,7 +252,7 @@ def read_instances(path: str | os.PathLike[str]) -> NDArray[np.int64]:
         raise InputError("file not found", where=path, remedy="check the path") from None
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise InputError("not a picture, or damaged", where=path, remedy="export it again") from error
     return values.astype(np.int64)
 
@@ -253,15 +276,18 @@ def _find_image(name: str, folder: Path | None, beside: Path) -> Path:
     return next((place for place in places if place.exists()), places[0])
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot be read ({error})", where=path, remedy="save it as text in UTF-8") from error
+
+
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
 def _read_csv(path: Path, folder: Path | None) -> list[BoxedPicture]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, remedy="save it as CSV in UTF-8") from error
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(_text(path)))
     header = [name.strip() for name in reader.fieldnames or ()]
     reader.fieldnames = header
     corners = next((names for names in (CORNERS, _OTHER_CORNERS) if set(names) <= set(header)), None)
@@ -353,7 +379,7 @@ def read_box_text(path: Path, image: Path) -> BoxedPicture:
         InputError: names the line.
     """
     boxes, labels, places = [], [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_text(path).splitlines(), start=1):
         where, cells = f"{path}, line {number}", line.split()
         if not cells:
             continue
@@ -370,25 +396,22 @@ def read_box_text(path: Path, image: Path) -> BoxedPicture:
 
 def _read_coco(path: Path, folder: Path | None) -> list[BoxedPicture]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"row {error.lineno}: {error.msg}", where=path, remedy="mend the JSON there") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, remedy="export it again") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError("no list 'images'", where=path, remedy="give a COCO file with images, annotations, categories")
-    names = {
-        entry["id"]: str(entry["name"]) for entry in content.get("categories") or () if {"id", "name"} <= entry.keys()
-    }
+    names = {entry["id"]: str(entry["name"]) for _, entry in _coco_entries(path, content, "categories", "id", "name")}
     listed: dict[Any, list[tuple[list[float], str, str]]] = {}
-    for place, image in enumerate(content["images"]):
-        if not isinstance(image, Mapping) or not {"id", "file_name"} <= image.keys():
-            raise InputError("no 'id' or 'file_name'", where=f"{path}, images[{place}]", remedy="add them")
+    for where, image in _coco_entries(path, content, "images", "id", "file_name"):
+        if not isinstance(image["file_name"], str):
+            raise InputError("'file_name' is no text", where=where, remedy="give the name of the picture's file")
+        if image["id"] in listed:
+            raise InputError(
+                f"id {image['id']} is that of an image before", where=where, remedy="number the images anew"
+            )
         listed[image["id"]] = []
-    for place, entry in enumerate(content.get("annotations") or ()):
-        where = f"{path}, annotations[{place}]"
-        if not isinstance(entry, Mapping) or not {"image_id", "category_id", "bbox"} <= entry.keys():
-            raise InputError("no 'image_id', 'category_id' or 'bbox'", where=where, remedy="add them")
+    for where, entry in _coco_entries(path, content, "annotations", "image_id", "category_id", "bbox"):
         if entry["image_id"] not in listed:
             raise InputError(
                 f"image_id {entry['image_id']} is not among the images", where=where, remedy="add the image"
@@ -414,6 +437,24 @@ def _read_coco(path: Path, folder: Path | None) -> list[BoxedPicture]:
     ]  # fmt: skip
 
 
+def _coco_entries(
+    path: Path, content: Mapping[str, Any], name: str, *keys: str
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The entries of a list of a COCO file, each with its place; numbers or texts under all keys that are ids."""
+    entries = content.get(name) or []
+    if not isinstance(entries, list):
+        raise InputError(f"{name!r} is no list", where=path, remedy="give a COCO file")
+    for place, entry in enumerate(entries):
+        where = f"{path}, {name}[{place}]"
+        if not isinstance(entry, Mapping) or not set(keys) <= entry.keys():
+            listed = f"{', '.join(map(repr, keys[:-1]))} or {keys[-1]!r}"
+            raise InputError(f"no {listed}", where=where, remedy="add them")
+        for key in keys:
+            if key.endswith("id") and not isinstance(entry[key], int | float | str):
+                raise InputError(f"{key!r} is {entry[key]!r}", where=where, remedy="give a number or a name")
+        yield where, entry
+
+
 def _columns(rows: Sequence[tuple[list[float], str, str]]) -> tuple[list[list[float]], list[str], list[str]]:
     return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
@@ -431,7 +472,7 @@ def _read_voc_folder(root: Path, folder: Path | None) -> list[BoxedPicture]:
     for split in SPLITS:
         lists = root / "ImageSets" / "Main" / f"{split}.txt"
         if lists.is_file():
-            split_of |= {line.split()[0]: split for line in lists.read_text().splitlines() if line.strip()}
+            split_of |= {line.split()[0]: split for line in _text(lists).splitlines() if line.strip()}
     found = []
     for path in files:
         picture = _read_voc(path, folder or (pictures if pictures.is_dir() else None))
