@@ -33,10 +33,14 @@ def clone_mask(boxes: Any, size: tuple[int, int]) -> NDArray[np.uint8]:
     """
     height, width = size
     mask = np.zeros((height, width), np.uint8)
-    corners = np.trunc(boxes_of(boxes)).clip(0, [width, height, width, height]).astype(np.int64)
-    for x1, y1, x2, y2 in corners.tolist():
-        mask[y1:y2, x1:x2] = 255
+    _fill(mask, np.trunc(boxes_of(boxes)).clip(0, [width, height, width, height]).astype(np.int64))
     return mask
+
+
+@compiled
+def _fill(mask: Any, corners: Any) -> None:
+    for x1, y1, x2, y2 in corners:
+        mask[y1:y2, x1:x2] = 255
 
 
 def blurred(

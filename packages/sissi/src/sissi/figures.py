@@ -30,11 +30,14 @@ def label_sheet(rows: Sequence[Sequence[Look]]) -> Figure:
     figure = Figure(figsize=(2.5 * columns, len(rows) * (2.5 * height / width + 0.25)), layout="constrained")
     for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
         for look, cell in zip(row, axes, strict=False):
-            cell.imshow(look.image)
+            # Boxes count the edges of pixels, and a box at the picture's edge must not widen the axes.
+            height, width = look.image.shape[:2]
+            cell.imshow(look.image, extent=(0, width, height, 0))
             for name, boxes in look.boxes.items():
                 x1, y1, x2, y2 = np.asarray(boxes).reshape(-1, 4).T
                 lines = np.stack([x1, y1, x2, y1, x2, y2, x1, y2, x1, y1], axis=1).reshape(-1, 5, 2)
-                cell.add_collection(LineCollection(list(lines), colors=COLOURS[name], linewidths=1.1))
+                cell.add_collection(LineCollection(list(lines), colors=COLOURS[name], linewidths=1.1), autolim=False)
+            cell.set(xlim=(0, width), ylim=(height, 0))
             cell.set_title(look.title, fontsize=8, parse_math=False)
         for cell in axes:
             cell.axis("off")
