@@ -81,3 +81,10 @@ def prostates(scale: Scale, sites: tuple[str, ...], subjects: int, shape: tuple[
     folder = scale.work / "data" / f"prostates-{'-'.join(sites)}-{subjects}"
     listed = folder / "datalist.csv"
     return listed if listed.is_file() else phantoms.write_prostate_mr(folder, sites, subjects, shape)
+
+
+def hearts(scale: Scale, vendors: tuple[str, ...], subjects: int, shape: tuple[int, int, int] = (40, 40, 6)) -> Path:
+    """Datalist of phantom hearts, two phases each."""
+    folder = scale.work / "data" / f"hearts-{'-'.join(vendors)}-{subjects}"
+    listed = folder / "datalist.csv"
+    return listed if listed.is_file() else phantoms.write_cardiac_mr(folder, vendors, subjects, shape)

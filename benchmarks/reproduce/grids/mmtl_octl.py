@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
-from sets import LGG_SITES, LGG_SPACING, heads, lgg
+from sets import LGG_SITES, LGG_SPACING, heads, lgg, prostates
 from table import Scale, config
 
 from dart_core.experiment import Job, Word
@@ -80,3 +80,46 @@ def tested(scale: Scale, network: Job, site: str, seed: int) -> Job:
         smoke=("--tolerance", 4.0),
     )
     return Job(PACKAGE, ("evaluate", "--predictions", predicted, *tolerance), f"{network.name}, scored on {site}")
+
+
+# --- Prostates: one network of all other sites for each target -------------------------------------------------------
+
+PROSTATES = ("RUNMC", "BMC", "I2CVB", "UCL", "BIDMC", "HK")
+
+
+def prostate_targets(scale: Scale) -> tuple[str, ...]:
+    """Sites that are fine-tuned to."""
+    found: tuple[str, ...] = scale.pick(paper=PROSTATES, small=LGG_SITES[::2], smoke=PROSTATES[:1])
+    return found
+
+
+def _prostate_data(scale: Scale, seed: int) -> list[Word]:
+    if scale.name == "paper":
+        return ["--datalist", scale.set("PROSTATE")]
+    if scale.name == "small":
+        return ["--datalist", lgg(scale, seed, "flair_tumour"), *SHORT[:6]]
+    return ["--datalist", prostates(scale, PROSTATES, 5)]
+
+
+def _prostate_training(scale: Scale, source: bool) -> list[Word]:
+    if scale.name == "paper":
+        return []
+    if scale.name == "small":
+        return _training(scale, "adam", source)
+    words: list[Word] = ["--epochs", 2, "--batches", 2, "--drop-epoch", 1, "--batch-size", 2]
+    return [*words, "--width", 2] if source else [*words, "--start-step", 2]
+
+
+def prostate_scored(scale: Scale, amount: str, method: str, target: str, seed: int) -> Job:
+    """Scores on a target after fine-tuning the network of the other sites on some of its slices."""
+    data = _prostate_data(scale, seed)
+    words: list[Word] = ["pretrain", "--config", config(PACKAGE, "table4_source"), *data, "--seed", seed]
+    sources = [site for site in (LGG_SITES if scale.name == "small" else PROSTATES) if site != target]
+    words += ["--source", *sources, *_prostate_training(scale, True)]
+    network = Job(PACKAGE, tuple(words), f"source without {target} seed {seed}")
+    words = ["adapt", "--config", config(PACKAGE, f"table4_{amount}"), *data, "--method", method, "--target", target]
+    words += ["--source-model", network, "--seed", seed, *_prostate_training(scale, False)]
+    tuned = Job(PACKAGE, tuple(words), f"{method} to {target} {amount} seed {seed}")
+    words = ["predict", "--config", config(PACKAGE, "table4_test"), *data, "--model", tuned, "--site", target]
+    predicted = Job(PACKAGE, tuple(words), f"{tuned.name}, predicted")
+    return Job(PACKAGE, ("evaluate", "--predictions", predicted), f"{tuned.name}, scored")
