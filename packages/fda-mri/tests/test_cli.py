@@ -166,6 +166,20 @@ def test_bank_holds_the_training_scans(trained: Any, datalist: Path) -> None:
     assert bank.metadata["site"] == "sm15"
 
 
+def test_bank_in_a_folder(command: Command, trained: Any, datalist: Path, tmp_path: Path) -> None:
+    words = ["bank", "--datalist", datalist, "--site", "sm15", "--out", tmp_path / "new" / "bank"]
+    assert command(*words).status == 0
+    bank, same = DonorBank.load(tmp_path / "new" / "bank" / "donors.safetensors"), DonorBank.load(trained.bank)
+    assert (bank.names, bank.metadata) == (same.names, same.metadata)
+    again = command(*words)
+    assert again.status == 2
+    assert "donors.safetensors: is there already; --overwrite replaces it" in again.line
+    assert command(*words, "--overwrite").status == 0
+    bad = command(*words[:4], "nowhere", "--out", tmp_path / "not")
+    assert bad.status == 2
+    assert not (tmp_path / "not").exists()
+
+
 # predict
 
 
@@ -368,6 +382,40 @@ def test_averaged_beta_over_pairs(command: Command, tuned: Path, trained: Any, d
     assert refused.status == 2
     assert "tuning.json" in refused.line
     assert not (tmp_path / "no").exists()
+
+
+def test_predict_takes_beta_from_tuning(
+    command: Command, tuned: Path, trained: Any, datalist: Path, tmp_path: Path
+) -> None:
+    runs = {}
+    for name, curve in {"a": [0.5, 0.4, 0.3], "b": [0.1, 0.2, 0.9], "c": [0.9, 0.0, 0.3]}.items():
+        runs[name] = tmp_path / name
+        runs[name].mkdir()
+        content = {"pair": name, "betas": [0, 0.02, 0.05], "curves": {"2d": curve}}
+        (runs[name] / "tuning.json").write_text(json.dumps(content))
+    words = ["predict", "--datalist", datalist, "--site", "ge3", "--role", "test", "--model", trained.run, "--bank",
+             trained.bank, "--mode", "2d", "--n", 2, "--device", "cpu"]  # fmt: skip
+    # The mean of all three is 0.5, 0.2, 0.5: the first maximum is at 0, so the next value is taken.
+    for chosen, beta in ((("a",), 0.02), (("b",), 0.05), (("a", "b"), 0.05), (("a", "b", "c"), 0.02)):
+        out = tmp_path / "".join(("out-", *chosen))
+        done = command(*words, "--tuned", *(runs[name] for name in chosen), "--out", out)
+        assert done.status == 0, done.err
+        (row,) = read_csv(out / "predictions.csv")
+        assert float(row["beta"]) == beta
+        assert yaml.safe_load((out / "config.yaml").read_text())["beta"] == beta
+    no = ["--out", tmp_path / "no", "--tuned"]
+    assert "tuning.json: has another grid of betas; run it again" in grid_refused(command, tuned, words, no, runs["a"])
+    assert "tuning.json: has no curve for 3d" in command(*words, "--mode", "3d", *no, runs["a"]).line
+    assert "--mode none has no beta; leave out --tuned" in command(*words, "--mode", "none", *no, runs["a"]).line
+    assert not (tmp_path / "no").exists()
+
+
+def grid_refused(command: Command, tuned: Path, words: list[Any], no: list[Any], run: Path) -> str:
+    other = run.with_name("other")
+    shutil.copytree(tuned, other)
+    content = json.loads((other / "tuning.json").read_text()) | {"betas": [0, 0.01, 0.05]}
+    (other / "tuning.json").write_text(json.dumps(content))
+    return str(command(*words, *no, run, other).line)
 
 
 # evaluate

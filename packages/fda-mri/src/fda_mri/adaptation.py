@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,11 @@ from fda_mri.baselines import CycleGANTransform, predict_transformed
 from fda_mri.donors import DonorBank, random_donors
 from fda_mri.evaluation import COLUMNS
 from fda_mri.fourier import fourier_transfer
-from fda_mri.method import multi_source_predict
+from fda_mri.method import multi_source_predict, select_beta
 from fda_mri.scans import Grid, Scan, load, select
 
 WEIGHTS = "model.safetensors"
+TUNING = "tuning.json"
 
 
 # --- adapt -----------------------------------------------------------------------------------------------------------
@@ -135,7 +136,8 @@ class Adaptation:
 
 def predict(command: of.Predict) -> None:
     """Segment target scans."""
-    transfer = command.transfer
+    transfer = tuned(command.transfer, command.tuned)
+    command = dataclasses.replace(command, transfer=transfer)  # config.yaml and the report name the beta that was used
     rows = select(command.scans, command.role)
     device = find_device(command.device)
     network, metadata = load_network(command.model, device)
@@ -177,6 +179,51 @@ def predict(command: of.Predict) -> None:
     report.settings(command)
     report.write(out / "report.html")
     say(f"masks: {out}   report: {out / 'report.html'}   next: fda-mri evaluate --predictions {out} --out ...")
+
+
+def tuned(transfer: of.Transfer, folders: Sequence[Path]) -> of.Transfer:
+    """The same with the beta that runs of tune-beta choose together; unchanged where there are none.
+
+    Raises:
+        SettingError: a mode without beta.
+        InputError: a folder that cannot be read, or that does not fit the others or the mode.
+    """
+    if not folders:
+        return transfer
+    if transfer.mode in ("none", "cyclegan"):
+        raise SettingError(f"--mode {transfer.mode} has no beta", remedy="leave out --tuned")
+    results = [read_tuning(folders[0], (transfer.mode,))]
+    betas = results[0]["betas"]
+    results += [read_tuning(folder, (transfer.mode,), betas) for folder in folders[1:]]
+    curves = np.array([result["curves"][transfer.mode] for result in results])
+    return dataclasses.replace(transfer, beta=float(select_beta(curves, betas, "averaged")))
+
+
+def read_tuning(path: Path, modes: Collection[str], betas: Sequence[float] | None = None) -> dict[str, Any]:
+    """What a run of tune-beta wrote.
+
+    Args:
+        path: its folder.
+        modes: searches of which it must have a curve.
+        betas: grid that it must have; None takes any.
+
+    Raises:
+        InputError: it cannot be read, or has another grid or no such curve.
+    """
+    file = path / TUNING
+    try:
+        result = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot be read ({error})", where=file, remedy="give the folder of a tune-beta run"
+        ) from error
+    if not isinstance(result, dict) or not {"pair", "betas", "curves"} <= result.keys():
+        raise InputError("holds no curves", where=file, remedy="give the folder of a tune-beta run")
+    other_grid = betas is not None and result["betas"] != list(betas)
+    if other_grid or (missing := set(modes) - set(result["curves"])):
+        what = "another grid of betas" if other_grid else f"no curve for {', '.join(missing)}"
+        raise InputError(f"has {what}", where=file, remedy="run it again with the same --betas and --modes")
+    return result
 
 
 def load_network(model: Path, device: torch.device) -> tuple[nn.Module, dict[str, str]]:

@@ -174,7 +174,9 @@ def _train_cyclegan(command: of.Train) -> None:
 
 def bank(command: of.Bank) -> None:
     """Collect the source training scans of a site into one file."""
-    check_file(command.out, ".safetensors", command.overwrite)
+    file = command.file
+    if file == command.out or file.exists():
+        check_file(file, ".safetensors", command.overwrite)
     scans = list(load(select(command.scans, "train"), command.scans))
     grid = scans[0].grid
     donors = DonorBank.build(
@@ -185,10 +187,9 @@ def bank(command: of.Bank) -> None:
         "grid": json.dumps({"shape": grid.shape, "affine": grid.affine.tolist()}),
         "keep_slices": str(scans[0].volume.shape[-1]),
     }
-    donors.save(command.out)
-    say(
-        f"donor bank: {command.out} ({len(donors)} scans of site {_site(scans)}, {command.out.stat().st_size / 1e6:.0f} MB)"
-    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    donors.save(file)
+    say(f"donor bank: {file} ({len(donors)} scans of site {_site(scans)}, {file.stat().st_size / 1e6:.0f} MB)")
 
 
 # --- export ----------------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 from fda_mri import commands, figures
 from fda_mri import settings as of
-from fda_mri.adaptation import Adaptation, adapt, bank_grid, choose_donors, load_network, predict
+from fda_mri.adaptation import TUNING, Adaptation, adapt, bank_grid, choose_donors, load_network, predict
 from fda_mri.donors import DonorBank
 from fda_mri.evaluation import evaluate, evaluation_sections, score_predictions
 from fda_mri.fourier import fourier_transfer
 from fda_mri.scans import load, select
-from fda_mri.tuning import TUNING, tune_beta, tuning_section
+from fda_mri.tuning import tune_beta, tuning_section
 
 SOURCE, TARGET = "sm3", "sm15"
 SUBJECTS, SHAPE = 10, (64, 72, 40)

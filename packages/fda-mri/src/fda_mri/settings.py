@@ -164,9 +164,14 @@ class Bank:
 
     scans: Scans
     out: Path
-    """File to write, ending in .safetensors."""
+    """File to write, ending in .safetensors; or a folder (a name without ending) that receives donors.safetensors."""
     overwrite: bool = False
     """Replace the file if it is there."""
+
+    @property
+    def file(self) -> Path:
+        """The file to write."""
+        return self.out if self.out.suffix else self.out / "donors.safetensors"
 
 
 @dataclass(frozen=True)
@@ -195,6 +200,8 @@ class Predict:
     bank: Path | None = None
     """Donor bank of the source site (not needed with --mode none or cyclegan)."""
     transfer: Transfer = field(default_factory=Transfer)
+    tuned: tuple[Path, ...] = ()
+    """Take beta from folders of tune-beta: the pair's own optimum from one, the averaged one from those of several pairs."""
     generator: Path | None = None
     """With --mode cyclegan: run folder of `train --method cyclegan`."""
     role: Literal["all", "val", "test"] = "all"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +12,15 @@ from torch import Tensor, nn
 
 from dart_core.cli import say
 from dart_core.data.datalist import Row
-from dart_core.errors import InputError
 from dart_core.evaluation import score
 from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from fda_mri import settings as of
-from fda_mri.adaptation import check_all, choose_donors, load_network, open_bank
+from fda_mri.adaptation import TUNING, check_all, choose_donors, load_network, open_bank, read_tuning
 from fda_mri.donors import DonorBank
 from fda_mri.method import multi_source_predict, predict_per_donor, select_beta
 from fda_mri.scans import Grid, Scan, load, select
-
-TUNING = "tuning.json"
 
 
 def tune_beta(command: of.TuneBeta) -> None:
@@ -33,7 +29,7 @@ def tune_beta(command: of.TuneBeta) -> None:
     device = find_device(command.device)
     network, metadata = load_network(command.model, device)
     donors, grid, scans = open_bank(command.bank, command.transfer, command.scans)
-    others = [_read_tuning(path, command) for path in command.curves_of]
+    others = [read_tuning(path, command.modes, command.betas) for path in command.curves_of]
     check_all(rows, scans, grid, need_mask=True)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
@@ -145,21 +141,3 @@ def _tuning_scores(
         for beta, table in by_count.items()
     }
     return curves, counts
-
-
-def _read_tuning(path: Path, command: of.TuneBeta) -> dict[str, Any]:
-    file = path / TUNING
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot be read ({error})", where=file, remedy="give the folder of a tune-beta run"
-        ) from error
-    if not isinstance(result, dict) or not {"pair", "betas", "curves"} <= result.keys():
-        raise InputError("holds no curves", where=file, remedy="give the folder of a tune-beta run")
-    if result["betas"] != list(command.betas) or (missing := set(command.modes) - set(result["curves"])):
-        what = (
-            "another grid of betas" if result["betas"] != list(command.betas) else f"no curve for {', '.join(missing)}"
-        )
-        raise InputError(f"has {what}", where=file, remedy="run it again with the same --betas and --modes")
-    return result
