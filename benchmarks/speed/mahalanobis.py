@@ -49,11 +49,15 @@ def processor_seconds(way: Callable[[], object]) -> float:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="scikit-learn works on the CPU; other devices are skipped")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
+    if arguments.device != "cpu":
+        print("distances are measured on the CPU")
+        return
     torch.set_num_threads(arguments.threads)
     kind = getattr(torch, arguments.dtype)
     rng = np.random.default_rng(0)
