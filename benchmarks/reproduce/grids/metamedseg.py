@@ -76,14 +76,13 @@ def initialised(scale: Scale, name: str, seed: int) -> Job:
     method = name.split("_")[1]
     if scale.name == "small":
         words += ["--exclude", *SMALL_TARGETS.values(), "--width", 16]
-        words += {
-            "transfer": ["--epochs", 10],
-            "dawoud": ["--shots", 10, "--inner-epochs", 10, "--meta-epochs", 12, "--validation-slices", 0],
-        }.get(
-            method,
-            ["--shots", 10, "--per-epoch", 4, "--inner-epochs", 5, "--inner-lr", 0.005, "--meta-epochs", 30, "--meta-lr", 0.2]
-            + ["--validation-slices", 0],
-        )  # fmt: skip
+        if method == "transfer":
+            words += ["--epochs", 10]
+        elif method == "dawoud":
+            words += ["--shots", 10, "--validation-slices", 0, "--inner-epochs", 10, "--meta-epochs", 12]
+        else:
+            words += ["--shots", 10, "--validation-slices", 0, "--inner-epochs", 5, "--meta-epochs", 30]
+            words += ["--per-epoch", 4, "--inner-lr", 0.005, "--meta-lr", 0.2]
     if scale.name == "smoke":
         words += ["--exclude", *SMOKE_TARGETS.values(), "--width", 2]
         words += (
