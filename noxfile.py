@@ -260,3 +260,12 @@ def reproduce(session: nox.Session) -> None:
     install(session, *sources(PACKAGES))
     del variables["OMP_NUM_THREADS"]
     session.run("python", scripts_[chosen], *arguments, env=variables)
+
+
+@nox.session(python=PYTHON)
+def leaderboard(session: nox.Session) -> None:
+    """Compare all methods of a task under one protocol: nox -s leaderboard -- mri --scale small."""
+    install(session, *sources(PACKAGES))
+    variables = environment()
+    del variables["OMP_NUM_THREADS"]
+    session.run("python", "benchmarks/leaderboard/leaderboard.py", *session.posargs, env=variables)

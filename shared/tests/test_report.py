@@ -5,7 +5,6 @@ import html
 import io
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from PIL import Image
 
 from dart_core.errors import InputError, OutputError
 from dart_core.report import Report
+from dart_core.testing import chromium
 
 HOSTILE = [
     "<script>document.title = 'run'</script>",
@@ -380,16 +380,8 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("DART_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium: install it, or name it in DART_CHROMIUM")
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync"
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.mark.browser

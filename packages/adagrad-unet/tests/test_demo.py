@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from filelock import FileLock
 from adagrad_unet import __version__
 from adagrad_unet.cli import COMMANDS, DESCRIPTION
 from dart_core.cli import main
+from dart_core.testing import chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUNS = ("S-12", "S-4", "AG-4", "SGDm-4")
@@ -77,16 +77,8 @@ def test_a_second_demo_does_not_overwrite_the_first(out: Path, capsys: pytest.Ca
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("DART_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium: install it, or name it in DART_CHROMIUM")
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync"
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags.split())
+    with chromium() as running:
         yield running
-        running.close()
 
 
 @pytest.mark.browser

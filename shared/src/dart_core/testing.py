@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -284,3 +286,22 @@ def _run_command(command: str, words: list[str], stderr: str) -> None:
     os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     sys.argv = [command, *words]
     importlib.import_module(f"{command.replace('-', '_')}.cli").main()
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A running Chromium without a window (a Playwright browser); the test is skipped where there is none."""
+    import pytest
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = os.environ.get("DART_CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        pytest.skip("no Chromium: install it, or name it in DART_CHROMIUM")
+    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    flags += " --disable-component-update --disable-sync"
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=flags.split())
+        try:
+            yield running
+        finally:
+            running.close()
