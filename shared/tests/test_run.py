@@ -493,6 +493,7 @@ def test_checkpoint_of_another_run(tmp_path: Path, change: Any, message: str) ->
     with pytest.raises(CheckpointError, match=message) as caught:
         train(settings(tmp_path, resume=True))
     assert str(caught.value).startswith(str(path))
+    assert str(caught.value).count(str(path)) == 1
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dart_core import metrics
 from dart_core.errors import InputError
 from dart_core.files import relative, write_csv
-from dart_core.metrics._masks import to_numpy
+from dart_core.metrics import to_numpy
 from dart_core.report import COLOURS, DASHES, Report
 
 PREDICTIONS = "predictions.csv"

@@ -37,7 +37,7 @@ class SettingError(DartError, ValueError):
     """A flag or YAML key that is unknown, of the wrong type, or contradicts another."""
 
 
-class CheckpointError(DartError):
+class CheckpointError(DartError, ValueError):
     """A checkpoint or weight file that is damaged, unsafe, or belongs to another network."""
 
 

@@ -262,6 +262,8 @@ class Run:
             try:
                 state = sharding.spread(state, item) if self._sharded else state
                 load_state(item, state, path) if isinstance(item, nn.Module) else item.load_state_dict(state)
+            except CheckpointError:
+                raise
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, IndexError) as error:
                 raise CheckpointError(
                     f"its '{name}' does not fit this run ({error})", where=path, remedy="check --out"

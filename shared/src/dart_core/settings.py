@@ -9,6 +9,9 @@ from typing import Literal
 
 from dart_core.errors import SettingError
 
+UncertainLabels = Literal["lsr-ones", "lsr-zeros", "ones", "zeros"]
+"""What CheXpert's uncertain labels become in training, see `dart_core.data.catalog.chexpert.draw_uncertain`."""
+
 
 def at_least(low: float, **values: float) -> None:
     """Raise a SettingError for the first flag that is under `low`, infinite, or no number."""

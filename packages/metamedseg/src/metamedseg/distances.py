@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dart_core.cli import say
 from dart_core.errors import InputError
 from dart_core.files import write_atomic, write_csv
-from dart_core.metrics._masks import to_numpy
+from dart_core.metrics import to_numpy
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from metamedseg import settings as of

@@ -74,8 +74,9 @@ def read_model(path: Path) -> Model:
         CheckpointError: no such file, or one of something else.
     """
     file = weights_file(path)
+    text = read_metadata(file).get(PACKAGE)
     try:
-        content = json.loads(read_metadata(file).get(PACKAGE) or "")
+        content = json.loads(text or "")
         model = Model(**{**content, "sources": tuple(content["sources"])})
         Network(**model.network)
         Slicing(**model.slicing)

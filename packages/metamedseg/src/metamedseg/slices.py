@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dart_core.metrics._masks import to_numpy
+from dart_core.metrics import to_numpy
 
 Stage = Literal["native", "resized"]
 SIZE = 256

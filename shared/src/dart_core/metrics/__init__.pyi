@@ -1,3 +1,4 @@
+from ._masks import to_numpy as to_numpy
 from .classification import auc_standard_error as auc_standard_error
 from .classification import mean_auc as mean_auc
 from .classification import roc_auc as roc_auc

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from dart_core.data.catalog import chexpert
 from dart_core.data.datalist import Datalist
@@ -182,3 +184,40 @@ class TestChoices:
             chexpert.index(tmp_path, test="test")
         with pytest.raises(SettingError, match=r"no test 'valid\.csv'"):
             chexpert.index(tmp_path, test="valid.csv")
+
+
+class TestUncertainLabels:
+    CELLS = ((1.0, -1.0, np.nan), (0.0, -1.0, 1.0))
+
+    @pytest.mark.parametrize(("policy", "value"), [("ones", 1.0), ("zeros", 0.0)])
+    def test_fixed_values(self, policy, value):
+        found = chexpert.draw_uncertain(self.CELLS, policy)
+        assert np.array_equal(found, [[1.0, value, np.nan], [0.0, value, 1.0]], equal_nan=True)
+
+    @pytest.mark.parametrize(("policy", "low", "high"), [("lsr-ones", 0.55, 0.85), ("lsr-zeros", 0.0, 0.3)])
+    @pytest.mark.parametrize("generator", [torch.Generator().manual_seed(0), np.random.default_rng(0)], ids=type)
+    def test_drawn_values(self, policy, low, high, generator):
+        drawn = chexpert.draw_uncertain(np.full(20000, -1), policy, generator)
+        assert low <= drawn.min()
+        assert drawn.max() <= high
+        # Mean and deviation of a uniform law; 20000 draws, so that five standard errors are 0.003 and less.
+        assert drawn.mean() == pytest.approx((low + high) / 2, abs=0.0035)
+        assert drawn.std() == pytest.approx((high - low) / np.sqrt(12), rel=0.02)
+
+    def test_a_number_does_not_depend_on_the_other_labels(self):
+        one, other = (
+            chexpert.draw_uncertain([first, -1], "lsr-ones", np.random.default_rng(3)) for first in (-1.0, 0.0)
+        )
+        assert one[1] == other[1]
+        assert one[1] != chexpert.draw_uncertain([-1, -1], "lsr-ones", np.random.default_rng(4))[1]
+
+    def test_without_a_generator_the_numbers_are_pytorchs(self):
+        torch.manual_seed(5)
+        first = chexpert.draw_uncertain([-1], "lsr-ones")
+        assert first != chexpert.draw_uncertain([-1], "lsr-ones")
+        torch.manual_seed(5)
+        assert first == chexpert.draw_uncertain([-1], "lsr-ones")
+
+    def test_unknown_policy(self):
+        with pytest.raises(SettingError, match="no policy 'mean' for uncertain labels; give one of lsr-ones"):
+            chexpert.draw_uncertain([1], "mean")

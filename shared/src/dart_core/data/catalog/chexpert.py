@@ -11,13 +11,20 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dart_core.data.catalog._pictures import check_root
 from dart_core.data.catalog._splits import draw_splits
 from dart_core.data.catalog._tables import read_rows
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError, SettingError
+from dart_core.settings import UncertainLabels
+
+if TYPE_CHECKING:
+    import torch
 
 LABELS = (
     "No Finding",
@@ -47,6 +54,12 @@ COMPETITION = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural
 
 Policy = Literal["ones", "zeros", "keep"]
 TestTable = Literal["none", "valid", "test"]
+
+UNCERTAIN: dict[UncertainLabels, tuple[float, float]] = {
+    "lsr-ones": (0.55, 0.85), "lsr-zeros": (0.0, 0.3), "ones": (1.0, 1.0), "zeros": (0.0, 0.0),
+}  # fmt: skip
+"""What an uncertain label becomes in training: a number drawn uniformly between these two (lsr: label smoothing
+regularisation, Pham et al., Neurocomputing 2021, doi:10.1016/j.neucom.2020.03.127)."""
 
 VAL_SHARE = 0.05
 """Of the patients of train.csv that are held out where valid.csv is the test."""
@@ -113,6 +126,36 @@ def index(
             "none of the pictures in the tables is there", where=folder, remedy=f"check the path; {ORIGIN}"
         )
     return Datalist(rows, folder)
+
+
+def draw_uncertain(
+    labels: Any, policy: UncertainLabels, generator: torch.Generator | np.random.Generator | None = None
+) -> NDArray[np.float64]:
+    """Labels as a loss compares with: in the place of -1 stands what the policy draws, anew at each call.
+
+    Args:
+        labels: array of any shape; -1 is uncertain, everything else (nan too) stays.
+        policy: a key of UNCERTAIN.
+        generator: draws one number for each label, so that what one becomes does not depend on the others; None: PyTorch's own.
+
+    Returns:
+        float64 array of that shape.
+
+    Raises:
+        SettingError: an unknown policy.
+    """
+    if policy not in UNCERTAIN:
+        raise SettingError(f"no policy {policy!r} for uncertain labels", remedy=f"give one of {', '.join(UNCERTAIN)}")
+    values = np.asarray(labels, dtype=np.float64)
+    low, high = UNCERTAIN[policy]
+    if isinstance(generator, np.random.Generator):
+        drawn = generator.uniform(low, high, values.shape)
+    else:
+        import torch
+
+        share = torch.rand(values.shape, dtype=torch.float64, generator=generator).numpy()
+        drawn = low + (high - low) * share
+    return np.where(values == -1, drawn, values)
 
 
 def report_missing(root: str | os.PathLike[str]) -> list[str]:
