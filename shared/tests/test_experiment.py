@@ -37,6 +37,9 @@ def main():
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
+    if given.verb == "write":
+        given.out.open("x").write("1")
+        return
     place = given.out / "checkpoints" / "step.txt"
     if given.resume == (not place.is_file()):
         sys.exit("--resume belongs to a run that was begun, and to no other")
@@ -152,6 +155,16 @@ def test_part_of_what_a_job_writes_is_a_word_for_others(tmp_path: Path) -> None:
     assert second.needs == (first,)
     assert second.address != Job("counting", ("count", "--to", 1, "--add", first)).address
     assert (go([second], tmp_path)[second].out / "total.txt").read_text() == "3"
+
+
+def test_a_job_may_write_a_file(tmp_path: Path) -> None:
+    job = Job("counting", ("write",), out="total.txt")
+    assert job.address != Job("counting", ("write",)).address
+    found = go([job], tmp_path)[job]
+    assert found.out == found.folder / "total.txt"
+    assert found.out.read_text() == "1"
+    (found.folder / "done.json").unlink()  # as if it had been killed after it had written half of it
+    assert go([job], tmp_path)[job].out.read_text() == "1"
 
 
 def test_a_grid_has_every_combination() -> None:

@@ -66,11 +66,13 @@ class Job:
         words: verb, flags and values. A Path is data, whose content counts and not its name; a Job stands for the folder that
             it writes, an Output for something in it, and either has to be done before.
         name: for people; not part of the address.
+        out: what it writes: a folder, or a file such as "network.onnx" where the command writes one.
     """
 
     command: str
     words: tuple[Word, ...]
     name: str = field(default="", compare=False)
+    out: str = "out"
 
     @property
     def needs(self) -> tuple[Job, ...]:
@@ -87,6 +89,8 @@ class Job:
             SettingError: the package of the command is not installed.
         """
         content = [self.command, _version(self.command), __version__, *map(_identity, self.words)]
+        if self.out != "out":
+            content.append(["out", self.out])
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
@@ -198,8 +202,8 @@ class Outcome:
 
     @property
     def out(self) -> Path:
-        """The run's own folder."""
-        return self.folder / "out"
+        """What the run writes."""
+        return self.folder / self.job.out
 
 
 def perform(folder: Path) -> int:
@@ -215,11 +219,14 @@ def perform(folder: Path) -> int:
             return 0
         (folder / "failed.json").unlink(missing_ok=True)
         content = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        out, words = folder / "out", [*content["words"], "--out", str(folder / "out")]
+        out = folder / content["out"]
+        words = [*content["words"], "--out", str(out)]
         if any(out.rglob("checkpoints/*")):
             words.append("--resume")
+        elif out.is_dir():
+            shutil.rmtree(out)
         else:
-            shutil.rmtree(out, ignore_errors=True)
+            out.unlink(missing_ok=True)
         attempts = _read(folder / "attempts.json").get("attempts", 0) + 1
         write_atomic(folder / "attempts.json", json.dumps({"attempts": attempts}))
         print(
@@ -256,9 +263,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _argument(word: Word, runs: Path) -> str:
     if isinstance(word, Job):
-        return str(runs / word.address / "out")
+        return str(runs / word.address / word.out)
     if isinstance(word, Output):
-        return str(runs / word.job.address / "out" / word.path)
+        return str(runs / word.job.address / word.job.out / word.path)
     return str(word.resolve() if isinstance(word, Path) else word)
 
 
@@ -458,7 +465,8 @@ def run(
     for job in everything:
         home = runs / job.address
         if not (home / "job.json").is_file():
-            content = {"command": job.command, "words": [_argument(word, runs) for word in job.words], "name": str(job)}
+            words = [_argument(word, runs) for word in job.words]
+            content = {"command": job.command, "words": words, "out": job.out, "name": str(job)}
             write_atomic(home / "job.json", json.dumps(content, indent=1))
         (home / "failed.json").unlink(missing_ok=True)
     state: dict[Job, Outcome] = {job: _outcome(job, runs, "waiting") for job in everything}

@@ -210,7 +210,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         "text.pth": "damaged, or not a checkpoint",
         "empty.pth": "damaged, or not a checkpoint",
         "text.safetensors": "not a safetensors file",
-        "vit.pth": r"holds no weight that fits this network \(ResNet\); give a file with the weights of this architecture",
+        "vit.pth": r"holds no weight that fits this network \(ResNet\): 0 loaded, \d+ missing, 0 of another shape, \d+ unexpected; give a file with the weights of this architecture",
         "numbers.pth": "holds no weight that fits",
         "list.pth": "holds a list, not a mapping",
         "network0.pth": "was therefore not loaded",

@@ -96,7 +96,7 @@ def read_pictures(
     there = list(dict.fromkeys(name for row in rows for name in row.labels))
     for name in labels:
         if name not in there:
-            known = ", ".join(there) or "none"
+            known = ", ".join(there) or "none with a filled cell"
             raise InputError(f"site {site} has no column {name!r}", where=datalist.source, remedy=f"there are: {known}")
     columns = tuple(labels) or label_columns(rows, advice)
     if labelled and not columns:

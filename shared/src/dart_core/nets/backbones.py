@@ -123,15 +123,18 @@ def load_backbone_weights(module: nn.Module, path: str | os.PathLike[str]) -> Co
     module = unwrap(module)
     own = module.state_dict()
     best: tuple[int, str, dict[str, Tensor]] = (0, "", {})
-    for state in _containers(read_weight_file(path)):
+    content = read_weight_file(path)
+    for state in _containers(content):
         for prefix in _prefixes(state, own):
             fits = sum(1 for key in own if _fits(own[key], state.get(prefix + key)))
             if fits > best[0]:
                 best = (fits, prefix, state)
     count, prefix, state = best
     if not count:
+        given = {key for one in _containers(content) for key in one}
         raise CheckpointError(
-            f"holds no weight that fits this network ({type(module).__name__})",
+            f"holds no weight that fits this network ({type(module).__name__}): 0 loaded, {len(own.keys() - given)} missing, "
+            f"{len(own.keys() & given)} of another shape, {len(given - own.keys())} unexpected",
             where=path,
             remedy="give a file with the weights of this architecture",
         )
