@@ -24,7 +24,7 @@ from dart_core.errors import DartError
 from dart_core.experiment import run
 from dart_core.files import write_atomic
 
-BOARDS = ("mri",)
+BOARDS = ("mri", "xrays")
 
 
 def main() -> int:

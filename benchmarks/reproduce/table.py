@@ -151,7 +151,7 @@ class Table:
         return found
 
 
-def json_value(*keys: str, file: str = "metrics.json") -> Callable[[Path], float]:
+def json_value(*keys: str | int, file: str = "metrics.json") -> Callable[[Path], float]:
     """Reads a number out of a JSON file of a run."""
 
     def read(folder: Path) -> float:
