@@ -19,13 +19,13 @@ VIEWS, CELLS = 20, 200
 IOU, SKIP = 0.5, 0.25
 
 
-def boxes_of_views() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-    """Boxes (200, 4), scores and labels of each view."""
+def boxes_of_views(cells: int = CELLS) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Boxes (cells, 4), scores and labels of each view."""
     rng = np.random.default_rng(0)
-    centre, half = rng.uniform(0.05, 0.95, (CELLS, 2)), rng.uniform(0.015, 0.04, (CELLS, 2))
-    boxes = [np.concatenate([centre - half, centre + half], 1) + rng.normal(0, 0.003, (CELLS, 4)) for _ in range(VIEWS)]
+    centre, half = rng.uniform(0.05, 0.95, (cells, 2)), rng.uniform(0.015, 0.04, (cells, 2))
+    boxes = [np.concatenate([centre - half, centre + half], 1) + rng.normal(0, 0.003, (cells, 4)) for _ in range(VIEWS)]
     boxes = [view.clip(0, 1) for view in boxes]
-    return boxes, [rng.uniform(0.1, 1, CELLS) for _ in range(VIEWS)], [np.ones(CELLS, int)] * VIEWS
+    return boxes, [rng.uniform(0.1, 1, cells) for _ in range(VIEWS)], [np.ones(cells, int)] * VIEWS
 
 
 def main() -> None:
