@@ -213,6 +213,20 @@ def test_refused_pretrainings(words, line, datalist, networks, pretrain_words, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("words", [(), ("--memory",)])
+@pytest.mark.parametrize("verb", ["pretrain", "fine-tune"])
+def test_a_missing_picture_costs_no_folder(verb, words, datalist, networks, command, tmp_path):
+    def spoil(rows):
+        next(row for row in rows[1:] if row["split"] == "train")["image"] = str(tmp_path / "gone.png")
+
+    path = changed(datalist, tmp_path, spoil)
+    words = (*words, "--epochs", 1, "--device", "cpu", "--out", tmp_path / "run")
+    finished = command(verb, "--datalist", path, *networks["vit"], *words)
+    assert finished.status == 2
+    assert "gone.png" in finished.line
+    assert not (tmp_path / "run").exists()
+
+
 def test_picture_that_cannot_be_read(datalist, networks, pretrain_words, command, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
 
@@ -226,6 +240,11 @@ def test_picture_that_cannot_be_read(datalist, networks, pretrain_words, command
     assert finished.status == 2
     assert "text.png: not a picture; give a PNG, JPEG, TIFF or DICOM file" in finished.line
     assert not (tmp_path / "run" / "model.safetensors").exists()
+    kept = ("--memory", "--out", tmp_path / "kept")  # all pictures are read before anything is written
+    finished = command("pretrain", "--datalist", path, *networks["vit"], *pretrain_words, *kept)
+    assert finished.status == 2
+    assert "text.png: not a picture" in finished.line
+    assert not (tmp_path / "kept").exists()
 
 
 def test_diverging_training(datalist, networks, pretrain_words, command, tmp_path):
@@ -384,6 +403,7 @@ def test_pictures_without_labels(datalist, tuned, command, tmp_path):
     ("words", "line"),
     [
         (("--init", "{swin}", "--backbone", "vit_b"), "--backbone is vit_b, the pretraining's was swin_b"),
+        (("--init", "{vit}", "--backbone", "swin_b"), "--backbone is swin_b, the pretraining's was vit_b"),
         (("--init", "{gone}"), "no such file"),
         (("--init", "{text}"), "damaged"),
         (("--init", "{swin_file}", "--backbone", "vit_b", "--image-size", 32), "fits only"),
@@ -495,6 +515,9 @@ def test_refused_exports(pretrained, command, tmp_path):
     (tmp_path / "a.safetensors").write_text("mine")
     assert "--overwrite replaces it" in command(*words, tmp_path / "a.safetensors").line
     assert (tmp_path / "a.safetensors").read_text() == "mine"
+    other = command(*words, tmp_path / "b.safetensors", "--backbone", "swin_b")
+    assert other.status == 2
+    assert "says itself what its network is; leave --backbone, --image-size and --network out" in other.line
     gone = command("export", "--model", tmp_path / "gone.safetensors", "--out", tmp_path / "b.safetensors")
     assert gone.status == 2
     assert "no such file" in gone.line

@@ -89,6 +89,22 @@ def test_own_file_and_timms(suffix, tmp_path):
         assert torch.equal(patch_tokens(network.backbone.eval(), x), patch_tokens(source.backbone.eval(), x))
 
 
+def test_file_of_moco_v3(tmp_path):
+    """Two encoders and heads of their own; the first encoder is the one that is used (benchmark-transformers 2.3)."""
+    source, other = POPAR("vit_b", 32, **VIT).backbone, POPAR("vit_b", 32, **VIT).backbone
+    state = {f"module.base_encoder.{name}": value for name, value in source.state_dict().items()}
+    state |= {f"module.momentum_encoder.{name}": value for name, value in other.state_dict().items()}
+    state |= {
+        f"module.{part}.0.weight": torch.zeros(3, 3)
+        for part in ("base_encoder.head", "momentum_encoder.head", "predictor")
+    }
+    torch.save({"epoch": 300, "arch": "vit_base", "state_dict": state}, tmp_path / "moco.pth.tar")
+    network = Classifier("vit_b", 2, 32, **VIT)
+    found = load_popar_weights(tmp_path / "moco.pth.tar", network)
+    assert not found.missing
+    assert all(torch.equal(value, network.backbone.state_dict()[name]) for name, value in source.state_dict().items())
+
+
 def test_classifier_of_a_timm_file_is_left_out(tmp_path):
     save_tensors(tmp_path / "a.safetensors", timm_state(Classifier("vit_b", 7, 32, **VIT)), {})
     network = Classifier("vit_b", 2, 32, **VIT)
@@ -126,7 +142,7 @@ def test_other_families_and_files_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"gone\.pth: no such file"):
         load_popar_weights(tmp_path / "gone.pth", POPAR("vit_b", 32, **VIT))
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    with pytest.raises(ValueError, match="no tensors"):
+    with pytest.raises(ValueError, match=r"empty\.pth: holds no tensors by name"):
         load_popar_weights(tmp_path / "empty.pth", POPAR("vit_b", 32, **VIT))
     (tmp_path / "run").mkdir()
     with pytest.raises(CheckpointError, match=r"run: holds no model\.safetensors"):

@@ -53,7 +53,7 @@ def demo(command: of.Demo) -> None:
     for seed in range(SEEDS):
         for name, init in ((RANDOM, None), ("popar", run.out)):
             tuning = RunSettings(out / f"{name}-{seed}", seed=command.seed + seed, device="cpu")
-            networks = NETWORK if init is None else of.NetworkSettings(NETWORK.backbone)
+            networks = NETWORK if init is None else of.NetworkSettings()
             fine_tune(of.FineTune(tuning, data, init, networks, fine_tuning=TUNING))
             folders.append(out / f"predict-{name}-{seed}")
             predict(of.Predict(data, OutputSettings(folders[-1]), tuning.out, device="cpu"))

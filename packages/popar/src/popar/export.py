@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dart_core.checkpoint import save_tensors
 from dart_core.cli import say
-from dart_core.errors import OutputError
+from dart_core.errors import OutputError, SettingError
 from dart_core.export import check_file
 from popar import settings as of
 from popar.models import Pretrained, Tuned, describe, load_pretrained, load_tuned
@@ -24,16 +24,21 @@ def export(command: of.Export) -> None:
     check_file(path, ".safetensors", command.overwrite)
     about = describe(command.model)
     network: POPAR | Classifier
+    if about is not None and command.networks != of.NetworkSettings():
+        raise SettingError(
+            f"{command.model} says itself what its network is",
+            remedy="leave --backbone, --image-size and --network out",
+        )
     if isinstance(about, Pretrained):
         network, _ = load_pretrained(command.model)
     elif isinstance(about, Tuned):
         network, _ = load_tuned(command.model)
     else:
         given = command.networks
-        network = POPAR(given.backbone, given.image_size, **parse_options(given.network))
+        network = POPAR(given.name, given.image_size, **parse_options(given.network))
         load_popar_weights(command.model, network)
     if about is None:
-        backbone, side, options = command.networks.backbone, network.image_size, parse_options(command.networks.network)
+        backbone, side, options = command.networks.name, network.image_size, parse_options(command.networks.network)
     else:
         backbone, side, options = about.backbone, about.image_size, about.network
     state = timm_state(network)

@@ -42,7 +42,7 @@ def pretrain(command: of.Pretrain) -> None:
     given = command.networks
     options = parse_options(given.network)
     with torch.device("meta"):  # whether it can be built, and its sizes
-        plan = POPAR(given.backbone, given.image_size, command.pretraining.drop_path, **options)
+        plan = POPAR(given.name, given.image_size, command.pretraining.drop_path, **options)
     datalist = open_datalist(command.data, of.LabelSettings())
     left_out = excluded(command.exclude)
     training, held_out = pretraining_rows(
@@ -52,8 +52,8 @@ def pretrain(command: of.Pretrain) -> None:
     pictures = Radiographs(training, plan.image_size, colour, command.data.memory)
     batches = picture_batches(pictures, command.pretraining.batch_size, command.run.seed)
     about = Pretrained(
-        given.backbone, plan.image_size, options, command.distortions.normalisation, command.distortions.subtasks,
-        command.distortions.order_loss_on_appearance, command.pretraining.epochs_of(given.backbone), command.run.seed,
+        given.name, plan.image_size, options, command.distortions.normalisation, command.distortions.subtasks,
+        command.distortions.order_loss_on_appearance, command.pretraining.epochs_of(given.name), command.run.seed,
         len(training),
     )  # fmt: skip
     objective = objective_of(command.distortions)
@@ -61,10 +61,9 @@ def pretrain(command: of.Pretrain) -> None:
     if held_out:
         shown = Radiographs(held_out, plan.image_size, colour)
         fixed = FixedDistortions(three_channels(shown.stack(range(len(shown)))), plan.patch, objective)
-    pictures[0]  # a mistake that concerns all pictures must not cost the output folder; check-data opens all of them
+    pictures.read_all()
     with Run(command.run, command) as run:
-        pictures.read_all()
-        network = POPAR(given.backbone, given.image_size, command.pretraining.drop_path, **options)
+        network = POPAR(given.name, given.image_size, command.pretraining.drop_path, **options)
         progress = _Progress(run, command, network, about, fixed)
         weights = pretrain_network(
             run, network, batches, objective, command.pretraining, about.epochs, progress.epoch_ended
@@ -72,7 +71,7 @@ def pretrain(command: of.Pretrain) -> None:
         if not run.is_main:
             return
         # The one that was trained may be spread over the processes.
-        progress.network = POPAR(given.backbone, given.image_size, **options).to(run.device).eval()
+        progress.network = POPAR(given.name, given.image_size, **options).to(run.device).eval()
         progress.network.load_state_dict(weights)
         save_pretrained(run.out, progress.network, about)
         found = {} if fixed is None else fixed.measure(progress.network, run.device)

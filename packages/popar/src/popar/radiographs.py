@@ -140,11 +140,22 @@ class Radiographs:
         return torch.stack([self[place] for place in places])
 
     def read_all(self, threads: int = 4) -> None:
-        """Read everything that is kept in memory now, before loading processes are started, which then share it."""
+        """Read what is kept in memory, before loading processes are started, which then share it; see that the others are there.
+
+        A mistake is found here before it costs an output folder; `check-data` opens all pictures in any case.
+
+        Raises:
+            InputError: a file that is missing; of those that are kept, also one that cannot be read.
+        """
         if self._kept is not None:
             with ThreadPoolExecutor(threads) as pool:
                 for _ in pool.map(self.__getitem__, range(len(self))):
                     pass
+            return
+        for row in self.rows:
+            if not row.image.is_file():
+                raise InputError(f"{row.image} is not there", where=row.where("image"), remedy="check the path")
+        self[0]
 
 
 def read_radiograph(path: Path, size: int | None = None, colour: bool = False) -> Tensor:

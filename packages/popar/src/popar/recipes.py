@@ -16,7 +16,8 @@ from dart_core.data.catalog import chestxray14, chexpert, rsna_pneumonia, shenzh
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.pictures import Pictures, filled, read_pictures, sites_of, split_pictures
 from dart_core.errors import InputError, SettingError
-from popar.settings import FineTuning, LabelSettings, Target, Uncertain
+from dart_core.settings import UncertainLabels
+from popar.settings import FineTuning, LabelSettings, Target
 
 OptimizerName = Literal["sgd", "adamw"]
 RATES: dict[str, float] = {"sgd": 0.01, "adamw": 1e-4}
@@ -25,10 +26,6 @@ VAL_SHARE, TEST_SHARE = 0.13, 0.2
 """Chance of a patient to be for validation (that of ChestX-ray14's published lists) or test, where the data name none."""
 UNCERTAIN = ("-1", "-1.0")
 _ADVICE = dict.fromkeys(UNCERTAIN, "an uncertain label is understood with --target chexpert")
-_RANGES: dict[Uncertain, tuple[float, float]] = {
-    "lsr-ones": (0.55, 0.85), "lsr-zeros": (0.0, 0.3), "ones": (1.0, 1.0), "zeros": (0.0, 0.0),
-}  # fmt: skip
-"""What an uncertain label becomes, drawn uniformly anew at each access."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +77,10 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def targets(self, index: int, generator: np.random.Generator, policy: Uncertain) -> NDArray[np.float32]:
+    def targets(self, index: int, generator: np.random.Generator, policy: UncertainLabels) -> NDArray[np.float32]:
         """What training takes the labels of a picture for: (labels,), nan = unknown."""
-        truth: NDArray[np.float32] = self.pictures.truth[index].copy()
-        low, high = _RANGES[policy]
-        # Drawn for all labels, so that the numbers of one do not depend on the others.
-        drawn = generator.uniform(low, high, len(truth)).astype(np.float32)
-        return np.where(self.uncertain[index], drawn, truth)
+        marked = np.where(self.uncertain[index], -1, self.pictures.truth[index])
+        return chexpert.draw_uncertain(marked, policy, generator).astype(np.float32)
 
 
 def labelled_parts(datalist: Datalist, label: LabelSettings, recipe: Recipe) -> dict[str, Labelled]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, at_least
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
 
 Subtask = Literal["poc", "mpr", "mgr"]
 SUBTASKS: tuple[Subtask, ...] = ("poc", "mpr", "mgr")
@@ -15,7 +15,6 @@ Normalisation = Literal["chestxray14", "imagenet", "none"]
 Split = Literal["train", "val", "test"]
 Target = Literal["chestxray14", "chexpert", "shenzhen", "rsna-pneumonia", "multi-label", "multi-class"]
 Head = Literal["linear", "mlp"]
-Uncertain = Literal["lsr-ones", "lsr-zeros", "ones", "zeros"]
 
 EPOCHS = {"swin_b": 300, "vit_b": 1000}
 """Of the pretraining (section 4.1); other backbones train as long as Swin-B."""
@@ -57,8 +56,8 @@ class DataSettings:
 class NetworkSettings:
     """The backbone."""
 
-    backbone: str = "swin_b"
-    """swin_b, vit_b, or the name of another Swin or ViT in timm."""
+    backbone: str | None = None
+    """swin_b, vit_b, or the name of another Swin or ViT in timm. Default: swin_b; in fine-tuning that of the pretraining."""
     image_size: int | None = None
     """Side of the images, a multiple of the patch (32 for swin_b, 16 for vit_b). Default: 448 for swin_b, 224 for vit_b;
     in fine-tuning that of the pretraining."""
@@ -68,6 +67,11 @@ class NetworkSettings:
 
     def __post_init__(self) -> None:
         at_least(1, image_size=1 if self.image_size is None else self.image_size)
+
+    @property
+    def name(self) -> str:
+        """Of the backbone."""
+        return self.backbone or "swin_b"
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class LabelSettings:
     on its own; multi-class: your own, of which every picture has exactly one."""
     labels: tuple[str, ...] = ()
     """Label columns; default those of the target, for your own data every column of 0, 1 and empty cells."""
-    uncertain: Uncertain = "lsr-ones"
+    uncertain: UncertainLabels = "lsr-ones"
     """chexpert: what a label of -1 becomes in training: a number from 0.55 to 0.85 drawn anew each time, one from 0 to 0.3,
     1, or 0. In other data -1 is an error."""
     frontal: bool = False
@@ -286,7 +290,8 @@ class Export:
     """Write a backbone in timm's names (with its classifier, if that is one linear layer), as timm.create_model loads it."""
 
     model: Path
-    """Run folder of `pretrain` or `fine-tune`, its model.safetensors, or a weight file of the authors (with --backbone)."""
+    """Run folder of `pretrain` or `fine-tune`, its model.safetensors, or a weight file of the authors (with --backbone,
+    --image-size, --network, which the others know themselves)."""
     out: Path
     """File to write, ending in .safetensors."""
     networks: NetworkSettings = field(default_factory=NetworkSettings)

@@ -29,6 +29,7 @@ from dart_core.errors import SettingError
 from dart_core.nets import Conversion
 from dart_core.report import Report
 from dart_core.run import Run
+from dart_core.settings import UncertainLabels
 from popar import settings as of
 from popar.method import fine_tune_lr
 from popar.models import PACKAGE, Pretrained, Tuned, describe, save_tuned, version_of
@@ -54,7 +55,8 @@ def fine_tune(command: of.FineTune) -> None:
     }
     about = dataclasses.replace(about, labels=train.pictures.labels, multi_label=recipe.multi_label, site=train.pictures.name, reported=recipe.reported)  # fmt: skip
     batches = training_batches(pictures["train"], train, recipe, about.image_size, command)
-    pictures["train"][0]
+    for some in pictures.values():
+        some.read_all()
     drop_path = command.fine_tuning.drop_path
 
     def build() -> Classifier:
@@ -65,8 +67,6 @@ def fine_tune(command: of.FineTune) -> None:
     if command.init is not None:
         load_popar_weights(command.init, build())  # weights that do not fit must not cost the output folder
     with Run(command.run, command) as run:
-        for some in pictures.values():
-            some.read_all()
         network = build()
         found = None if command.init is None else load_popar_weights(command.init, network)
         _say_start(run, command, about, settings, found)
@@ -115,9 +115,9 @@ def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | Tuned | None]:
     given = command.networks
     origin = None if command.init is None else describe(command.init)
     options = parse_options(given.network)
-    backbone, side = given.backbone, given.image_size
+    backbone, side = given.name, given.image_size
     if origin is not None:
-        if given.backbone not in (of.NetworkSettings.backbone, origin.backbone):
+        if given.backbone not in (None, origin.backbone):
             raise SettingError(
                 f"--backbone is {given.backbone}, the pretraining's was {origin.backbone}",
                 where=command.init, remedy="leave it out",
@@ -174,7 +174,7 @@ def training_batches(
 
 
 def _validation(
-    run: Run, pictures: Radiographs, labelled: Labelled, about: Tuned, policy: of.Uncertain, recipe: Recipe
+    run: Run, pictures: Radiographs, labelled: Labelled, about: Tuned, policy: UncertainLabels, recipe: Recipe
 ) -> Callable[[nn.Module], Mapping[str, float]]:
     """Validation loss and score of a network; the views are made once."""
     truth = labelled.pictures.truth

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from dart_core.checkpoint import read_weight_file, unwrap
-from dart_core.errors import CheckpointError, InputError
+from dart_core.errors import CheckpointError
 from dart_core.nets import Conversion
 from popar.models import weights_file
 from popar.networks import POPAR, Classifier
 
 LEAST = 0.95
 """Share of a backbone's tensors that a file must hold: below it, one would fine-tune a random network without noticing."""
-_PREFIX = re.compile(r"^(?:module\.|swin_model\.|vit_model\.|backbone\.|model\.|encoder\.)+")
+_PREFIX = re.compile(r"^(?:module\.|swin_model\.|vit_model\.|backbone\.|model\.|base_encoder\.|encoder\.)+")
 _BUFFERS = ("attn_mask", "relative_position_index")
 """Computed from the sizes; those of another image size would not fit."""
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "network")
@@ -30,16 +30,12 @@ _HEADS = {
 """Names of the two heads in the authors' files -> ours."""
 
 
-class WeightsError(CheckpointError, InputError):
-    """Weights that belong to another network; a ValueError too, as functions of arrays raise it."""
-
-
 def load_popar_weights(path: str | os.PathLike[str], model: nn.Module) -> Conversion:
     """Copy the weights of a pretraining into a network.
 
     Understands files of this package, of the authors (names begin with swin_model., with module. before it if saved in
-    parallel; merging layers stand at the end of a stage instead of at the start of the next; buffers of window masks) and of
-    timm. Weights of another image size fit where the architecture allows it: a Swin takes them as they are, a ViT's position
+    parallel; merging layers stand at the end of a stage instead of at the start of the next; buffers of window masks), of timm
+    and of MoCo v3. Weights of another image size fit where the architecture allows it: a Swin takes them as they are, a ViT's position
     embeddings are interpolated.
 
     Args:
@@ -50,15 +46,14 @@ def load_popar_weights(path: str | os.PathLike[str], model: nn.Module) -> Conver
         What was loaded and what was not, in the names of `model`'s backbone (for a `POPAR` also of its heads).
 
     Raises:
-        ValueError: also a CheckpointError: fewer than 95 % of the backbone's tensors are in the file and have the right shape;
-            `model` is untouched.
-        CheckpointError: the file cannot be read.
+        CheckpointError: a ValueError too: fewer than 95 % of the backbone's tensors are in the file and have the right shape,
+            or it cannot be read; `model` is untouched.
     """
     module = unwrap(model)
     backbone = module.backbone if isinstance(module, POPAR | Classifier) else module
     assert isinstance(backbone, nn.Module)
     file = weights_file(Path(path))
-    state, heads = standard_names(read_weight_file(file))
+    state, heads = standard_names(read_weight_file(file), file)
     own = {name: value for name, value in backbone.state_dict().items() if not name.startswith("head.")}
     state = {name: value for name, value in state.items() if name in own or not name.startswith(("head", "fc_head"))}
     _resample_positions(state, own, backbone)
@@ -68,7 +63,7 @@ def load_popar_weights(path: str | os.PathLike[str], model: nn.Module) -> Conver
     unexpected = tuple(name for name in state if name not in own)
     if len(fitting) < LEAST * len(own):
         first = f"has another shape for '{other[0]}'" if other else f"has no '{missing[0]}'"
-        raise WeightsError(
+        raise CheckpointError(
             f"fits only {len(fitting)} of the {len(own)} tensors of the backbone ({len(missing)} missing, {len(other)} of "
             f"another shape, {len(unexpected)} unexpected): it {first}",
             where=file,
@@ -90,14 +85,15 @@ def load_popar_weights(path: str | os.PathLike[str], model: nn.Module) -> Conver
     return Conversion(tuple(loaded), missing, unexpected, other)
 
 
-def standard_names(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def standard_names(content: Mapping[str, Any], where: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of a weight file in timm's names, and those of POPAR's heads in ours.
 
     Args:
         content: what the file holds, as `dart_core.checkpoint.read_weight_file` reads it.
+        where: the file, for the message.
 
     Raises:
-        WeightsError: it holds no tensors by name.
+        CheckpointError: it holds no tensors by name.
     """
     for key in _CONTAINERS:
         if isinstance(content.get(key), Mapping):
@@ -105,7 +101,7 @@ def standard_names(content: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[
             break
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise WeightsError("holds no tensors by name", remedy="give a weight file")
+        raise CheckpointError("holds no tensors by name", where=where, remedy="give a weight file")
     backbone: dict[str, Tensor] = {}
     heads: dict[str, Tensor] = {}
     ours = any(name.startswith("order_head.") for name in tensors)
