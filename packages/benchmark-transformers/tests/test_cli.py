@@ -169,6 +169,22 @@ def test_pictures_of_a_later_test_can_be_left_out(datalist, small, command, tmp_
     assert read_pretrained(tmp_path / "run").images == 14
 
 
+def test_a_picture_that_cannot_be_read_costs_no_folder(datalist, pretrained, small, command, tmp_path):
+    def spoil(rows):
+        (tmp_path / "text.png").write_text("no picture")
+        [row for row in rows if row["split"] == "train"][7]["image"] = str(tmp_path / "text.png")
+
+    path = changed(datalist, tmp_path, spoil)
+    for words in (
+        ("pretrain", "--pictures", path, *small["pretrain"]),
+        ("fine-tune", "--datalist", path, "--weights", pretrained, *small["fine-tune"]),
+    ):
+        finished = command(*words, "--out", tmp_path / "run")
+        assert finished.status == 2
+        assert "text.png: not a picture; give a PNG, JPEG, TIFF or DICOM file" in finished.line
+        assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
@@ -301,13 +317,19 @@ def test_exclusive_classes(datalist, pretrained, small, command, tmp_path):
         (("--initialisation", "scratch-vit-b", "--labels", "Age"), "no column 'Age'"),
         (("--initialisation", "scratch-vit-b", "--normalization", "weights"), "not known what these weights"),
         (("--initialisation", "scratch-vit-b", "--weights", "x.pth"), "starts from random weights"),
+        (
+            ("--initialisation", "scratch-swin-b", "--weights", "SIMMIM"),
+            "simmim: --initialisation is scratch-swin-b, the weights are a Swin-B that SimMIM pre-trained; leave it out, or give one of swin-b-simmim",
+        ),
+        (("--initialisation", "vit-b-simmim", "--weights", "SIMMIM"), "--initialisation is vit-b-simmim"),
         (("--initialisation", "vit-b-dino", "--weights", "x.pth"), "x.pth: no such file"),
         (("--initialisation", "scratch-vit-b", "--layer-decay", 0.5), "--layer-decay is for --optimizer adamw"),
         (("--initialisation", "scratch-vit-b", "--mixup", -1), "--mixup is -1"),
         (("--initialisation", "scratch-vit-b", "--fraction", 1), "1 % of 24 pictures is none"),
     ],
 )
-def test_fine_tunings_that_cannot_be(words, match, datalist, small, command, tmp_path):
+def test_fine_tunings_that_cannot_be(words, match, datalist, pretrained, small, command, tmp_path):
+    words = [pretrained if word == "SIMMIM" else word for word in words]
     finished = command("fine-tune", "--datalist", datalist, *small["fine-tune"], *words, "--out", tmp_path / "run")
     assert finished.status == 2
     assert match in finished.line
@@ -323,6 +345,23 @@ def test_weights_of_another_network_are_refused_before_anything_is_written(
     assert finished.status == 2
     assert "loaded" in finished.line
     assert "missing" in finished.line
+    assert not (tmp_path / "run").exists()
+    # The same names, all of another shape, in a file in timm's names.
+    import timm
+
+    options = {
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": (1, 1),
+        "num_heads": (1, 2),
+        "window_size": 4,
+        "img_size": 16,
+    }
+    torch.save(timm.create_model("swin_base_patch4_window7_224", **options).state_dict(), tmp_path / "wide.pth")
+    words = ("--initialisation", "swin-b-in1k", *small["network"], "--weights", tmp_path / "wide.pth")
+    finished = command("fine-tune", "--datalist", datalist, *words, *small["fine-tune"], "--out", tmp_path / "run")
+    assert finished.status == 2
+    assert re.search(r"wide\.pth: .*\d+ loaded, .*of another shape, \d+ unexpected", finished.line)
     assert not (tmp_path / "run").exists()
 
 

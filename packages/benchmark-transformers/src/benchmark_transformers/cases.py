@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmark_transformers import settings as of
 from benchmark_transformers.augmentation import rand_augment
 from benchmark_transformers.labels import chexpert_labels
-from benchmark_transformers.settings import Policy
 from dart_core.batches import Batches
 from dart_core.data.catalog import chestxray14, chexpert, radiographs, rsna_pe, rsna_pneumonia, shenzhen, vindr_cxr
 from dart_core.data.datalist import Datalist, Row, check
@@ -26,6 +25,7 @@ from dart_core.data.images import read_image
 from dart_core.data.picture_views import ViewRanges, crop_view, draw_view
 from dart_core.data.pictures import Pictures, filled, label_columns, site_rows, sites_of, split_pictures
 from dart_core.errors import DartError, InputError, SettingError
+from dart_core.settings import UncertainLabels
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.1
 """Of the patients, where the datalist names no such split (paper 2.2; a tenth of the training patients validates)."""
@@ -57,7 +57,7 @@ class Cases:
     """`truth` (n, labels) of 0 and 1; nan = unknown; -1 = uncertain, only with a policy."""
     exclusive: bool
     """The labels are classes of which each picture has one."""
-    policy: Policy | None
+    policy: UncertainLabels | None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -160,7 +160,7 @@ def the_site(datalist: Datalist, site: str) -> str:
     return site or there[0]
 
 
-def policy_of(data: of.DataSettings, site: str) -> Policy | None:
+def policy_of(data: of.DataSettings, site: str) -> UncertainLabels | None:
     """What uncertain cells become: of CheXpert draws near 1, unless told otherwise."""
     return data.uncertain or ("lsr-ones" if site == "chexpert" else None)
 
@@ -172,7 +172,7 @@ def _cases(datalist: Datalist, site: str, data: of.DataSettings, labels: Sequenc
     policy = policy_of(data, site)
     for name in data.labels:
         if name not in there:
-            known = ", ".join(there) or "none"
+            known = ", ".join(there) or "none with a filled cell"
             raise InputError(f"site {site} has no column {name!r}", where=datalist.source, remedy=f"there are: {known}")
     if not wanted and set(CATALOG_LABELS.get(site, ("",))) <= set(there):
         wanted = CATALOG_LABELS[site]
@@ -222,7 +222,7 @@ def _one_hot(rows: Sequence[Row], classes: Sequence[str], labelled: bool) -> NDA
     return truth
 
 
-def _cell(row: Row, name: str, policy: Policy | None) -> float:
+def _cell(row: Row, name: str, policy: UncertainLabels | None) -> float:
     text = row.labels.get(name, "").strip()
     if text not in _CELLS:
         raise InputError(f"{text!r} is no label", where=row.where(name), remedy="give 0, 1, or nothing for unknown")
@@ -278,6 +278,17 @@ class CaseFiles:
             if self._kept is not None:
                 self._kept[index] = image
         return image
+
+    def read_all(self) -> None:
+        """Read the pictures now if they stay in memory, so that a mistake is found before it costs an output folder.
+
+        Raises:
+            InputError: a file that cannot be read.
+        """
+        if self._kept is not None:
+            with ThreadPoolExecutor() as pool:
+                for _ in pool.map(self.__getitem__, range(len(self))):
+                    pass
 
     def in_batches(
         self, size: int, change: Callable[[Tensor], Tensor], places: Sequence[int] | None = None

@@ -33,10 +33,6 @@ _EXTRA = 3
 """Rows of BEiT's tables for the class token: to it, from it, to itself."""
 
 
-class ConversionError(CheckpointError, ValueError):
-    """A weight file that does not belong to the network."""
-
-
 # --- Position bias ---------------------------------------------------------------------------------------------------
 
 
@@ -126,8 +122,9 @@ def convert_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: S
         State dict in the model's names, without the head, for `load_state_dict(..., strict=False)`.
 
     Raises:
-        ValueError: an unknown source, or fewer than 95 % of the backbone's tensors; names the counts.
-        CheckpointError: the file cannot be read.
+        SettingError: an unknown source.
+        CheckpointError: fewer than 95 % of the backbone's tensors (names the counts), or the file cannot be read. Both are
+            ValueErrors.
     """
     return convert(path, model, source).state
 
@@ -166,7 +163,7 @@ def _checked(converted: Converted, path: str | os.PathLike[str], model: nn.Modul
     """The same, unless too little fits."""
     if converted.share < LEAST:
         lacking = (*converted.counts.missing, *converted.counts.shape_mismatch)
-        raise ConversionError(
+        raise CheckpointError(
             f"fits {converted.share:.0%} of the weights of {type(unwrap(model)).__name__} ({converted}; the first that "
             f"does not is '{lacking[0]}')",
             where=path,
@@ -282,8 +279,7 @@ def convert_simmim(path: str | os.PathLike[str], network: nn.Module) -> Converte
         network: a `SimMIM`; not changed. A table of position bias of another window is interpolated.
 
     Raises:
-        ValueError: fewer than 95 % of its tensors.
-        CheckpointError: the file cannot be read.
+        CheckpointError: fewer than 95 % of its tensors, or the file cannot be read.
     """
     state = _inner(read_weight_file(path), "model")
     own = dict(unwrap(network).state_dict())

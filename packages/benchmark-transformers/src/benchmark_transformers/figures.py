@@ -52,6 +52,7 @@ def initialisation_figure(panels: Mapping[str, Sequence[Bar]]) -> Figure:
         colours = [COLOURS[1] if bar.is_cnn else COLOURS[0] for bar in shown]
         cell.bar(range(len(shown)), means, yerr=spread, color=colours, width=0.7, capsize=3, error_kw={"linewidth": 1})
         lines = [bar for bar in bars if bar.scratch]
+        backbones = [bar.backbone for bar in lines]
         for number, bar in enumerate(lines):
             level = 100 * float(np.mean(bar.values))
             cell.axhline(
@@ -59,7 +60,7 @@ def initialisation_figure(panels: Mapping[str, Sequence[Bar]]) -> Figure:
                 color="0.25",
                 linestyle=_LINES[number % len(_LINES)],
                 linewidth=1,
-                label=f"{bar.backbone} from scratch",
+                label=f"{bar.backbone} from scratch" if backbones.count(bar.backbone) == 1 else bar.name,
             )
         _mark(cell, shown, means, spread)
         levels = [m - s for m, s in zip(means, spread, strict=True)] + [100 * float(np.mean(b.values)) for b in lines]

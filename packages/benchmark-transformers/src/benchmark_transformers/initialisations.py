@@ -60,6 +60,7 @@ INITIALISATIONS: tuple[Initialisation, ...] = (
     Initialisation("scratch-vit-b", "ViT-B", "random weights", VIT, drop_path=DROP_PATH, in_paper=True, table1=("Scratch", "ViT-B")),
     Initialisation("scratch-swin-b", "Swin-B", "random weights", SWIN, drop_path=DROP_PATH, in_paper=True, table1=("Scratch", "Swin-B"), table2="Scratch"),
     Initialisation("scratch-resnet50", "ResNet-50", "random weights", RESNET, in_paper=True),
+    Initialisation("scratch-beit-b", "ViT-B", "random weights in BEiT's class, which SimMIM's ViT is of", BEIT, drop_path=DROP_PATH),
     Initialisation("swin-b-chestxray14", "Swin-B", "SimMIM, ChestX-ray14", SWIN, source="simmim", drop_path=DROP_PATH, table2="ChestX-ray14"),
     Initialisation("swin-b-xrays926k", "Swin-B", "SimMIM, X-rays(926K)", SWIN, source="simmim", drop_path=DROP_PATH, table2="X-rays(926K)"),
     Initialisation("swin-b-in1k-chestxray14", "Swin-B", "SimMIM, ImageNet-1K, then ChestX-ray14", SWIN, source="simmim", drop_path=DROP_PATH, table2="ImageNet->ChestX-ray14"),

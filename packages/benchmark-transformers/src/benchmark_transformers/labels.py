@@ -10,22 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark_transformers.settings import Policy
+from dart_core.data.catalog.chexpert import draw_uncertain
 from dart_core.errors import InputError, SettingError
+from dart_core.settings import UncertainLabels
 
 FRACTION_SEED = 99
 """Of the authors' draw of a fraction."""
-_RANGES: dict[str, tuple[float, float]] = {
-    "lsr-ones": (0.55, 0.85),
-    "lsr-zeros": (0.0, 0.3),
-    "ones": (1.0, 1.0),
-    "zeros": (0.0, 0.0),
-}
-"""What an uncertain label becomes: uniform between these."""
 
 
 def chexpert_labels(
-    cells: Any, policy: Policy = "lsr-ones", generator: torch.Generator | np.random.Generator | None = None
+    cells: Any, policy: UncertainLabels = "lsr-ones", generator: torch.Generator | np.random.Generator | None = None
 ) -> NDArray[np.float64]:
     """CheXpert's cells as targets of the loss.
 
@@ -41,21 +35,9 @@ def chexpert_labels(
     Raises:
         ValueError: an unknown policy, or a cell that is none of these.
     """
-    if policy not in _RANGES:
-        raise SettingError(f"no policy {policy!r} for uncertain labels", remedy=f"give one of {', '.join(_RANGES)}")
     given = np.asarray(cells.cpu() if isinstance(cells, torch.Tensor) else cells, dtype=object)
     values = np.array([_number(cell) for cell in given.ravel()], dtype=np.float64).reshape(given.shape)
-    low, high = _RANGES[policy]
-    uncertain = values == -1
-    count = int(uncertain.sum())
-    if low == high:
-        drawn = np.full(count, low)
-    elif isinstance(generator, np.random.Generator):
-        drawn = generator.uniform(low, high, count)
-    else:
-        drawn = low + (high - low) * torch.rand(count, dtype=torch.float64, generator=generator).numpy()
-    values[uncertain] = drawn
-    return values
+    return draw_uncertain(values, policy, generator)
 
 
 def _number(cell: Any) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmark_transformers.conversion import LEAST, ConversionError, backbone_tensors, convert
+from benchmark_transformers.conversion import LEAST, backbone_tensors, convert
 from benchmark_transformers.initialisations import BEIT, DROP_PATH, SWIN, VIT, Initialisation
 from dart_core.checkpoint import read_metadata
 from dart_core.data.picture_views import CHESTXRAY14, IMAGENET
@@ -163,8 +163,7 @@ def load_initial_weights(network: nn.Module, path: Path, source: str) -> str:
         source: see `convert_checkpoint`, or "timm".
 
     Raises:
-        ConversionError: fewer than 95 % of the backbone's tensors fit.
-        CheckpointError: the file cannot be read.
+        CheckpointError: fewer than 95 % of the backbone's tensors fit, or the file cannot be read.
     """
     file = weights_file(path)
     if source != "timm":
@@ -179,7 +178,7 @@ def load_initial_weights(network: nn.Module, path: Path, source: str) -> str:
     text = f"{len(loaded)} loaded, {len(lacking)} missing or of another shape, {len(found.unexpected)} unexpected"
     if len(loaded) < LEAST * len(own):
         network.load_state_dict(before)
-        raise ConversionError(
+        raise CheckpointError(
             f"fits {len(loaded) / len(own):.0%} of the weights of {type(network).__name__} ({text}; the first that does "
             f"not is '{(lacking or ['-'])[0]}')",
             where=file,

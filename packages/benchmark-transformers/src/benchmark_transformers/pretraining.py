@@ -107,6 +107,7 @@ def pretrain(command: of.Pretrain) -> None:
     recipe = command.recipe
     rows = unlabelled_pictures(command.pictures, command.exclude)
     files = CaseFiles(rows)
+    files.read_all()
     keywords = command.network.keywords(command.backbone == "swin_b")
     keywords["drop_path_rate"] = DROP_PATH[command.backbone] if recipe.drop_path is None else recipe.drop_path
     # A network that does not fit is found out before the output folder is made.

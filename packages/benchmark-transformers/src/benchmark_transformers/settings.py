@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, at_least
+from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
 
 BackboneName = Literal["swin_b", "vit_b"]
 Source = Literal["simmim", "moco_v3", "dino", "mae", "moby"]
 Schedule = Literal["intended", "as_coded"]
 PretrainingSchedule = Literal["cosine", "step"]
-Policy = Literal["lsr-ones", "lsr-zeros", "ones", "zeros"]
 Normalization = Literal["imagenet", "chestxray14", "weights", "none"]
 Task = Literal["auto", "multi-label", "exclusive"]
 OptimizerName = Literal["sgd", "momentum", "adamw"]
@@ -92,7 +91,7 @@ class DataSettings:
     task: Task = "auto"
     """multi-label: each label on its own; exclusive: one class per picture, as one column of 0 and 1 per class or one column
     with the names of classes. auto: exclusive for RSNA Pneumonia and for a single column of names, else multi-label."""
-    uncertain: Policy | None = None
+    uncertain: UncertainLabels | None = None
     """What -1 becomes in training: lsr-ones a draw from U(0.55, 0.85) at each access, lsr-zeros from U(0, 0.3), ones, zeros;
     empty cells count as 0 then. Default lsr-ones for CheXpert; for others -1 is an error and empty cells are left out."""
     lists: tuple[Path, ...] = ()

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from benchmark_transformers import settings as of
 from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, training_cases
-from benchmark_transformers.initialisations import BEIT, DROP_PATH, SWIN, Initialisation, find_initialisation
+from benchmark_transformers.initialisations import (
+    BEIT,
+    DROP_PATH,
+    INITIALISATIONS,
+    SWIN,
+    Initialisation,
+    find_initialisation,
+)
 from benchmark_transformers.labels import annotation_fraction
 from benchmark_transformers.method import train_network, view_of
 from benchmark_transformers.networks import (
@@ -120,6 +127,8 @@ def fine_tune(command: of.FineTune) -> None:
         train = train.take(annotation_fraction(len(train), recipe.fraction))
     parts = {"train": train, "val": cases["val"]}
     files = {name: CaseFiles(part.rows) for name, part in parts.items()}
+    for some in files.values():
+        some.read_all()
     validation = StoredViews(files["val"], view_of(recipe))
     # A network that does not fit its weights is found out before the output folder is made.
     torch.manual_seed(command.run.seed)
@@ -180,6 +189,14 @@ def starting_point(command: of.FineTune) -> Start:
         raise SettingError("no initialisation", remedy="give --initialisation, or as --weights a run of `pretrain`")
     if pretrained is not None and command.weights_source not in (None, "simmim"):
         raise SettingError("the weights are of `pretrain`, which are SimMIM's", remedy="leave --weights-source out")
+    if pretrained is not None and command.initialisation:
+        needed = _own(pretrained).architecture
+        if (row.source, row.architecture) != ("simmim", needed):
+            fitting = ", ".join(r.key for r in INITIALISATIONS if (r.source, r.architecture) == ("simmim", needed))
+            raise SettingError(
+                f"--initialisation is {row.key}, the weights are a {_own(pretrained).backbone} that SimMIM pre-trained",
+                where=command.weights, remedy=f"leave it out, or give one of {fitting}",
+            )  # fmt: skip
     if command.weights is None and not command.download and row.pretrained:
         has = f", or --download ({row.tag})" if row.tag else " (the owners' file)"
         raise SettingError(f"{row.key} needs weights ({row.pretraining})", remedy=f"give --weights FILE{has}")
