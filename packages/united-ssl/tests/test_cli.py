@@ -217,12 +217,37 @@ def test_evaluate(tuned, command, tmp_path):
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     methods = {row["method"] for row in found["over_seeds"]["auc"]}
     assert methods == {"random", "jigsaw ((D)+R)+A"}
+    assert {row["task"] for row in found["over_seeds"]["auc"]} == {"cubes: classification"}
+    assert "cubes: classification, random" in finished.out
     assert {row["baseline"] for row in found["label_savings"]} == {"random"}
     assert all(row["fid"] >= 0 for row in found["restorations"])
     assert len(rows_of(tmp_path / "evaluation" / "scores.csv")) == 7
     page = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     for words in ("share of the labels", "Frechet distance", "427.6", "Table 3: with and without the decoder"):
         assert words in page
+
+
+def test_targets_are_told_apart_by_their_cubes(cubes, tuned, command, tmp_path):
+    """Two classifications with the same initialisations and seeds, as NCC and ECC in Table 2 and Fig. 3."""
+    other = shutil.copytree(cubes, tmp_path / "ECC")
+    folders = [tuned["c-random"], tuned["c-jigsaw"]]
+    for name in ("c-random", "c-jigsaw"):
+        folders.append(tmp_path / name)
+        words = ("--model", tuned[name].with_name(name), "--split", "val", "--device", "cpu", "--out", folders[-1])
+        assert command("predict", "--cubes", other, *words).status == 0
+    finished = command("evaluate", "--predictions", *folders, "--device", "cpu", "--out", tmp_path / "evaluation")
+    assert finished.status == 0, finished.err
+    found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    rows = {(row["task"], row["method"]): row["mean"] for row in found["over_seeds"]["auc"]}
+    assert len(rows) == 4
+    for folder, split, task in zip(
+        folders, ("test", "test", "val", "val"), ("cubes", "cubes", "ECC", "ECC"), strict=True
+    ):
+        content = json.loads((folder / "metrics.json").read_text())
+        assert rows[f"{task}: classification", content["model"]["name"]] == pytest.approx(content["auc"][split])
+    assert {(row["task"], row["method"]) for row in found["compared"]["auc"]} == {
+        ("cubes: classification", "jigsaw ((D)+R)+A"), ("ECC: classification", "jigsaw ((D)+R)+A")
+    }  # fmt: skip
 
 
 def test_evaluate_with_an_extractor(tuned, command, tmp_path):
@@ -377,28 +402,44 @@ def test_prepare_luna16(luna16, command, tmp_path):
 
 
 def test_ct_with_too_few_slices(luna16, command, tmp_path):
-    finished = command(
-        "prepare", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4, "--out", tmp_path / "cubes"
-    )
-    assert finished.status == 2
-    assert "no scan gave a cube" in finished.last_line
-    assert finished.err.count("has 56 slices, cubes of 48 with a margin of 4 need 60") == 7
+    for words in ((), ("--words", 2)):
+        finished = command(
+            "prepare", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4, *words, "--out", tmp_path / "cubes"
+        )
+        assert finished.status == 2
+        assert "no scan has room for a cube: " in finished.line
+        assert "has 56 slices, cubes of 48 with a margin of 4 need 60; lower --margin or --size" in finished.line
+        assert not (tmp_path / "cubes").exists()
     checked = command("check-data", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4)
     assert checked.status == 2
     assert checked.out.count("has 56 slices") == 8
     assert "8 problems" in checked.out
 
 
+def test_one_scan_without_room_is_left_out(command, tmp_path):
+    for i in range(6):
+        values = np.random.default_rng(i).integers(0, 100, (20, 18, 8 if i == 3 else 17)).astype(np.int16)
+        (tmp_path / "mr").mkdir(exist_ok=True)
+        nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "mr" / f"s{i}.nii.gz")
+    words = ("--data", tmp_path / "mr", "--size", 16, 16, 16, "--crops", 2, "--out", tmp_path / "cubes")
+    finished = command("prepare", *words)
+    assert finished.status == 0
+    assert "s3.nii.gz: has 8 slices, cubes of 16 with a margin of 0 need 16" in finished.err
+    assert len(read_cubes(tmp_path / "cubes")) == 10
+    assert json.loads((tmp_path / "cubes" / "metrics.json").read_text())["left_out"] == 1
+
+
 def test_spacing_missing(luna16, command, tmp_path):
     shutil.copytree(luna16, tmp_path / "luna16")
-    header = next((tmp_path / "luna16" / "subset0").glob("*.mhd"))
+    header = next((tmp_path / "luna16" / "subset6").glob("*.mhd"))  # cut after those of the training
     lines = [line for line in header.read_text().splitlines() if not line.startswith("ElementSpacing")]
     header.write_text("\n".join(lines) + "\n")
-    finished = command("prepare", "--data", tmp_path / "luna16", *SMALL, "--out", tmp_path / "cubes")
-    assert finished.status == 2
-    assert header.name in finished.line
-    assert "spacing" in finished.line.lower()
-    assert not (tmp_path / "cubes" / "index.csv").exists()
+    for words in ((), ("--words", 2)):
+        finished = command("prepare", "--data", tmp_path / "luna16", *SMALL, *words, "--out", tmp_path / "cubes")
+        assert finished.status == 2
+        assert header.name in finished.line
+        assert "spacing" in finished.line.lower()
+        assert not (tmp_path / "cubes").exists()
 
 
 def test_prepare_candidates(luna16, command, tmp_path):

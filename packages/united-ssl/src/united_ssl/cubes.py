@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from dart_core.errors import InputError
 from dart_core.files import write_atomic, write_csv
-from dart_core.metrics._masks import to_numpy
+from dart_core.metrics import to_numpy
 from united_ssl.networks import REDUCTION
 
 INDEX = "index.csv"

@@ -86,10 +86,10 @@ def evaluate(command: of.Evaluate) -> None:
     report.settings(command)
     report.write(out / "report.html")
     for measure, rows in over_seeds.items():
-        width = max((len(row["method"]) for row in rows), default=0)
-        for row in rows:
+        names = [f"{row['task']}, {row['method']}" for row in rows]
+        for name, row in zip(names, rows, strict=True):
             spread = mean_and_spread(row["mean"], row["std"])
-            print(f"{row['method']:<{width}}  {MEASURES[measure]} {spread}  ({row['seeds']} seeds)")
+            print(f"{name:<{max(map(len, names))}}  {MEASURES[measure]} {spread}  ({row['seeds']} seeds)")
     for row in distances:
         print(f"{row['method']}: Frechet distance {row['fid']:.4g} ({row['features']}), MSE {row['mse']:.5f}")
     say(f"scores: {out / SCORES}   report: {out / 'report.html'}")
@@ -103,7 +103,7 @@ def read_scored(folder: Path) -> Scored:
     """
     try:
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        model = content["model"]
+        model, _ = content["model"], content["data"]
         model["shape"] = tuple(model["shape"])
         found: Pretrained | Target = Target(**model) if model["kind"] == "target" else Pretrained(**model)
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -115,7 +115,10 @@ def read_scored(folder: Path) -> Scored:
 
 
 def target_rows(one: Scored) -> list[dict[str, Any]]:
-    """The scores of one fine-tuned network on its cubes: AUC; or IoU of each class, pooled and as mean over cubes."""
+    """The scores of one fine-tuned network on its cubes: AUC; or IoU of each class, pooled and as mean over cubes.
+
+    The folder of the cubes names the target, so that several of them can be shown beside each other.
+    """
     model = one.model
     assert isinstance(model, Target)
     base = {
@@ -125,11 +128,17 @@ def target_rows(one: Scored) -> list[dict[str, Any]]:
     if model.task == "classification":
         predictions = read_predictions(one.folder, PACKAGE)
         logits = np.array(predictions.column("logit"), dtype=float)
-        return [{**base, "task": "classification", "auc": binary_scores(predictions.labels, logits, 0.0)["auc"]}]
+        return [
+            {
+                **base,
+                "task": f"{one.content['data']}: classification",
+                "auc": binary_scores(predictions.labels, logits, 0.0)["auc"],
+            }
+        ]
     counts = read_overlaps(one.folder, model.classes)
     rows = iou_rows(counts)
     last = rows[-1]
-    task = "segmentation" if len(rows) == 1 else "segmentation, mean over classes"
+    task = f"{one.content['data']}: segmentation" + (", mean over classes" if len(rows) > 1 else "")
     return [{**base, "task": task, "iou": last["pooled"], "iou_per_case": last["per_case"]}]
 
 

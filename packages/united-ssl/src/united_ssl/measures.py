@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dart_core.errors import InputError
-from dart_core.metrics._masks import to_numpy
+from dart_core.metrics import to_numpy
 
 
 def frechet_distance(a: Any, b: Any) -> float:

@@ -189,7 +189,8 @@ def _restore(command: of.Predict, network: nn.Module, model: Pretrained, cubes: 
 
 
 def _finish(command: of.Predict, model: Pretrained | Target, content: dict[str, Any]) -> None:
-    text = json.dumps({"model": dataclasses.asdict(model), "split": command.split, **content}, indent=2)
+    about = {"model": dataclasses.asdict(model), "data": command.cubes.resolve().name, "split": command.split}
+    text = json.dumps({**about, **content}, indent=2)
     write_atomic(command.output.out / METRICS, text + "\n")
 
 

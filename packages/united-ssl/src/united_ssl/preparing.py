@@ -326,6 +326,7 @@ def prepare(command: of.Prepare) -> None:
             dataclasses.replace(row, split=split_for_pretraining(row, kind, command.train_on_test)) for row in scans
         ]
         scans = [row for row in scans if row.split in ("train", "val")] if kind == "luna16" else scans
+    check_headers(scans, command, kind)
     for row in scans if command.target in ("classify", "ECC") else ():
         label = row.labels.get("label", "")
         if not re.fullmatch(r"\d{1,9}", label):
@@ -357,6 +358,36 @@ def prepare(command: of.Prepare) -> None:
         f"cubes: {', '.join(f'{count} {split}' for split, count in counts.items())} in {command.run.out}"
         + (f"; {len(skipped)} scan{'s' * (len(skipped) > 1)} left out" if skipped else "")
     )
+
+
+def check_headers(scans: Iterable[Row], command: of.Prepare, kind: str) -> None:
+    """Read the headers of all scans, so that a mistake is found before it costs an output folder.
+
+    Folders of DICOM slices are left out: each slice has a header, and there are hundreds. What is no CT for sure may have cubes
+    at its border.
+
+    Raises:
+        InputError: a file that is missing or damaged, or has no spacing; or no scan has room for a cube.
+    """
+    is_ct = kind == "luna16" or command.intensity == "hu"
+    margin = command.margin or (CT_MARGIN if is_ct else (0, 0, 0))
+    problems: list[NoRoomError] = []
+    count = 0
+    for row in scans:
+        count += 1
+        if row.image.is_dir():
+            continue
+        shape = read_grid(row.image, ORIENTATION).array.shape
+        try:
+            starts(shape, command.size, margin, is_ct and command.acceptance != "none", row.image)
+        except NoRoomError as error:
+            problems.append(error)
+    if command.target == "none" and problems and len(problems) == count:
+        first = problems[0]
+        raise InputError(
+            f"no scan has room for a cube: {first.where} {first.problem}", where=command.data,
+            remedy="lower --margin or --size",
+        )  # fmt: skip
 
 
 def file_names(scans: Sequence[Row]) -> list[str]:

@@ -29,6 +29,7 @@ from united_ssl.preparing import (
     CT_MARGIN,
     ORIENTATION,
     SPARE,
+    check_headers,
     file_names,
     open_source,
     resized,
@@ -71,6 +72,7 @@ def prepare_words(command: of.Prepare) -> None:
     scans, kind = open_source(command.data, "none", command.run.seed, command.validation)
     scans = [dataclasses.replace(row, split=split_for_pretraining(row, kind, command.train_on_test)) for row in scans]
     scans = [row for row in scans if row.split in ("train", "val")]
+    check_headers(scans, command, kind)
     hu = kind == "luna16" and command.intensity is None
     with Run(command.run, command) as run:
         command = dataclasses.replace(command, intensity="hu") if hu else command
