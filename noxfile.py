@@ -87,7 +87,7 @@ def environment() -> dict[str, str]:
 
 def scripts(where: str) -> list[str]:
     found = (path.relative_to(ROOT) for path in ROOT.glob(f"benchmarks/{where}/*.py"))
-    return sorted(str(path) for path in found if path.name != "compare.py")  # what the others share
+    return sorted(str(path) for path in found if path.name not in ("compare.py", "promises.py"))  # what the others share
 
 
 @nox.session(python=PYTHON)
@@ -196,6 +196,7 @@ forbidden_modules = {json.dumps([f"dart_core.{part}" for part in ("run", "cli", 
     path.write_text(contracts, encoding="utf-8")
     source = os.pathsep.join(str(ROOT / folder(name) / "src") for name in ALL)
     session.run("lint-imports", "--config", str(path), "--no-cache", env={"PYTHONPATH": source})
+    session.run("python", "docs/graph.py", "--check")
 
 
 @nox.session(python=PYTHON)
@@ -223,8 +224,14 @@ def gpu(session: nox.Session) -> None:
         session.skip("no CUDA device on this machine (nvidia-smi lists none)")
     install(session, *sources(PACKAGES), *group("test"))
     session.run("pytest", "-m", "gpu", *session.posargs, env=environment())
+    measure(session, "cuda")
+
+
+def measure(session: nox.Session, device: str, *arguments: str) -> None:
+    """Run every speed benchmark, and write the page."""
     for script in scripts("speed"):
-        session.run("python", script, "--device", "cuda")
+        session.run("python", script, "--device", device, *arguments)
+    session.run("python", "benchmarks/speed/promises.py")
 
 
 def cuda_device() -> bool:
@@ -238,8 +245,7 @@ def cuda_device() -> bool:
 def speed(session: nox.Session) -> None:
     """Measure against the peers on the CPU and write benchmarks/results."""
     install(session, *sources(PACKAGES), *group("peers"))
-    for script in scripts("speed"):
-        session.run("python", script, "--device", "cpu", *session.posargs)
+    measure(session, "cpu", *session.posargs)
 
 
 @nox.session(python=PYTHON)

@@ -1,6 +1,6 @@
 """The speed page: what the packages promise, what was measured on which hardware, and how cost grows with the work.
 
-    python benchmarks/speed/page.py [--results benchmarks/results]
+    python benchmarks/speed/promises.py [--results benchmarks/results]
 
 Reads the newest record of each task and hardware, and writes speed.html beside them. `nox -s speed` and `nox -s gpu` end with it.
 """
