@@ -11,29 +11,14 @@ import yaml
 from adagrad_unet.baselines import RUNS, printed_table
 from adagrad_unet.cli import COMMANDS
 from adagrad_unet.method import run_name
-from dart_core.cli import main
+from dart_core.testing import config_words, settings_given
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-NEEDED = {
-    "train": ["--datalist", "a", "--site", "a", "--out", "o"],
-    "spottune": ["--datalist", "a", "--site", "a", "--out", "o"],
-    "predict": ["--datalist", "a", "--model", "m", "--out", "o"],
-    "evaluate": ["--predictions", "p", "q", "--out", "o"],
-    "layer-speed": ["--runs", "r", "--out", "o"],
-}
 
 
 def parsed(path: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     """The settings that the file's own command makes of it."""
-    example = next(line for line in path.read_text().splitlines() if "adagrad-unet " in line)
-    verb = example.split("adagrad-unet ")[1].split()[0]
-    settings, _ = COMMANDS[verb]
-    seen: list[Any] = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("adagrad-unet", COMMANDS, "0", "", argv=[verb, "--config", str(path), *NEEDED[verb], *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
+    return settings_given("adagrad-unet", COMMANDS, [*config_words(path, "adagrad-unet"), *words], monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

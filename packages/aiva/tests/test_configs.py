@@ -10,32 +10,14 @@ import pytest
 
 from aiva.cli import COMMANDS
 from aiva.settings import Adapt, Alignment, Baselines, Training
-from dart_core.cli import main
+from dart_core.testing import config_words, settings_given
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-NEEDED = {
-    "pretrain": ["--datalist", "a.csv", "--source", "a", "--out", "o"],
-    "adapt": ["--datalist", "a.csv", "--target", "b", "--out", "o"],
-    "predict": ["--datalist", "a.csv", "--model", "m", "--out", "o"],
-    "evaluate": ["--predictions", "p", "--out", "o"],
-    "clusters": ["--runs", "r", "--out", "o"],
-}
 
 
 def read(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    example = next(line for line in path.read_text().splitlines() if f"--config configs/{path.name}" in line)
-    verb = example.split("aiva ")[1].split()[0]
-    settings, _ = COMMANDS[verb]
-    seen: list[Any] = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    words = [
-        *NEEDED[verb],
-        *(["--source-model", "s"] if "--source-model" in path.read_text() and verb == "adapt" else []),
-    ]
-    assert main("aiva", COMMANDS, "0", "", argv=[verb, "--config", str(path), *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
+    """The settings that the file's own command makes of it."""
+    return settings_given("aiva", COMMANDS, config_words(path, "aiva"), monkeypatch)
 
 
 def test_a_config_for_every_row() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -12,25 +10,12 @@ import yaml
 from benchmark_transformers.cli import COMMANDS
 from benchmark_transformers.initialisations import INITIALISATIONS, find_initialisation
 from benchmark_transformers.settings import FineTuneRecipe, PretrainRecipe
-from dart_core.cli import main
-from dart_core.testing import readme_commands
+from dart_core.testing import config_words, readme_commands, settings_given
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 README = Path(__file__).parents[1] / "README.md"
 CHOSEN = {"schedule", "learning_rate", "warmup", "trials", "seed", "resize", "drop_path"}
 """What a file may set otherwise than the default."""
-
-
-def example(path: Path) -> list[str]:
-    """The words of the command in the first lines, continued lines joined."""
-    lines = iter(path.read_text().splitlines())
-    for line in lines:
-        if line.startswith("#   benchmark-transformers "):
-            text = line[4:]
-            while text.endswith("\\"):
-                text = text[:-1] + next(lines).lstrip("# ")
-            return shlex.split(text)[1:]
-    raise AssertionError(f"{path.name} shows no command")
 
 
 def test_every_row_of_the_tables_and_every_model_of_the_figure_has_a_file():
@@ -42,23 +27,12 @@ def test_every_row_of_the_tables_and_every_model_of_the_figure_has_a_file():
             assert {f"{place}_{row.key}" for place in ("table1", "figure1")} & names, row.key
 
 
-def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The settings that the command gets; it is not carried out."""
-    settings, _ = COMMANDS[verb]
-    seen: list[Any] = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("benchmark-transformers", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
-
-
 EXAMPLES = readme_commands(README, "benchmark-transformers")
 
 
 @pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
 def test_commands_of_the_readme_are_understood(words, monkeypatch):
-    understood(words[0], words[1:], monkeypatch)
+    settings_given("benchmark-transformers", COMMANDS, words, monkeypatch)
 
 
 def test_the_readme_shows_every_command():
@@ -67,10 +41,8 @@ def test_the_readme_shows_every_command():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_accepted(path, monkeypatch):
-    verb, *words = example(path)
-    assert f"configs/{path.name}" in words
-    words[words.index("--config") + 1] = str(path)
-    given = understood(verb, words, monkeypatch)
+    verb, *words = config_words(path, "benchmark-transformers")
+    given = settings_given("benchmark-transformers", COMMANDS, (verb, *words), monkeypatch)
     if verb == "fine-tune":
         row = find_initialisation(given.initialisation)
         assert path.stem.partition("_")[2].endswith(row.key)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dart_core.cli import main
 from dart_core.errors import SettingError
+from dart_core.testing import config_words, settings_given
 from metamedseg.baselines import printed_table
 from metamedseg.cli import COMMANDS
 from metamedseg.settings import Inner, Meta, Tasks
@@ -19,19 +18,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 def accepted(path: Path, monkeypatch: pytest.MonkeyPatch):
     """The settings that the command of the first lines gets."""
-    line = next(line for line in path.read_text().splitlines() if line.startswith("#   "))
-    words = shlex.split(line[4:])
-    verb, *words = words[words.index("metamedseg") + 1 :]
-    assert f"configs/{path.name}" in words
-    words[words.index("--config") + 1] = str(path)
-    settings, _ = COMMANDS[verb]
-    seen = []
-    with monkeypatch.context() as patch:
-        patch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-        patch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-        assert main("metamedseg", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
+    return settings_given("metamedseg", COMMANDS, config_words(path, "metamedseg"), monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pytest
 
-from dart_core.cli import main
+from dart_core.testing import config_words, settings_given
 from mmtl_octl.cli import COMMANDS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
-
-
-def example(path: Path) -> list[str]:
-    """The words of the command in the first lines, continued lines joined."""
-    lines = iter(path.read_text().splitlines())
-    for line in lines:
-        if line.startswith("#   mmtl-octl "):
-            text = line[4:]
-            while text.endswith("\\"):
-                text = text[:-1] + next(lines).lstrip("# ")
-            return shlex.split(text)[1:]
-    raise AssertionError(f"{path.name} shows no command")
 
 
 def test_every_row_of_the_tables_has_a_file():
@@ -41,16 +28,8 @@ def test_every_row_of_the_tables_has_a_file():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_is_accepted(path, monkeypatch, tmp_path):
-    verb, *words = example(path)
-    assert f"configs/{path.name}" in words
-    words[words.index("--config") + 1] = str(path)
-    settings, _ = COMMANDS[verb]
-    seen = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("mmtl-octl", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
+def test_config_is_accepted(path, monkeypatch):
+    settings_given("mmtl-octl", COMMANDS, config_words(path, "mmtl-octl"), monkeypatch)
 
 
 @pytest.mark.parametrize(

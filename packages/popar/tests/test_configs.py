@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from dart_core.cli import main
-from dart_core.testing import readme_commands
+from dart_core.testing import config_words, readme_commands, settings_given
 from popar.cli import COMMANDS
 from popar.settings import Distortions, FineTuning, LabelSettings, Pretraining
 from popar.tables import PRINTED_TABLES, printed_rows, printed_table
@@ -19,32 +16,12 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 README = Path(__file__).parents[1] / "README.md"
 
 
-def example(path: Path) -> list[str]:
-    """The words of the command in the first lines."""
-    for line in path.read_text().splitlines():
-        if line.startswith("#   "):
-            words = shlex.split(line[4:])
-            return words[words.index("popar") + 1 :]
-    raise AssertionError(f"{path.name} shows no command")
-
-
-def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The settings that the command gets; it is not carried out."""
-    settings, _ = COMMANDS[verb]
-    seen: list[Any] = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("popar", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
-
-
 EXAMPLES = readme_commands(README, "popar")
 
 
 @pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
 def test_commands_of_the_readme_are_understood(words, monkeypatch):
-    understood(words[0], words[1:], monkeypatch)
+    settings_given("popar", COMMANDS, words, monkeypatch)
 
 
 def test_the_readme_shows_every_command():
@@ -53,10 +30,7 @@ def test_the_readme_shows_every_command():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_accepted(path, monkeypatch):
-    verb, *words = example(path)
-    assert f"configs/{path.name}" in words
-    words[words.index("--config") + 1] = str(path)
-    understood(verb, words, monkeypatch)
+    settings_given("popar", COMMANDS, config_words(path, "popar"), monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from dart_core.cli import main
-from dart_core.testing import readme_commands
+from dart_core.testing import config_words, readme_commands, settings_given
 from sissi.cli import COMMANDS
 from sissi.evaluation import printed_table
 from sissi.settings import NAMES, ROWS, Correction, Training
@@ -20,20 +17,9 @@ CONFIGS = sorted(FOLDER.glob("*.yaml"))
 EXAMPLES = readme_commands(Path(__file__).parents[1] / "README.md", "sissi")
 
 
-def understood(verb: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The settings that the command gets; it is not carried out."""
-    settings, _ = COMMANDS[verb]
-    seen: list[Any] = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("sissi", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
-    return seen[0]
-
-
 @pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
 def test_commands_of_the_readme_are_understood(words, monkeypatch):
-    understood(words[0], words[1:], monkeypatch)
+    settings_given("sissi", COMMANDS, words, monkeypatch)
 
 
 def test_the_readme_shows_every_command():
@@ -42,10 +28,7 @@ def test_the_readme_shows_every_command():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_commands_of_the_settings_files_are_understood(path, monkeypatch):
-    lines = [line[4:] for line in path.read_text().splitlines() if line.startswith("#   ")]
-    (verb, *words) = shlex.split(lines[0])[1:]
-    assert words[:2] == ["--config", f"configs/{path.name}"]
-    understood(verb, ["--config", str(path), *words[2:]], monkeypatch)
+    settings_given("sissi", COMMANDS, config_words(path, "sissi"), monkeypatch)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
-from dart_core.cli import main
+from dart_core.testing import config_words, settings_given
 from stain_aglr.cli import COMMANDS
-from stain_aglr.settings import Augmentation, Losses, Training
+from stain_aglr.settings import Augmentation, Losses, Train, Training
 from stain_aglr.tables import PAPER_NAMES
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 IN_FULL = [path for path in CONFIGS if path.stem.startswith(("table1_", "figure5"))]
-
-
-def example(path: Path) -> list[str]:
-    """The words of the command in the first lines, continued lines joined."""
-    lines = iter(path.read_text().splitlines())
-    for line in lines:
-        if line.startswith("#   stain-aglr "):
-            text = line[4:]
-            while text.endswith("\\"):
-                text = text[:-1] + next(lines).lstrip("# ")
-            return shlex.split(text)[1:]
-    raise AssertionError(f"{path.name} shows no command")
 
 
 def test_every_row_of_the_tables_has_a_file():
@@ -37,17 +24,9 @@ def test_every_row_of_the_tables_has_a_file():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_is_accepted(path, monkeypatch):
-    verb, *words = example(path)
-    assert f"configs/{path.name}" in words
-    words[words.index("--config") + 1] = str(path)
-    settings, _ = COMMANDS[verb]
-    seen = []
-    monkeypatch.setitem(COMMANDS, verb, (settings, f"{__name__}:unused"))
-    monkeypatch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
-    assert main("stain-aglr", COMMANDS, "0", "", argv=[verb, *words]) == 0
-    assert type(seen[0]) is settings
-    if path.stem.startswith("table") and verb == "train":
-        assert path.stem.partition("_")[2] == seen[0].method
+    given = settings_given("stain-aglr", COMMANDS, config_words(path, "stain-aglr"), monkeypatch)
+    if path.stem.startswith("table") and isinstance(given, Train):
+        assert path.stem.partition("_")[2] == given.method
 
 
 @pytest.mark.parametrize("path", IN_FULL, ids=lambda path: path.stem)

@@ -12,19 +12,23 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 
 from dart_core.checkpoint import load_checkpoint, load_weights
-from dart_core.cli import main
+from dart_core.cli import Commands, main
 from dart_core.run import CHECKPOINTS
+
+if TYPE_CHECKING:
+    import pytest
 
 PATIENCE = 240.0
 """Seconds after which a command that does not get on is given up."""
@@ -170,6 +174,56 @@ def readme_commands(readme: Path, command: str) -> list[list[str]]:
     blocks = readme.read_text(encoding="utf-8").split("```sh\n")[1:]
     lines = [line for block in blocks for line in block.split("```")[0].splitlines()]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{command} ")]
+
+
+def config_words(path: Path, command: str) -> list[str]:
+    """The words of the call that the first lines of a settings file show, `--config` naming the file where it lies.
+
+    Raises:
+        AssertionError: it shows no call of the command with this file.
+    """
+    shown = re.sub(r"\\\n#\s*", "", path.read_text(encoding="utf-8"))
+    for line in shown.splitlines():
+        name, found, call = line.removeprefix("#").strip().partition(f"{command} ")
+        words = shlex.split(call) if found and (not name or name.endswith(" -m ")) else []  # torchrun ... -m popar
+        if f"configs/{path.name}" in words:
+            words[words.index(f"configs/{path.name}")] = str(path)
+            return words
+    raise AssertionError(f"{path.name} shows no call of {command} with it")
+
+
+def settings_given(command: str, commands: Commands, words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The settings that a verb gets from the words of a call, which is not carried out.
+
+    Args:
+        command: such as "fda-mri".
+        commands: its verbs.
+        words: verb, flags and values.
+        monkeypatch: pytest's.
+
+    Raises:
+        AssertionError: the words are not understood.
+    """
+    verb, *rest = words
+    settings, _ = commands[verb]
+    seen: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setitem(commands, verb, (settings, f"{__name__}:unused"))
+        patch.setattr("importlib.import_module", lambda name: type("Module", (), {"unused": seen.append}))
+        status = main(command, commands, "0", "", argv=[verb, *map(str, rest)])
+    assert status == 0, f"{shlex.join(words)}: status {status}"
+    assert type(seen[0]) is settings
+    return seen[0]
+
+
+def assert_help_is_light(module: str, verb: str) -> None:
+    """`--help` of a verb imports neither torch nor numpy, so that it answers at once."""
+    code = (
+        f"import sys; from {module}.cli import main; sys.argv = ['{module}', '{verb}', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 # --- Commands that are killed and resumed ----------------------------------------------------------------------------
