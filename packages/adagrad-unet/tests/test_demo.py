@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -15,7 +13,7 @@ from filelock import FileLock
 from adagrad_unet import __version__
 from adagrad_unet.cli import COMMANDS, DESCRIPTION
 from dart_core.cli import main
-from dart_core.testing import chromium
+from dart_core.testing import assert_reports_render
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUNS = ("S-12", "S-4", "AG-4", "SGDm-4")
@@ -75,26 +73,7 @@ def test_a_second_demo_does_not_overwrite_the_first(out: Path, capsys: pytest.Ca
     assert (out / "report.html").stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
-def test_reports_render_in_a_browser(browser: Any, width: int, out: Path) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    complaints: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    for report in sorted(out.rglob("report.html")):
-        page.goto(report.as_uri(), wait_until="load")
-        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), report
-        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), report
-        assert complaints == [], report
-        assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
-        requests.clear()
-    page.close()
+def test_reports_render_in_a_browser(width: int, out: Path) -> None:
+    assert_reports_render(out, width)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -18,6 +15,7 @@ from aiva.cli import COMMANDS, DESCRIPTION
 from aiva.demo import METHODS
 from aiva.epoch import clusterings
 from dart_core.cli import main
+from dart_core.testing import assert_reports_render
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -73,30 +71,7 @@ def test_a_second_demo_does_not_overwrite_the_first(out: Path, capsys: pytest.Ca
     assert (out / "report.html").stat().st_mtime_ns == before
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = os.environ.get("DART_CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("no Chromium: install it, or name it in DART_CHROMIUM")
-    flags = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync"
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=chromium, args=flags.split())
-        yield running
-        running.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 1280])
-def test_reports_render_in_a_browser(browser: Any, width: int, out: Path) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 844})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    for report in sorted(out.rglob("report.html")):
-        page.goto(report.as_uri(), wait_until="load")
-        assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), report
-        assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), report
-        assert complaints == [], report
-    page.close()
+def test_reports_render_in_a_browser(width: int, out: Path) -> None:
+    assert_reports_render(out, width)

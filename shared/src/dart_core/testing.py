@@ -359,3 +359,27 @@ def chromium() -> Iterator[Any]:
             yield running
         finally:
             running.close()
+
+
+def assert_reports_render(folder: Path, width: int) -> None:
+    """Every report.html in a folder shows itself in a browser of that width whole, without complaint and without the network.
+
+    Raises:
+        AssertionError: there is none, one is wider than the window, a picture is broken, or something else was asked for.
+    """
+    reports = sorted(folder.rglob("report.html"))
+    assert reports, folder
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        complaints: list[str] = []
+        requests: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        for report in reports:
+            page.goto(report.as_uri(), wait_until="load")
+            assert page.evaluate("document.scrollingElement.scrollWidth <= innerWidth"), report
+            assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)"), report
+            assert complaints == [], report
+            assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+            requests.clear()
