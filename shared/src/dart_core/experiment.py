@@ -19,7 +19,6 @@ import csv
 import hashlib
 import importlib
 import json
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -31,7 +30,6 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -44,6 +42,7 @@ from dart_core import __version__
 from dart_core.cli import say
 from dart_core.errors import InputError, SettingError
 from dart_core.files import write_atomic
+from dart_core.processes import process_context
 
 State = Literal["waiting", "queued", "running", "done", "failed", "skipped"]
 """Queued: with the executor, not begun."""
@@ -326,7 +325,9 @@ class LocalExecutor:
 
     def start(self, folder: Path) -> BaseProcess:
         """A process in a session of its own, so that Ctrl-C reaches it once, through `stop`."""
-        process = _context().Process(target=_in_own_session, args=(str(folder),))
+        process = process_context("dart_core.run", "dart_core.report").Process(
+            target=_in_own_session, args=(str(folder),)
+        )
         process.start()
         return process
 
@@ -337,14 +338,6 @@ class LocalExecutor:
     def stop(self, handle: BaseProcess) -> None:
         """SIGTERM."""
         handle.terminate()
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dart_core.run", "dart_core.report", "torch._dynamo"])
-    return context
 
 
 def _in_own_session(folder: str) -> None:

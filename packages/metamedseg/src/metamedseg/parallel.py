@@ -10,13 +10,13 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
 
 from dart_core.errors import DartError
+from dart_core.processes import process_context
 from metamedseg.method import Results, State, TaskResult, TaskTrainer
 
 
@@ -48,7 +48,7 @@ class _Pool:
     """Processes that wait for (step, weights) and answer with results."""
 
     def __init__(self, trainer: TaskTrainer, device: torch.device, processes: int, threads: int) -> None:
-        context = _context()
+        context = process_context("metamedseg.method")
         self.processes: dict[Connection, BaseProcess] = {}
         for number in range(processes):
             own, other = context.Pipe()
@@ -101,15 +101,6 @@ class _Pool:
         for connection, process in self.processes.items():
             process.join()
             connection.close()
-
-
-def _context() -> SpawnContext | ForkServerContext:
-    """How processes start: from a server that has imported what they need, where the system has such; else afresh."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["metamedseg.method", "torch._dynamo"])
-    return context
 
 
 def _serve(connection: Connection, trainer: TaskTrainer, place: str, threads: int) -> None:
