@@ -275,3 +275,12 @@ def leaderboard(session: nox.Session) -> None:
     variables = environment()
     del variables["OMP_NUM_THREADS"]
     session.run("python", "benchmarks/leaderboard/leaderboard.py", *session.posargs, env=variables)
+
+
+@nox.session(python=PYTHON)
+def nightly(session: nox.Session) -> None:
+    """Run what takes too long for every commit: types, docs, wheels, minimums, and all tables and boards on phantoms."""
+    for name in ("types", "docs", *(f"wheels({name})" for name in ALL), "minimums"):
+        session.notify(name)
+    session.notify("reproduce", ["all", "--scale", "smoke"])
+    session.notify("leaderboard", ["--scale", "smoke"])
