@@ -6,8 +6,6 @@ import csv
 import itertools
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from PIL import Image
 
 from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.data.boxes import read_boxes
+from dart_core.testing import assert_help_is_light
 from sissi import commands, method
 from sissi.detectors import build_detector, describe, load_detector
 
@@ -40,8 +39,7 @@ def changed(source: Path, folder: Path, change, name: str = "list.csv") -> Path:
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from sissi.cli import main; sys.argv = ['sissi', 'train', '--help']\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules and 'cv2' not in sys.modules and 'numba' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert_help_is_light("sissi", "train")
 
 
 # --- check-data ------------------------------------------------------------------------------------------------------
@@ -283,7 +281,7 @@ def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_
     finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
     assert finished.status == 0
     assert (
-        "boxes left out: 1 has its corners swapped, 1 has no area, 1 lies outside of the picture (--edges clip)"
+        "boxes left out: 1 with swapped corners, 1 without an area, 1 outside of the picture (--edges clip)"
         in finished.err
     )
 
@@ -299,7 +297,9 @@ def test_grey_16_bit_and_empty_pictures(cells, tiny, command, tmp_path):
     target = changed(cells["weak"], tmp_path, add)
     assert command("check-data", "--boxes", target).status == 0
     words = ("--configuration", "sissi-w", "--epochs", 2, "--views", "one", "--out", tmp_path / "run")
-    assert command("train", "--source", cells["phase"], "--target", target, *tiny, *words).status == 0
+    finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
+    assert finished.status == 0
+    assert "pictures without a box: 2 of 8 of the target; what they show counts as background" in finished.err
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["target_pictures"] == 8
 
 
@@ -414,6 +414,20 @@ def test_a_damaged_picture_is_named_before_the_folder_is_touched(trained, comman
     assert not (tmp_path / "out").exists()
 
 
+def test_a_detector_without_numbers(cells, trained, data, tiny, command, tmp_path):
+    """It would find nothing, and say nothing."""
+    from dart_core.checkpoint import save_tensors
+
+    weights, path = load_weights(trained / "model.safetensors")[0], tmp_path / "nan.safetensors"
+    name = "roi_heads.box_predictor.cls_score.bias"
+    save_tensors(path, weights | {name: weights[name] * float("nan")}, read_metadata(trained / "model.safetensors"))
+    words = ("predict", "--pictures", cells["smear"], "--model", path, "--device", "cpu", "--out", tmp_path / "out")
+    assert f"nan.safetensors: {name} has values that are not finite" in command(*words).line
+    words = ("train", *data, *tiny, "--start", "never", "--init", path, "--out", tmp_path / "out")
+    assert f"nan.safetensors: {name} has values that are not finite" in command(*words).line
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_foreign_file_is_no_detector(cells, command, tmp_path):
     from dart_core.checkpoint import save_tensors
 
@@ -474,6 +488,28 @@ def test_boxes_that_cannot_be_scored_are_left_out_aloud(cells, command, tmp_path
     assert f"{reader}: boxes left out: 2 without an area or with swapped corners" in finished.err
     (row,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
     assert (row["AP"], row["recall"]) == (100, 100)
+
+
+def test_a_readers_boxes_outside_of_the_picture(cells, command, tmp_path):
+    """Nobody can find them: as if they were not there. A reader without any box is said, too."""
+
+    def spoil(rows):
+        first = next(row for row in rows if row["split"] == "test")
+        return [*rows, first | {"xmin": "70", "xmax": "80"}, first | {"ymin": "-9", "ymax": "-2"}]
+
+    def empty(rows):
+        names = {row["image"]: row for row in rows if row["split"] == "test"}
+        return [row | dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), "") for row in names.values()]
+
+    reader, none = (changed(cells["smear"], tmp_path, *how) for how in ((spoil, "reader.csv"), (empty, "none.csv")))
+    words = ("evaluate", "--predictions", cells["smear"], "--readers", reader, none, "--out", tmp_path / "out")
+    finished = command(*words)
+    assert finished.status == 0
+    assert f"{reader}: boxes left out: 2 outside of the picture" in finished.err
+    assert f"{none}: no box in any picture" in finished.err
+    one, other = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
+    assert (one["AP"], one["recall"], other["AP"]) == (100, 100, -1)
+    assert "smear, none: AP50 –" in finished.out
 
 
 def test_refused_evaluations(cells, predicted, command, tmp_path):

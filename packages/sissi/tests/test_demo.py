@@ -24,7 +24,10 @@ def test_demo(command, tmp_path, monkeypatch):
     assert "mixed batch, no correction, reader: AP50" in finished.out
     assert finished.err.splitlines()[-1].endswith(f"open {tmp_path / 'demo' / 'report.html'}")
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
-    assert all(words in report for words in ("first labels", "epoch-0001", "synthetic-like picture", "The detectors"))
+    assert all(
+        words in report
+        for words in ("first labels", "SISSI (S): one view, epoch 1", "synthetic-like picture", "The detectors")
+    )
     content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())
     methods = {"mixed batch, no correction", "SISSI (S): one view", "circle pipeline"}
     assert {row["method"] for row in content["scores"]} == methods

@@ -165,8 +165,8 @@ def test_usable_boxes():
     left_out: Counter[str] = Counter()
     assert usable_boxes(picture, (8, 10), "drop", left_out).labels == ("a",)
     assert left_out == {
-        "reaches beyond the picture": 1, "touches the edge of the picture": 1, "has its corners swapped": 1, "has no area": 1,
-        "lies outside of the picture": 1,
+        "reaching beyond the picture": 1, "at the edge of the picture": 1, "with swapped corners": 1, "without an area": 1,
+        "outside of the picture": 1,
     }  # fmt: skip
     clipped = usable_boxes(picture, (8, 10), "clip", left_out)
     assert clipped.labels == ("a", "b", "c")

@@ -111,4 +111,4 @@ def _say_counts(pictures: Iterable[BoxedPicture], chosen: list[bool], out: Path)
     counts = [len(picture.boxes) for picture, label in zip(pictures, chosen, strict=True) if label]
     empty = counts.count(0)
     none = f"; {empty} of them without any" if empty else ""
-    say(f"weak labels: {out}: {sum(counts)} boxes in {len(counts)} pictures{none}")
+    say(f"weak labels: {out}: {sum(counts)} boxes in {len(counts)} picture{'s' * (len(counts) != 1)}{none}")

@@ -162,7 +162,7 @@ def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
         number of tensors taken, and the names of those left out.
 
     Raises:
-        CheckpointError: less than 90 % of the tensors fit.
+        CheckpointError: less than 90 % of the tensors fit, or a number among them is not finite.
     """
     state = read_weight_file(path)
     state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
@@ -175,7 +175,15 @@ def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
         raise CheckpointError(
             f"only {wanted - len(left)} of {wanted} tensors fit", where=path, remedy="give a file of this --detector"
         )
+    _check_finite(detector, path)
     return wanted - len(left), left
+
+
+def _check_finite(detector: nn.Module, where: Path) -> None:
+    """Torchvision drops detections whose score is no number, so that a broken detector would just see nothing."""
+    for name, value in detector.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name} has values that are not finite", where=where, remedy="train anew")
 
 
 def _fits(own: dict[str, Tensor], name: str, value: Tensor) -> bool:
@@ -226,13 +234,14 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     """The detector of a run folder or file, in evaluation mode.
 
     Raises:
-        CheckpointError: missing or damaged file, or another network.
+        CheckpointError: missing or damaged file, another network, or weights that are not finite.
     """
     about = describe(path)
     detector = build_detector(
         about.detector, about.size, frozen=about.frozen, score=about.score, nms=about.nms, detections=about.detections
     )
     load_weights(_file(path), detector)
+    _check_finite(detector, _file(path))
     return detector.to(device).eval(), about
 
 

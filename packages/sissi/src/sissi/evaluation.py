@@ -20,7 +20,7 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 from sissi import settings as of
 from sissi.detectors import PACKAGE
 from sissi.figures import Look, label_sheet
-from sissi.pictures import Files, open_list, refuse_to_delete
+from sissi.pictures import Files, image_size, open_list, refuse_to_delete
 from sissi.prediction import FILE, SHOWN
 
 MEASURES = ("AP50", "AP75", "AP", "AR")
@@ -81,6 +81,26 @@ def with_area(pictures: Sequence[BoxedPicture], where: Path) -> list[BoxedPictur
     return [picture.take(mask) for picture, mask in zip(pictures, keep, strict=True)]
 
 
+def with_cells(pictures: Sequence[BoxedPicture], where: Path) -> list[BoxedPicture]:
+    """A reader's pictures without boxes that cannot be found: no area, swapped corners, or outside of the picture; says how many.
+
+    Where a picture's file is not there, nobody knows whether a box lies outside of it.
+    """
+    pictures, found, outside = with_area(pictures, where), [], 0
+    for picture in pictures:
+        if len(picture.boxes) and picture.image.is_file():
+            height, width = image_size(picture.image)
+            inside = (picture.boxes[:, 2:] > 0).all(axis=1) & (picture.boxes[:, :2] < [width, height]).all(axis=1)
+            outside += int((~inside).sum())
+            picture = picture.take(np.asarray(inside))
+        found.append(picture)
+    if outside:
+        say(f"{where}: boxes left out: {outside} outside of the picture; `{PACKAGE} check-data` lists them")
+    if not any(len(picture.boxes) for picture in found):
+        say(f"{where}: no box in any picture, so that nothing can be scored against it")
+    return found
+
+
 def measure(truth: Sequence[BoxedPicture], scored: Scored, limit: int = 400) -> dict[str, float]:
     """AP50, AP75, AP and AR (specification 6), and AP as the authors computed it; in per cent.
 
@@ -132,7 +152,7 @@ def readers_of(command: of.Evaluate) -> dict[str, list[BoxedPicture]]:
     """
     found: dict[str, list[BoxedPicture]] = {}
     for path in command.readers:
-        pictures = with_area(open_list(path, command.classes, command.ignore), path)
+        pictures = open_list(path, command.classes, command.ignore)
         if command.split != "all" and any(picture.split for picture in pictures):
             pictures = [picture for picture in pictures if picture.split == command.split]
         if not pictures:
@@ -140,7 +160,7 @@ def readers_of(command: of.Evaluate) -> dict[str, list[BoxedPicture]]:
         name = path.stem if len(command.readers) > 1 else "reader"
         if name in found:
             raise InputError(f"two readers called {name}", where=path, remedy="rename one of the files")
-        found[name] = pictures
+        found[name] = with_cells(pictures, path)
     return found
 
 

@@ -116,13 +116,20 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
+_WORDS = {
+    "is not finite": "not finite", "has its corners swapped": "with swapped corners", "has no area": "without an area",
+    "lies outside of the picture": "outside of the picture", "reaches beyond the picture": "reaching beyond the picture",
+}  # fmt: skip
+"""A problem that `box_problems` finds -> the same of several boxes."""
+
+
 def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_out: Counter[str]) -> BoxedPicture:
     """The boxes that can be trained on; counts in `left_out` why others cannot.
 
     With edges "clip", boxes that reach beyond the picture or touch its edge are cut to it.
     """
     height, width = size
-    reasons = {place: text.split("] ")[1].partition(" (")[0] for place, text in box_problems(picture, size)}
+    reasons = {place: _WORDS[text.split("] ")[1].partition(" (")[0]] for place, text in box_problems(picture, size)}
     keep = valid_boxes(picture.boxes, size)
     if edges == "clip":
         cut = picture.boxes.clip(0, [width - 1, height - 1, width - 1, height - 1])
@@ -130,7 +137,7 @@ def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_
         picture = replace(picture, boxes=np.where(whole[:, None], cut, picture.boxes))
         keep = np.asarray(whole & ((cut[:, 2:] - cut[:, :2]) >= 1).all(axis=1))
     for i in np.flatnonzero(~keep):
-        left_out[reasons.get(picture.places[i] if picture.places else "", "touches the edge of the picture")] += 1
+        left_out[reasons.get(picture.places[i] if picture.places else "", "at the edge of the picture")] += 1
     return picture.take(keep)
 
 

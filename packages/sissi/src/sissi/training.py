@@ -46,6 +46,10 @@ def train(command: of.Train) -> None:
         if left_out and run.is_main:
             listed = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
             say(f"boxes left out: {listed} (--edges {command.data.edges})")
+        parts = {"source": training, "validation": validation, "target": target}
+        empty = [f"{_without(part)} of {len(part)} of the {name}" for name, part in parts.items() if _without(part)]
+        if empty and run.is_main:
+            say(f"pictures without a box: {', '.join(empty)}; what they show counts as background")
         detector, frozen, taken = make(given)
         if taken and run.is_main:
             say(taken)
@@ -90,6 +94,10 @@ def _name(command: of.Train) -> str:
     if command.correction.starts == "never":
         return "mixed batch, no correction"
     return command.correction.name
+
+
+def _without(pictures: Sequence[BoxedPicture]) -> int:
+    return sum(not len(picture.boxes) for picture in pictures)
 
 
 def _nothing(line: str) -> None:
