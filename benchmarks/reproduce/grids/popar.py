@@ -47,12 +47,13 @@ SCALES = {
     f"pneumonia or not) for Shenzhen; {HALF} pixels instead of 224 and {FULL} instead of 448; a ViT of 4 blocks and a Swin of three "
     "stages that see patches of 16 pixels; pretraining of 30, 12 and 6 epochs (ViT, Swin, Swin at the larger size), fine-tuning of 6 "
     "with AdamW at 0.0003. Weights of others are of no such size.",
-    "smoke": "phantom radiographs, networks of two blocks or stages, one epoch; random weights in files stand for those of others.",
+    "smoke": "phantom radiographs, networks of two blocks or stages, two epochs of pretraining (the rate of the last is 0) and one of "
+    "fine-tuning; random weights in files stand for those of others.",
 }  # fmt: skip
 HOURS = {"pretrain": 22.0, "fine-tune": 1.5, "predict": 0.2, "evaluate": 0.01}
 HOURS_FROM = (
-    "pretraining on 86,524 pictures: Swin-B 300 times at 448 pixels (about 300 pictures a second) or ViT-B 1,000 times at 224 (1,200); fine-tuning "
-    "some 40 epochs of up to 220,000 pictures at 500 to 1,000 a second"
+    "pretraining on 86,524 pictures: Swin-B 300 times at 448 pixels (about 300 pictures a second) or ViT-B 1,000 times at 224 (1,200); "
+    "fine-tuning some 40 epochs of up to 220,000 pictures at 500 to 1,000 a second"
 )
 NETWORKS: dict[str, dict[str, tuple[Word, ...]]] = {
     "small": {
@@ -92,23 +93,11 @@ def pretrained(scale: Scale, settings: str) -> Job:
     words += ["--datalist", radiographs(scale, "ChestX-ray14")]
     if scale.name != "paper":
         large, backbone = settings.endswith("448"), backbone_of(settings)
-        epochs = scale.pick(paper=0, small={"vit": 30, "swin": 6 if large else 12}[backbone], smoke=1)
+        epochs = scale.pick(paper=0, small={"vit": 30, "swin": 6 if large else 12}[backbone], smoke=2)
         words += ["--image-size", _side(scale, large), "--network", *NETWORKS[scale.name][backbone]]
-        words += [
-            "--epochs",
-            epochs,
-            "--warmup",
-            min(5, epochs - 1),
-            "--batch-size",
-            scale.pick(paper=0, small=32, smoke=8),
-        ]
-        words += [
-            "--held-out",
-            scale.pick(paper=0, small=128, smoke=8),
-            "--measure-every",
-            max(1, epochs // 3),
-            "--memory",
-        ]
+        words += ["--epochs", epochs, "--warmup", min(5, epochs // 4), "--measure-every", max(1, epochs // 3)]
+        batch, held_out = scale.pick(paper=(0, 0), small=(32, 128), smoke=(8, 8))
+        words += ["--batch-size", batch, "--held-out", held_out, "--memory"]
     return Job(PACKAGE, tuple(words), settings)
 
 
