@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-import adagrad_unet
 from adagrad_unet import settings as of
 from adagrad_unet.cases import Recipe, read_case
 from adagrad_unet.cli import COMMANDS
@@ -26,6 +23,7 @@ from adagrad_unet.prediction import load_unet, segment_case
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.data.datalist import Datalist
 from dart_core.nets import ResidualUNet2d
+from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 
 nib: Any = nibabel
 Command = Callable[..., Any]
@@ -34,11 +32,6 @@ Command = Callable[..., Any]
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def is_report(path: Path, *words: str) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return text.rstrip().endswith("</html>") and all(word in text for word in words)
 
 
 def copied(datalist: Path, folder: Path) -> Path:
@@ -51,38 +44,18 @@ def copied(datalist: Path, folder: Path) -> Path:
 
 
 def test_help_of_every_command(command: Command) -> None:
-    overview = command("--help")
-    assert overview.status == 0
-    for name in COMMANDS:
-        assert f"  {name}" in overview.out
-        shown = command(name, "--help")
-        assert shown.status == 0
-        assert shown.out.count("--") > 2
-        assert shown.err == ""
-    assert command("--version").out == f"adagrad-unet {adagrad_unet.__version__}\n"
+    assert_commands_answer("adagrad-unet", command)
 
 
 def test_help_needs_no_heavy_package() -> None:
-    program = (
-        "import sys; from adagrad_unet.cli import main; sys.argv = ['adagrad-unet', 'train', '--help']\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'nibabel', 'matplotlib', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--base-features" in done.stdout
+    assert_help_is_light("adagrad_unet", "train")
 
 
 def test_public_names() -> None:
-    public: list[str] = getattr(adagrad_unet, "__all__")  # noqa: B009 (mypy does not see it)
-    for name in public:
-        assert getattr(adagrad_unet, name) is not None
-    assert set(public) >= {
-        "AvaGrad", "deep_supervision_weights", "dice_ce_loss", "downsample_labels", "layer_update_magnitude",
+    assert_exports(
+        "adagrad_unet", "AvaGrad", "deep_supervision_weights", "dice_ce_loss", "downsample_labels", "layer_update_magnitude",
         "loader_patch_size", "plan_unet_2d", "poly_lr", "sliding_window_predict",
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 # check-data, plan

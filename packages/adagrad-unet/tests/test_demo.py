@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from adagrad_unet import __version__
 from adagrad_unet.cli import COMMANDS, DESCRIPTION
 from dart_core.cli import main
-from dart_core.testing import assert_reports_render
+from dart_core.testing import assert_reports_render, demo_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RUNS = ("S-12", "S-4", "AG-4", "SGDm-4")
@@ -21,14 +19,7 @@ RUNS = ("S-12", "S-4", "AG-4", "SGDm-4")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "adagrad-unet-demo"
-    with FileLock(folder / "adagrad-unet-demo.lock"):
-        if not (out / "report.html").is_file():
-            assert main("adagrad-unet", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
-    return out
+    return demo_once("adagrad-unet", tmp_path_factory.getbasetemp())
 
 
 def test_every_step_leaves_its_files(out: Path) -> None:

@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ import pytest
 import torch
 import yaml
 
-import aiva
 from aiva.cli import COMMANDS
 from aiva.models import load_model, mask_of, probabilities
 from dart_core import metrics
@@ -27,6 +24,7 @@ from dart_core.checkpoint import load_weights
 from dart_core.data.datalist import Datalist
 from dart_core.data.scans import load_scans, open_datalist, rows_of, slice_stack
 from dart_core.settings import ScanSettings
+from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 
 # nibabel says it is typed, but these functions are not.
 nib: Any = nibabel
@@ -38,11 +36,6 @@ STEPS = {"aiva": 18, "seg-jdot": 4, "adaptsegnet": 3, "target": 4}
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def is_report(path: Path, *words: str) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return text.rstrip().endswith("</html>") and all(word in text for word in words)
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -89,38 +82,18 @@ def adapted(
 
 
 def test_help_of_every_command(command: Command) -> None:
-    overview = command("--help")
-    assert overview.status == 0
-    for name in COMMANDS:
-        assert f"  {name}" in overview.out
-        shown = command(name, "--help")
-        assert shown.status == 0
-        assert shown.out.count("--") > 2
-        assert shown.err == ""
-    assert command("--version").out == f"aiva {aiva.__version__}\n"
+    assert_commands_answer("aiva", command)
 
 
 def test_help_needs_no_heavy_package() -> None:
-    program = (
-        "import sys; from aiva.cli import main; sys.argv = ['aiva', 'adapt', '--help']\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'ot', 'nibabel', 'matplotlib', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--perplexity" in done.stdout
+    assert_help_is_light("aiva", "adapt")
 
 
 def test_public_names() -> None:
-    public: list[str] = getattr(aiva, "__all__")  # noqa: B009 (mypy does not see it)
-    for name in public:
-        assert getattr(aiva, name) is not None
-    assert set(public) >= {
-        "match_clusters", "cluster_sites", "alignment_loss", "LambdaNormaliser", "AlignmentAccumulator", "seg_jdot_plan",
+    assert_exports(
+        "aiva", "match_clusters", "cluster_sites", "alignment_loss", "LambdaNormaliser", "AlignmentAccumulator", "seg_jdot_plan",
         "seg_jdot_loss", "OutputDiscriminator", "adversarial_losses", "segmentation_loss", "learning_rate",
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 # check-data, pretrain

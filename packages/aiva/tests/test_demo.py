@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from aiva import __version__
 from aiva.cli import COMMANDS, DESCRIPTION
 from aiva.demo import METHODS
 from aiva.epoch import clusterings
 from dart_core.cli import main
-from dart_core.testing import assert_reports_render
+from dart_core.testing import assert_reports_render, demo_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "aiva-demo"
-    with FileLock(folder / "aiva-demo.lock"):
-        if not (out / "report.html").is_file():
-            assert main("aiva", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
-    return out
+    return demo_once("aiva", tmp_path_factory.getbasetemp())
 
 
 def test_every_step_leaves_its_files(out: Path) -> None:

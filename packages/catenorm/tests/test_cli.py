@@ -6,8 +6,6 @@ import csv
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import nibabel
 import numpy as np
 import pytest
 
-import catenorm
 from catenorm.cases import load_case
 from catenorm.cli import COMMANDS
 from catenorm.models import load_model
@@ -27,6 +24,7 @@ from dart_core.data.datalist import Datalist
 from dart_core.data.phantoms import write_prostate_mr
 from dart_core.data.volumes import read_labels, read_volume
 from dart_core.metrics import dice
+from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 
 # nibabel says it is typed, but these functions are not.
 nib: Any = nibabel
@@ -37,11 +35,6 @@ ORGANS = ["spleen", "left-kidney", "gallbladder", "liver", "stomach", "pancreas"
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def is_report(path: Path, *words: str) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return text.rstrip().endswith("</html>") and all(word in text for word in words)
 
 
 def refused(done: Any, *parts: str) -> None:
@@ -68,36 +61,19 @@ def predicted(trained: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 # Help and names
 
 
-def test_help_needs_no_heavy_package() -> None:
-    program = (
-        "import sys; from catenorm.cli import main; sys.argv = ['catenorm', 'train', '--help']\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'torchvision', 'nibabel', 'matplotlib', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--mask-mode" in done.stdout
-
-
 def test_help_of_every_command(command: Command) -> None:
-    overview = command("--help")
-    for name in COMMANDS:
-        assert f"  {name}" in overview.out
-        assert command(name, "--help").out.count("--") > 2
-    assert set(COMMANDS) == {"demo", "check-data", "train", "predict", "evaluate", "align", "export"}
-    assert command("--version").out == f"catenorm {catenorm.__version__}\n"
+    assert_commands_answer("catenorm", command)
+
+
+def test_help_needs_no_heavy_package() -> None:
+    assert_help_is_light("catenorm", "train")
 
 
 def test_public_names() -> None:
-    public: list[str] = getattr(catenorm, "__all__")  # noqa: B009 (mypy does not see it)
-    for name in public:
-        assert getattr(catenorm, name) is not None
-    assert set(public) >= {
-        "CateNorm2d", "CateNormResidualBlock", "CateNormUNet", "CateNormDeepLabV3Plus", "two_stage_step", "segmentation_loss",
+    assert_exports(
+        "catenorm", "CateNorm2d", "CateNormResidualBlock", "CateNormUNet", "CateNormDeepLabV3Plus", "two_stage_step", "segmentation_loss",
         "align_class_statistics", "largest_component", "preprocess_ct", "site_folds",
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 # check-data

@@ -10,8 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,11 @@ import pytest
 import torch
 import yaml
 
-import fda_mri
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.data.datalist import Datalist, Row
 from dart_core.evaluation import score
 from dart_core.nets import ResidualUNet2d
+from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 from fda_mri import DonorBank, fourier_transfer, multi_source_predict, random_donors, select_beta
 from fda_mri.baselines import CycleGANTransform, predict_transformed
 from fda_mri.cli import COMMANDS
@@ -62,47 +60,22 @@ def network_of(trained: Any) -> ResidualUNet2d:
     return network.eval()
 
 
-def is_report(path: Path, *words: str) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return text.rstrip().endswith("</html>") and all(word in text for word in words)
-
-
 # Help
 
 
 def test_help_of_every_command(command: Command) -> None:
-    overview = command("--help")
-    assert overview.status == 0
-    for name in COMMANDS:
-        assert f"  {name}" in overview.out
-        shown = command(name, "--help")
-        assert shown.status == 0
-        assert shown.out.count("--") > 2
-        assert shown.err == ""
-    assert command("--version").out == f"fda-mri {fda_mri.__version__}\n"
+    assert_commands_answer("fda-mri", command)
 
 
 def test_help_needs_no_heavy_package() -> None:
-    program = (
-        "import sys; from fda_mri.cli import main; sys.argv = ['fda-mri', 'predict', '--help']\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'monai', 'nibabel', 'matplotlib', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--neighbours" in done.stdout
+    assert_help_is_light("fda_mri", "predict")
 
 
 def test_public_names() -> None:
-    public: list[str] = getattr(fda_mri, "__all__")  # noqa: B009 (mypy does not see it)
-    for name in public:
-        assert getattr(fda_mri, name) is not None
-    assert set(public) >= {
-        "DonorBank", "circular_mask", "fourier_transfer", "multi_source_predict", "normalise_volume",
+    assert_exports(
+        "fda_mri", "DonorBank", "circular_mask", "fourier_transfer", "multi_source_predict", "normalise_volume",
         "segmentation_loss", "select_beta", "select_pairs", "sr_sim",
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 # check-data

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,11 @@ import pytest
 import torch
 import yaml
 
-import mmtl_octl
 from dart_core import metrics
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.data.datalist import Datalist, Row
 from dart_core.nets import ResidualUNet2d
+from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 from mmtl_octl.cli import COMMANDS
 from mmtl_octl.models import Model, load_model, save_model
 
@@ -35,11 +33,6 @@ METHODS = ("none", "mmtl", "octl", "fta", "ftf", "l2sp", "spottune", "target")
 def read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def is_report(path: Path, *words: str) -> bool:
-    text = path.read_text(encoding="utf-8")
-    return text.rstrip().endswith("</html>") and all(word in text for word in words)
 
 
 @pytest.fixture(scope="module")
@@ -68,35 +61,17 @@ def adapted(
 
 
 def test_help_of_every_command(command: Command) -> None:
-    overview = command("--help")
-    assert overview.status == 0
-    for name in COMMANDS:
-        assert f"  {name}" in overview.out
-        shown = command(name, "--help")
-        assert shown.status == 0
-        assert shown.out.count("--") > 2
-        assert shown.err == ""
-    assert command("--version").out == f"mmtl-octl {mmtl_octl.__version__}\n"
+    assert_commands_answer("mmtl-octl", command)
 
 
 def test_help_needs_no_heavy_package() -> None:
-    program = (
-        "import sys; from mmtl_octl.cli import main; sys.argv = ['mmtl-octl', 'adapt', '--help']\n"
-        "try: main()\n"
-        "except SystemExit as end: assert end.code == 0\n"
-        "heavy = {'torch', 'torchvision', 'nibabel', 'matplotlib', 'sklearn', 'scipy', 'numpy'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "--keep-source" in done.stdout
+    assert_help_is_light("mmtl_octl", "adapt")
 
 
 def test_public_names() -> None:
-    public: list[str] = getattr(mmtl_octl, "__all__")  # noqa: B009 (mypy does not see it)
-    for name in public:
-        assert getattr(mmtl_octl, name) is not None
-    assert set(public) >= {"target_count", "MixedBatches", "OCTLSGD", "OCTLAdam", "save_history", "load_history"}
+    assert_exports(
+        "mmtl_octl", "target_count", "MixedBatches", "OCTLSGD", "OCTLAdam", "save_history", "load_history"
+    )  # fmt: skip
 
 
 # check-data, pretrain

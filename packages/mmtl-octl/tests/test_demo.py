@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
 from dart_core.cli import main
-from dart_core.testing import assert_reports_render
+from dart_core.testing import assert_reports_render, demo_once
 from mmtl_octl import __version__
 from mmtl_octl.cli import COMMANDS, DESCRIPTION
 
@@ -20,14 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "mmtl-octl-demo"
-    with FileLock(folder / "mmtl-octl-demo.lock"):
-        if not (out / "report.html").is_file():
-            assert main("mmtl-octl", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
-    return out
+    return demo_once("mmtl-octl", tmp_path_factory.getbasetemp())
 
 
 METHODS = ("none", "fta", "fta_mu099", "ftf", "l2sp", "spottune", "octl", "mmtl", "target")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from dart_core.cli import main
-from skintone_debias import __version__
-from skintone_debias.cli import COMMANDS, DESCRIPTION
+from dart_core.testing import demo_once
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 METHODS = ("none", "lr-control", "lntl", "tabe", "clgr")
@@ -20,14 +16,7 @@ METHODS = ("none", "lr-control", "lntl", "tabe", "clgr")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.getbasetemp()
-    # Processes of pytest-xdist share the folder above their own: the first runs the demo, the others wait for it.
-    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    out = folder / "skintone-debias-demo"
-    with FileLock(folder / "skintone-debias-demo.lock"):
-        if not (out / "report.html").is_file():
-            assert main("skintone-debias", COMMANDS, __version__, DESCRIPTION, ["demo", "--out", str(out)]) == 0
-    return out
+    return demo_once("skintone-debias", tmp_path_factory.getbasetemp())
 
 
 def test_every_step_leaves_its_files(out: Path) -> None:

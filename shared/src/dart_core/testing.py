@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
+from filelock import FileLock
 
 from dart_core.checkpoint import load_checkpoint, load_weights
 from dart_core.cli import Commands, main
@@ -217,13 +218,77 @@ def settings_given(command: str, commands: Commands, words: Sequence[str], monke
 
 
 def assert_help_is_light(module: str, verb: str) -> None:
-    """`--help` of a verb imports neither torch nor numpy, so that it answers at once."""
+    """`--help` of a verb imports no heavy package, so that it answers at once."""
+    heavy = {
+        "torch",
+        "torchvision",
+        "timm",
+        "monai",
+        "numpy",
+        "scipy",
+        "sklearn",
+        "skimage",
+        "nibabel",
+        "matplotlib",
+        "PIL",
+        "ot",
+        "cv2",
+    }
     code = (
         f"import sys; from {module}.cli import main; sys.argv = ['{module}', '{verb}', '--help']\n"
-        "try: main()\nexcept SystemExit: pass\n"
-        "assert not {'torch', 'numpy'} & sys.modules.keys()"
+        "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
+        f"sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--") > 2
+
+
+def assert_commands_answer(command: str, run: Callable[..., Finished]) -> None:
+    """`--help` names every verb, each verb's `--help` shows its flags, `--version` says which.
+
+    Args:
+        command: such as "fda-mri".
+        run: as `InProcess.captured` gives it.
+    """
+    module = command.replace("-", "_")
+    overview = run("--help")
+    assert overview.status == 0
+    for verb in importlib.import_module(f"{module}.cli").COMMANDS:
+        assert f"  {verb}" in overview.out
+        shown = run(verb, "--help")
+        assert (shown.status, shown.err) == (0, "")
+        assert shown.out.count("--") > 2
+    assert run("--version").out == f"{command} {importlib.import_module(module).__version__}\n"
+
+
+def assert_exports(module: str, *names: str) -> None:
+    """A package has all that it says it has, and these names among them."""
+    package = importlib.import_module(module)
+    assert set(package.__all__) >= set(names)
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+
+
+def is_report(path: Path, *words: str) -> bool:
+    """A whole report, with these words in it."""
+    text = path.read_text(encoding="utf-8")
+    return text.rstrip().endswith("</html>") and all(word in text for word in words)
+
+
+def demo_once(command: str, base: Path) -> Path:
+    """The folder of a package's demo, which is run once however many processes of pytest-xdist ask.
+
+    Args:
+        command: such as "fda-mri".
+        base: pytest's base folder of this process (`tmp_path_factory.getbasetemp()`).
+    """
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the processes share what lies above
+    out = folder / f"{command}-demo"
+    with FileLock(folder / f"{command}-demo.lock"):
+        if not (out / "report.html").is_file():
+            assert InProcess(command)("demo", "--out", out) == 0
+    return out
 
 
 # --- Commands that are killed and resumed ----------------------------------------------------------------------------
