@@ -14,12 +14,8 @@ full run, and long was then cut from 70 to 40 epochs for time; the control AG-in
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from lgg_multisite import PIXEL, convert
+from study import origin, study_arguments, study_options, write_record
 
 from adagrad_unet import settings as of
 from adagrad_unet.analysis import levelness
@@ -132,18 +129,11 @@ def jobs(seeds: Sequence[int]) -> Iterator[tuple[str, str, int]]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/adagrad_unet_lgg"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "adagrad_unet_lgg", "a few steps of every run, into WORK-smoke; no record")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="a few steps of every run, into WORK-smoke; no record")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     work = arguments.work.with_name(f"{arguments.work.name}-smoke") if arguments.smoke else arguments.work
-    lists = datalists(Path(arguments.data_root), work / "nifti")
+    lists = datalists(arguments.data_root, work / "nifti")
     seeds = range(1 if arguments.smoke else arguments.seeds)
     started = time.monotonic()
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -155,10 +145,7 @@ def main() -> None:
     record = summarise(work, lists, seeds)
     record["minutes"] = round((time.monotonic() - started) / 60, 1)
     record["core_minutes"] = round(sum(sum(each.values()) for each in seconds.values()) / 60, 1)
-    today = datetime.date.today().isoformat()
-    path = arguments.out / f"adagrad-unet-lgg-multisite_{platform.machine()}-cpu_{today}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    path = write_record(record, arguments.out, "adagrad-unet-lgg-multisite")
     for task in TASKS:
         print(table_text(record, task))
     print(path)
@@ -183,10 +170,7 @@ def estimate(work: Path, seconds: dict[tuple[str, str, int], dict[str, float]], 
 def summarise(work: Path, lists: dict[str, Path], seeds: Sequence[int]) -> dict[str, Any]:
     """Mean over subjects and seeds per site and run; Wilcoxon's test over the subjects' means against S-long."""
     record: dict[str, Any] = {
-        "task": "adagrad-unet on lgg_multisite: brain (silver standard, T1) and tumour (manual, FLAIR)",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("adagrad-unet on lgg_multisite: brain (silver standard, T1) and tumour (manual, FLAIR)", ""),
         "scale": {"planning": dataclasses.asdict(PLANNING), "batches": BATCHES, "epochs": EPOCHS, "seeds": len(seeds)},
         "metric": f"surface Dice, mean over slices (2-D), tolerance {TOLERANCE} mm = 1 pixel of the network; Dice of the volume",
         "test": "Wilcoxon signed-rank, two-sided, over the subjects' means over seeds, against S-long (noAug: S-long-noAug too); "

@@ -14,15 +14,11 @@ ten a patient with gaps of about 12 mm, so surface Dice is the mean over slices 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import datetime
 import functools
 import io
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -32,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from lgg_multisite import PIXEL, convert
+from study import origin, study_arguments, study_options, write_record
 
 from aiva import settings as of
 from aiva.adaptation import adapt
@@ -229,18 +226,11 @@ def table_text(table: dict[str, Any]) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/aiva_lgg"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(study_options(__doc__, "aiva_lgg"))
     torch.set_num_threads(1)
     started, seeds = time.time(), range(arguments.seeds)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    study = Study(Path(arguments.data_root), arguments.work)
+    study = Study(arguments.data_root, arguments.work)
     rates, curves = choose_rates(study)
     done = work_through(study, seeds, rates)
     spent = arguments.work / "minutes.json"
@@ -248,10 +238,7 @@ def main() -> None:
     write_atomic(spent, json.dumps(minutes))
     table = summarise(done, seeds)
     record = {
-        "task": "aiva on lgg_multisite, brain masks (silver standard), T1",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread of {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("aiva on lgg_multisite, brain masks (silver standard), T1"),
         "scale": {
             "pretraining": dataclasses.asdict(PRETRAINING), "adaptation": dataclasses.asdict(ADAPTATION),
             "steps": STEPS, "alignment": dataclasses.asdict(ALIGNMENT), "baselines": dataclasses.asdict(BASELINES),
@@ -264,11 +251,9 @@ def main() -> None:
         "minutes": round(minutes, 1),
         "results": done,
     }  # fmt: skip
-    name = f"aiva-lgg-multisite_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / name).write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "aiva-lgg-multisite")
     print(table_text(table))
-    print(arguments.out / name)
+    print(file)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,9 @@ seeds): see PRETRAINING and FINE_TUNING; nothing was chosen on test pictures.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -32,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from benchmark_transformers import settings as of
 from benchmark_transformers.prediction import predict
@@ -209,10 +207,7 @@ def summarise(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
         )
     ]
     return {
-        "task": "benchmark-transformers: SimMIM on nih_cxr_1000, fine-tuning on nih_cxr_1000 and 8 % of pneumoniamnist",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("benchmark-transformers: SimMIM on nih_cxr_1000, fine-tuning on nih_cxr_1000 and 8 % of pneumoniamnist"),
         "scale": {
             "pixels": SIZE, "seeds": seeds, "networks": {NAMES[k]: dataclasses.asdict(v) for k, v in NETWORKS.items()},
             "pretraining": dataclasses.asdict(PRETRAINING), "fine_tuning": dataclasses.asdict(FINE_TUNING),
@@ -230,18 +225,13 @@ def summarise(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/benchmark_transformers_cxr"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(
+        __doc__, "benchmark_transformers_cxr", "time a short version of each step and estimate the rest"
+    )
     parser.add_argument("--add-to", type=Path, help="run only what this record lacks, and add it there")
-    parser.add_argument("--smoke", action="store_true", help="time a short version of each step and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds)
         return
@@ -267,10 +257,11 @@ def main() -> None:
                 )
     # What a record says of its machine and recipe stays.
     record = {**(new := summarise(before, found, arguments.seeds)), **known} | {name: new[name] for name in ADDED}
-    name = f"benchmark-transformers-cxr_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    file = arguments.add_to or arguments.out / name
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = arguments.add_to
+    if file is None:
+        file = write_record(record, arguments.out, "benchmark-transformers-cxr")
+    else:
+        write_atomic(file, json.dumps(record, indent=1) + "\n")
     print("| task | method | AUC |\n|---|---|---|")
     for row in record["table"]:
         print(f"| {row['task']} | {row['method']} | {row['mean']:.4f} ± {row['std'] or 0:.4f} |")

@@ -16,14 +16,10 @@ Scale (the paper: width 32, 384 pixels, 9000 + 9000 iterations): see WIDTH, SIDE
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
-import datetime
 import io
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,6 +30,7 @@ import nibabel
 import numpy as np
 import torch
 from lgg_multisite import convert
+from study import origin, study_arguments, study_options, write_record
 
 from catenorm import settings as of
 from catenorm.evaluation import Score, read_folder, score_folder, summarise
@@ -193,17 +190,11 @@ def smoke(data_root: Path, work: Path, seeds: int) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/catenorm_lgg"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="time ten steps of everything and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(
+        study_options(__doc__, "catenorm_lgg", "time ten steps of everything and estimate the rest")
+    )
     torch.set_num_threads(1)
-    data_root, seeds = Path(arguments.data_root), range(arguments.seeds)
+    data_root, seeds = arguments.data_root, range(arguments.seeds)
     if arguments.smoke:
         smoke(data_root, arguments.work, arguments.seeds)
         return
@@ -215,12 +206,8 @@ def main() -> None:
             print(f"seed {seed}, {name}: done", flush=True)
     rows = tables(scores, seeds)
     seconds = sum(json.loads(file.read_text()) for file in arguments.work.glob("seed*/*/seconds.json"))
-    today = datetime.date.today().isoformat()
     record = {
-        "task": "catenorm on lgg_multisite, brain (silver standard) and tumour, FLAIR, four hospitals together",
-        "date": today,
-        "hardware": f"{platform.processor() or platform.machine()}, one thread of {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("catenorm on lgg_multisite, brain (silver standard) and tumour, FLAIR, four hospitals together"),
         "scale": {
             "width": WIDTH, "side": SIDE, "warm-up and training, each": dataclasses.asdict(TRAINING), "seeds": len(seeds),
             "starts_from": {name: warm for name, (_, warm) in METHODS.items()},
@@ -233,9 +220,7 @@ def main() -> None:
         "training_minutes": round(seconds / 60, 1),
         "scores": [dataclasses.asdict(score) for score in scores],
     }  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / f"catenorm-lgg-multisite_{platform.machine()}-cpu_{today}.json"
-    write_atomic(path, json.dumps(record, indent=1, default=str) + "\n")
+    path = write_record(record, arguments.out, "catenorm-lgg-multisite")
     print(table_text(rows))
     print(path)
 

@@ -11,11 +11,7 @@ surface Dice is the mean over slices (2-D), at a tolerance of one pixel (nominal
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lgg_multisite import PIXEL, convert
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core import metrics
 from dart_core.checkpoint import load_weights, save_weights
@@ -201,17 +198,11 @@ def chosen_betas(validation: dict[tuple[str, int], dict], seeds: Sequence[int]) 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/fda_mri_lgg"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "fda_mri_lgg")
     parser.add_argument("--processes", type=int, default=2)
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     work, seeds = arguments.work, range(arguments.seeds)
-    lists = convert(Path(arguments.data_root), work / "nifti")
+    lists = convert(arguments.data_root, work / "nifti")
     jobs = [(source, seed) for seed in seeds for source in SOURCES]
     started = time.time()
     with ProcessPoolExecutor(arguments.processes) as pool:
@@ -224,11 +215,9 @@ def main() -> None:
     tests = {(s, k): json.loads((work / f"{s}-seed{k}" / "test.json").read_text()) for s, k in jobs}
     record = summarise(validation, tests, betas, seeds)
     record["minutes"] = round((time.time() - started) / 60, 1)
-    name = f"fda-mri-lgg-multisite_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / name).write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "fda-mri-lgg-multisite")
     print(table_text(record))
-    print(arguments.out / name)
+    print(file)
 
 
 def summarise(validation: dict, tests: dict, betas: dict, seeds: Sequence[int]) -> dict:
@@ -280,10 +269,7 @@ def summarise(validation: dict, tests: dict, betas: dict, seeds: Sequence[int]) 
                 matrix[i, j] = pairs[f"{source} -> t1:{target}"]["none"]["surface_dice"]
     clusters = select_pairs(matrix, 2)
     return {
-        "task": "fda-mri on lgg_multisite, brain masks (silver standard)",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("fda-mri on lgg_multisite, brain masks (silver standard)", ""),
         "scale": vars(SCALE)
         | {"seeds": len(seeds), "n": N, "neighbours": NEIGHBOURS, "validation_scans": VALIDATION_SCANS},
         "metric": f"surface Dice, mean over slices (2-D), tolerance {PIXEL} mm = 1 pixel; std over scans of the seed means",

@@ -14,20 +14,16 @@ slices. A larger meta learning rate makes up for fewer meta-epochs.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.classification import compare_seeds, seed_table
 from dart_core.files import write_atomic
@@ -209,10 +205,7 @@ def smoke(data: Path, work: Path, seeds: int) -> None:
 def summarise(found: Mapping[str, list[dict[str, Any]]], minutes: float, seeds: int) -> dict[str, Any]:
     """The record."""
     return {
-        "task": "metamedseg: six sources of organ_slices_mini, four shots of spleen, left atrium and hippocampus",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("metamedseg: six sources of organ_slices_mini, four shots of spleen, left atrium and hippocampus"),
         "scale": {
             "size": SIZE, "hippocampus_volumes": VOLUMES, "network": dataclasses.asdict(NETWORK),
             "inner": dataclasses.asdict(INNER), "meta": dataclasses.asdict(META), "task_shots": SHOTS,
@@ -230,17 +223,11 @@ def summarise(found: Mapping[str, list[dict[str, Any]]], minutes: float, seeds: 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/metamedseg_organs"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="time a little of everything and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(
+        study_options(__doc__, "metamedseg_organs", "time a little of everything and estimate the rest")
+    )
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds)
         return
@@ -259,9 +246,7 @@ def main() -> None:
                 seconds += result["seconds"]
                 print(f"seed {seed}, {target}, {name}: {result['score']:.2f} %", flush=True)
     record = summarise(found, seconds / 60, arguments.seeds)
-    file = arguments.out / f"metamedseg-organs_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "metamedseg-organs")
     for target, rows in record["tables"].items():
         print(f"| {target} | mean | std |\n|---|---|---|")
         for row in rows:

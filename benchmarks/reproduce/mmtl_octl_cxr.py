@@ -14,12 +14,8 @@ it was set once, for all methods, and nothing was chosen on test pictures.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from chest_xrays import convert
+from study import origin, study_arguments, study_options, write_record
 from torchvision.models import DenseNet
 
 from dart_core import metrics
@@ -278,10 +275,7 @@ def summarise(found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]], minu
             "wilcoxon_on_target_over_seeds_and_labels": dict(over_seeds_and_labels(found[pair])),
         }
     return {
-        "task": "mmtl-octl on chest radiographs, nih_cxr_1000 <-> pneumoniamnist",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread a process, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("mmtl-octl on chest radiographs, nih_cxr_1000 <-> pneumoniamnist", "one thread a process"),
         "scale": {
             "source": dataclasses.asdict(SOURCE), "fine_tuning": dataclasses.asdict(TUNE), "network": NETWORK,
             "policy_blocks": POLICY_BLOCKS, "pixels": SIZE, "seeds": len(found[PAIRS[0]]),
@@ -308,19 +302,13 @@ def table_text(record: Mapping[str, Any], direction: str, where: str, name: str)
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/mmtl_octl_cxr"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "mmtl_octl_cxr")
     parser.add_argument("--processes", type=int, default=1)
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     work, seeds, started = arguments.work, range(arguments.seeds), time.time()
     for seed in seeds:
         if not (lists_folder(work, seed) / f"{SETS[-1]}.csv").is_file():
-            convert(Path(arguments.data_root), lists_folder(work, seed), SIZE, seed)
+            convert(arguments.data_root, lists_folder(work, seed), SIZE, seed)
     with ProcessPoolExecutor(arguments.processes) as pool:
         waiting = {(pair, seed): pool.submit(work_through, work, pair, seed) for seed in seeds for pair in PAIRS}
         found = {pair: [waiting[pair, seed].result() for seed in seeds] for pair in PAIRS}
@@ -328,16 +316,14 @@ def main() -> None:
     minutes = (json.loads(spent.read_text()) if spent.is_file() else 0) + (time.time() - started) / 60
     write_atomic(spent, json.dumps(minutes))
     record = summarise(found, minutes)
-    name = f"mmtl-octl-cxr_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / name).write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "mmtl-octl-cxr")
     for direction in record["directions"]:
         for where in ("on_target", "on_source"):
             print(table_text(record, direction, where, "mean_auc"))
         if direction.endswith(SETS[0]):
             print(table_text(record, direction, "on_target", "frequent_auc"))
             print(table_text(record, direction, "on_target", "shared_auc"))
-    print(arguments.out / name)
+    print(file)
 
 
 if __name__ == "__main__":

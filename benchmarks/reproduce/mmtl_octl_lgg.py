@@ -13,13 +13,9 @@ once, for the short training, and are the same for all methods; nothing was chos
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import functools
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from lgg_multisite import PIXEL, convert
+from study import origin, study_arguments, study_options, write_record
 from torch import nn
 
 from dart_core import metrics
@@ -276,10 +273,7 @@ def summarise(done: Mapping[str, Any], seeds: Sequence[int], minutes: float) -> 
                 rows.append({**dataclasses.asdict(cell), "mean": round(cell.mean, 5), "std": std})
             tables[f"{name}_on_{where}"] = rows
     return {
-        "task": "mmtl-octl on lgg_multisite, brain masks (silver standard), T1",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread of {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("mmtl-octl on lgg_multisite, brain masks (silver standard), T1"),
         "scale": {
             "source": dataclasses.asdict(SOURCE), "fine_tuning": dataclasses.asdict(TUNE), "learning_rates": RATES,
             "pairs": [" -> ".join(pair) for pair in PAIRS], "seeds": len(seeds), "spacing": SPACING,
@@ -314,19 +308,13 @@ def table_text(record: Mapping[str, Any], table: str) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/mmtl_octl_lgg"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "mmtl_octl_lgg")
     parser.add_argument("--limit-minutes", type=float, default=float("inf"), help="stop after this time; run it again")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
     work, seeds, started = arguments.work, range(arguments.seeds), time.time()
     work.mkdir(parents=True, exist_ok=True)
-    data = Data(Path(arguments.data_root), work)
+    data = Data(arguments.data_root, work)
     done = work_through(data, work, seeds, started + 60 * arguments.limit_minutes)
     spent = work / "minutes.json"
     minutes = (json.loads(spent.read_text()) if spent.is_file() else 0) + (time.time() - started) / 60
@@ -335,12 +323,10 @@ def main() -> None:
         print(f"stopped after {minutes:.1f} minutes; run it again to go on")
         return
     record = summarise(done, seeds, minutes)
-    name = f"mmtl-octl-lgg-multisite_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / name).write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "mmtl-octl-lgg-multisite")
     for table in ("surface_dice_on_target", "surface_dice_on_source", "dice_on_target"):
         print(table_text(record, table))
-    print(arguments.out / name)
+    print(file)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,8 @@ so that whoever trains one network longest won. So the first stage takes four ti
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Sequence
@@ -30,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.data.datalist import Row
 from dart_core.settings import OutputSettings, RunSettings
@@ -115,18 +111,11 @@ def course(work: Path, stages: Sequence[Path], method: of.Method, seed: int, tra
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/odex_hippocampus"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser = study_options(__doc__, "odex_hippocampus", "time two stages and estimate the rest")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="time two stages and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         shutil.rmtree(work / "smoke", ignore_errors=True)
         started = time.process_time()
@@ -144,10 +133,7 @@ def main() -> None:
         print(f"{arguments.seeds} seeds: about {whole / 60:.0f} minutes")
         return
     record: dict[str, Any] = {
-        "task": "odex: hippocampus_msd as two streams of five stages, all methods, tiny scale",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("odex: hippocampus_msd as two streams of five stages, all methods, tiny scale"),
         "scale": {
             "network": dataclasses.asdict(NETWORK), "training": dataclasses.asdict(TRAINING), "first_epochs": FIRST_EPOCHS,
             "baselines": dataclasses.asdict(BASELINES), "seeds": arguments.seeds,
@@ -171,9 +157,7 @@ def main() -> None:
             print(
                 f"| {kind} | {row['method']} | {row['dice']:.3f} | {bwt} | {fwt} | {row['networks']:.1f} |", flush=True
             )
-    file = arguments.out / f"odex-hippocampus_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "odex-hippocampus")
     print(file)
 
 

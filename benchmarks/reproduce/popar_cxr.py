@@ -16,12 +16,8 @@ pictures.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,6 +26,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.classification import compare_seeds, seed_table
 from dart_core.data.images import write_image
@@ -219,10 +216,7 @@ def summarise(
     """The record."""
     by = ("backbone", "init")
     return {
-        "task": "popar: pretraining on nih_cxr_1000, fine-tuning on nih_cxr_1000 and pneumoniamnist, two small backbones",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("popar: pretraining on nih_cxr_1000, fine-tuning on nih_cxr_1000 and pneumoniamnist, two small backbones"),
         "scale": {
             "pixels": SIDE, "backbones": {name: list(of.network) for name, of in BACKBONES.items()},
             "pretraining": {name: dataclasses.asdict(recipe) for name, recipe in PRETRAINING.items()},
@@ -241,18 +235,11 @@ def summarise(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/popar_cxr"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "popar_cxr", "time an epoch of each and estimate the rest")
     parser.add_argument("--ablation", action="store_true", help="also the sub-tasks on the ViT")
-    parser.add_argument("--smoke", action="store_true", help="time an epoch of each and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds, arguments.ablation)
         return
@@ -271,9 +258,7 @@ def main() -> None:
                 found[name].append(tuned(work, name, lists[name], backbone, init, seed))
                 print(f"{name}, {backbone}, {init}, seed {seed}: AUC {found[name][-1]['auc']:.4f}", flush=True)
     record = summarise(pretrainings, found, arguments.seeds)
-    file = arguments.out / f"popar-cxr_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "popar-cxr")
     print("| backbone | initial weights | " + " | ".join(SETS) + " |\n|---|---" + "|---" * len(SETS) + "|")
     for rows in zip(*record["tables"].values(), strict=True):
         cells = " | ".join(f"{row['mean']:.4f} ± {row['std'] or 0:.4f}" for row in rows)

@@ -17,13 +17,9 @@ benchmarks/results. --smoke times a few epochs and prints an estimate. --picture
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.data.boxes import CELL, BoxedPicture, read_boxes, select_classes, write_boxes
 from dart_core.data.images import read_image, write_image
@@ -264,10 +261,7 @@ def summarise(found: Sequence[dict[str, Any]], weak: Sequence[dict[str, Any]], s
             values = [r["labels"][name]["recall"] for r in group if name in r["labels"]]
             labels.append({"task": row["reader"], "method": row["method"], "labels": name, "runs": len(values), "recall": float(np.mean(values))})  # fmt: skip
     return {
-        "task": "sissi: small detector, smear_boxes_256 to bccd (two kinds of weak labels), fluorescence to stained nuclei of dsb2018",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("sissi: small detector, smear_boxes_256 to bccd (two kinds of weak labels), fluorescence to stained nuclei of dsb2018"),
         "scale": {
             "frame": SIDE, "squares_of_bccd": BCCD_SIDE, "supervised_epochs": SUPERVISED, "target": {"train": TRAIN, "test": TEST}, "source": SOURCE, "validation": VALIDATION, "seeds": seeds,
             "recipe": dataclasses.asdict(RECIPE), "degraded": {"missing": MISSING, "jitter": JITTER, "false": FALSE},
@@ -305,18 +299,11 @@ def picture(work: Path, tasks: Mapping[str, tuple[Path, Path, Path]], out: Path)
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/sissi_cells"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "sissi_cells", "time a few epochs and estimate the rest")
     parser.add_argument("--picture", type=Path, help="draw the README's picture into this .png after the runs")
-    parser.add_argument("--smoke", action="store_true", help="time a few epochs and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds)
         return
@@ -327,9 +314,7 @@ def main() -> None:
                 found.append(one_run(work, task, lists, method, seed))
                 print(f"{task}, {method}, seed {seed}: AP50 {found[-1]['AP50']:.1f}", flush=True)
     record = summarise(found, weak_scores(tasks), arguments.seeds)
-    file = arguments.out / f"sissi-cells_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "sissi-cells")
     print("| task | method | " + " | ".join(MEASURES) + " |\n|---|---" + "|---" * len(MEASURES) + "|")
     for row in record["table"]:
         cells = " | ".join(f"{row[name]:.1f} ± {row[f'{name} std'] or 0:.1f}" for name in MEASURES)

@@ -16,13 +16,9 @@ the learning rates are larger for it. They were set once, for all methods, and n
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.classification import binary_scores, compare_seeds, seed_table
 from dart_core.data.datalist import Row
@@ -212,10 +209,7 @@ def summarise(found: Mapping[tuple[str, int], Mapping[str, Any]], minutes: float
         for baseline in ("none", "lr-control")
     }
     return {
-        "task": "skintone-debias on ham10000_sites, tone tertiles, held-out source site",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread a process, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("skintone-debias on ham10000_sites, tone tertiles, held-out source site", "one thread a process"),
         "scale": {
             "recipe": {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(RECIPE).items()},
             "methods": {name: dataclasses.asdict(unlearning) for name, unlearning in METHODS.items()},
@@ -247,17 +241,10 @@ def table_text(record: Mapping[str, Any], held_out: str) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/skintone_debias_ham"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = study_options(__doc__, "skintone_debias_ham", "time short trainings and estimate the whole")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--smoke", action="store_true", help="time short trainings and estimate the whole")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("--data-root is missing (or set DART_DATA)")
-    data = Path(arguments.data_root) / "ham10000_sites"
+    arguments = study_arguments(parser)
+    data = arguments.data_root / "ham10000_sites"
     arguments.work.mkdir(parents=True, exist_ok=True)
     started = time.process_time()
     labelled(data, arguments.work)
@@ -282,11 +269,10 @@ def main() -> None:
         found = {task: future.result() for task, future in running.items()}
     spent = sum(values["seconds"] for done in found.values() for values in done.values()) / 60
     record = summarise(found, spent)
-    name = f"skintone-debias-ham10000_{platform.machine()}-cpu_{record['date']}.json"
-    write_atomic(arguments.out / name, json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "skintone-debias-ham10000")
     for held_out in HELD_OUT:
         print(table_text(record, held_out))
-    print(arguments.out / name)
+    print(file)
 
 
 if __name__ == "__main__":

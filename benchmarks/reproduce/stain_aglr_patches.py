@@ -16,13 +16,9 @@ patches.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections import Counter
@@ -32,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.classification import binary_scores, compare_seeds, seed_table
 from dart_core.data.images import read_image, write_image
@@ -174,10 +171,7 @@ def smoke(data: Path, work: Path, seeds: int) -> None:
 def summarise(found: Mapping[str, Sequence[dict[str, Any]]], minutes: float) -> dict[str, Any]:
     """The record."""
     return {
-        "task": "stain-aglr on patches of 64 pixels, camelyon_mini and monuseg_sites",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("stain-aglr on patches of 64 pixels, camelyon_mini and monuseg_sites"),
         "scale": {"training": dataclasses.asdict(TRAINING), "pixels": SIDE, "training_stride": STRIDE, "seeds": len(found[SETS[0]]) // len(METHODS)},
         "metric": "auc: ROC-AUC of all patches of fields (camelyon_mini) or hospitals (monuseg_sites) that training did not "
         "see, pooled; mean_over_sites: unweighted mean over hospitals with both classes; mean and sample standard deviation "
@@ -195,17 +189,11 @@ def summarise(found: Mapping[str, Sequence[dict[str, Any]]], minutes: float) -> 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/stain_aglr_patches"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="time two epochs of each method and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(
+        study_options(__doc__, "stain_aglr_patches", "time two epochs of each method and estimate the rest")
+    )
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds)
         return
@@ -218,9 +206,7 @@ def main() -> None:
                 print(f"{name}, {method}, seed {seed}: AUC {found[name][-1]['auc']:.4f}", flush=True)
     minutes = sum(row["seconds"] for rows in found.values() for row in rows) / 60
     record = summarise(found, minutes)
-    file = arguments.out / f"stain-aglr-patches_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "stain-aglr-patches")
     for name, tables in record["tables"].items():
         print(f"| {name} | " + " | ".join(tables) + " |\n" + "|---" * (len(tables) + 1) + "|")
         for rows in zip(*tables.values(), strict=True):

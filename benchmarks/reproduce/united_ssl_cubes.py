@@ -16,12 +16,8 @@ test cubes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import datetime
 import json
-import os
-import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from study import origin, study_arguments, study_options, write_record
 
 from dart_core.classification import binary_scores, compare_seeds, read_predictions, seed_table
 from dart_core.data.volumes import read_labels, read_volume, scale_percentile
@@ -258,10 +255,7 @@ def smoke(data: Path, work: Path, seeds: int, pretexts: Sequence[PretextName]) -
 def summarise(found: Mapping[str, Sequence[dict[str, Any]]], minutes: float, seeds: int) -> dict[str, Any]:
     """The record."""
     return {
-        "task": "united-ssl: pretraining in steps on cubes of 32 voxels, transfer to adrenalmnist3d and tissues of oasis30_2mm",
-        "date": datetime.date.today().isoformat(),
-        "hardware": f"{platform.processor() or platform.machine()}, one thread, {os.cpu_count()} cores, CPU",
-        "versions": {"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        **origin("united-ssl: pretraining in steps on cubes of 32 voxels, transfer to adrenalmnist3d and tissues of oasis30_2mm"),
         "scale": {
             "side": SIDE, "width": WIDTH,
             "norm_momentum": MOMENTUM, "pretraining": dataclasses.asdict(PRETRAINING),
@@ -279,20 +273,13 @@ def summarise(found: Mapping[str, Sequence[dict[str, Any]]], minutes: float, see
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("DART_DATA"))
-    parser.add_argument("--work", type=Path, default=Path("runs/united_ssl_cubes"))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser = study_options(__doc__, "united_ssl_cubes", "time one epoch of everything and estimate the rest")
     parser.add_argument(
         "--pretexts", nargs="+", choices=("rotation", "jigsaw", "rubik", "deep-clustering"), default=PRETEXTS
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="time one epoch of everything and estimate the rest")
-    arguments = parser.parse_args()
-    if arguments.data_root is None:
-        parser.error("give --data-root or set DART_DATA")
+    arguments = study_arguments(parser)
     torch.set_num_threads(1)
-    data, work = Path(arguments.data_root), arguments.work
+    data, work = arguments.data_root, arguments.work
     if arguments.smoke:
         smoke(data, work, arguments.seeds, arguments.pretexts)
         return
@@ -312,9 +299,7 @@ def main() -> None:
             print(f"seed {seed}, {target}, {name}: {result['score']:.4f}", flush=True)
     seconds += sum(row["seconds"] for rows in found.values() for row in rows)
     record = summarise(found, seconds / 60, arguments.seeds)
-    file = arguments.out / f"united-ssl-cubes_{platform.machine()}-cpu_{datetime.date.today().isoformat()}.json"
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(record, indent=1) + "\n")
+    file = write_record(record, arguments.out, "united-ssl-cubes")
     for target, rows in record["tables"].items():
         print(f"| {target} | mean | std |\n|---|---|---|")
         for row in rows:
