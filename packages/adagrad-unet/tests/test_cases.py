@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from adagrad_unet import settings as of
-from adagrad_unet.cases import OUTSIDE, Recipe, load_case, make_recipe, prepare, read_case, to_file
+from adagrad_unet.cases import Recipe, load_case, make_recipe, prepare, read_case, to_file
 from adagrad_unet.plan import Plan
 from adagrad_unet.rows import label_names, read_datalist
+from dart_core.data.nnunet import OUTSIDE
 
 nib: Any = nibabel
 PLAN = Plan((16, 16), 2, ((2, 2),), ((3, 3), (3, 3)), (4, 8))

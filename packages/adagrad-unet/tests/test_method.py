@@ -14,10 +14,11 @@ from torch import nn
 from adagrad_unet import AvaGrad, GenericUNet2d, poly_lr
 from adagrad_unet import settings as of
 from adagrad_unet.baselines import RUNS, printed_table
-from adagrad_unet.cases import OUTSIDE, Case, Recipe
+from adagrad_unet.cases import Case, Recipe
 from adagrad_unet.method import gradient_clipper, make_optimizer, run_name, train_network, training_batches
 from adagrad_unet.plan import Plan
 from dart_core.data.datalist import Row
+from dart_core.data.nnunet import OUTSIDE
 from dart_core.run import Run
 from dart_core.settings import RunSettings
 

@@ -13,6 +13,7 @@ import torch
 from dart_core.data.catalog import chestxray14, chexpert
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.images import write_image
+from dart_core.data.picture_views import draw_part
 from dart_core.errors import InputError
 from mmtl_octl.pictures import (
     Pictures,
@@ -22,7 +23,6 @@ from mmtl_octl.pictures import (
     open_pictures,
     outputs_of,
     picture_batches,
-    random_crop,
     read_pictures,
     split_pictures,
     training_view,
@@ -123,32 +123,6 @@ def test_the_split_is_the_same_for_every_run() -> None:
 # --- views -----------------------------------------------------------------------------------------------------------
 
 
-def test_random_crops_lie_in_the_picture_and_have_the_recipe_s_sizes() -> None:
-    rng = np.random.default_rng(0)
-    height, width = 400, 320
-    found = np.array([random_crop(height, width, rng) for _ in range(3000)], dtype=float)
-    top, left, h, w = found.T
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + h <= height).all()
-    assert (left + w <= width).all()
-    area = h * w / (height * width)
-    assert area.min() > 0.08 * 0.97
-    assert area.max() <= 1
-    ratio = w / h
-    assert ratio.min() > 3 / 4 * 0.97
-    assert ratio.max() < 4 / 3 * 1.03
-    assert 0.45 < area.mean() < 0.56  # uniform from 0.08 to 1, where the large ones fit
-    assert top.max() > 0.7 * height
-
-
-def test_random_crop_of_a_strip_takes_its_largest_fitting_middle() -> None:
-    rng = np.random.default_rng(0)
-    assert random_crop(1000, 10, rng)[1:] == (0, round(10 / 0.75), 10) or random_crop(1000, 10, rng)[3] <= 10
-    # No crop of 8 % of the area with these ratios fits into 1 x 100: always the middle.
-    assert {random_crop(1, 100, rng) for _ in range(20)} == {(0, 49, 1, 1)}
-
-
 def test_views_by_hand() -> None:
     image = torch.arange(12, dtype=torch.uint8).reshape(1, 3, 4) * 20
     assert torch.equal(whole_view(image.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :, :6], 6),
@@ -156,7 +130,7 @@ def test_views_by_hand() -> None:
     rng, twin = np.random.default_rng(3), np.random.default_rng(3)
     big = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (1, 60, 50), dtype=np.uint8))
     view = training_view(big, 32, rng)
-    top, left, h, w = random_crop(60, 50, twin)
+    top, left, h, w = draw_part(twin, 60, 50)
     crop = big[:, top : top + h, left : left + w].float()[None]
     expected = torch.nn.functional.interpolate(crop, (32, 32), mode="bilinear", antialias=True)[0] / 255
     expected = expected.flip(-1) if twin.random() < 0.5 else expected

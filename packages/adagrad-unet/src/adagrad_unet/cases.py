@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from adagrad_unet import settings as of
 from adagrad_unet.plan import Plan, plan_unet_2d
 from adagrad_unet.preprocess import (
-    bounding_box,
-    nonzero_mask,
     normalise,
     resample_labels,
     resample_slices,
@@ -26,12 +24,11 @@ from adagrad_unet.preprocess import (
 from adagrad_unet.rows import channel_files, check_channels
 from dart_core.data.cache import ArrayCache
 from dart_core.data.datalist import Row
+from dart_core.data.nnunet import CroppedCase, crop_case
 from dart_core.data.scans import frame_of
-from dart_core.data.volumes import Volume, read_labels, read_volume
+from dart_core.data.volumes import read_labels, read_volume
 from dart_core.errors import InputError
 
-OUTSIDE = -1
-"""Label outside the image's non-zero mask."""
 AXES = {"z": 0, "y": 1, "x": 2}
 # Part of the name of a cached array: another number whenever preprocessing gives other values.
 _CACHE_VERSION = 1
@@ -107,27 +104,6 @@ def _tuples(value: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
-    """One case as read, cropped."""
-
-    image: NDArray[np.float32]
-    """(C, z, y, x), cropped to the non-zero box."""
-    labels: NDArray[np.int8] | None
-    """(z, y, x), OUTSIDE where the image is zero and no label says otherwise."""
-    inside: NDArray[np.bool_]
-    """(z, y, x) the non-zero mask."""
-    box: tuple[slice, ...]
-    """Of the crop, in the file's (z, y, x)."""
-    file: Volume
-    """The first channel's grid; its voxels are not held."""
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """(3,) mm for z, y, x."""
-        return tuple(reversed(self.file.spacing))
-
-
-@dataclass(frozen=True, eq=False)
 class Case:
     """One case, ready for the network."""
 
@@ -138,7 +114,7 @@ class Case:
     """(S, H, W), OUTSIDE where the image is zero."""
 
 
-def read_case(row: Row, cases: of.Cases | Recipe, channels: int, need_mask: bool = True) -> Raw:
+def read_case(row: Row, cases: of.Cases | Recipe, channels: int, need_mask: bool = True) -> CroppedCase:
     """Read the channels and the labels of a case and crop them to the box of its non-zero voxels.
 
     Raises:
@@ -158,22 +134,16 @@ def read_case(row: Row, cases: of.Cases | Recipe, channels: int, need_mask: bool
                 where=volume.path,
                 remedy="resample the channels of a case onto one grid",
             )
-    image = np.stack([volume.array.T for volume in volumes])
-    inside = nonzero_mask(image)
-    box = bounding_box(inside)
     labels = None
     if row.mask is not None:
-        found = read_labels(row.mask, first, frame).T
+        labels = read_labels(row.mask, first, frame)
         if cases.merge_labels:
-            found = (found > 0).astype(found.dtype)
-        if found.max(initial=0) > 127:
+            labels = (labels > 0).astype(labels.dtype)
+        if labels.max(initial=0) > 127:
             raise InputError(
-                f"has label {found.max()}", where=row.mask, remedy="number the labels from 1, or give --merge-labels"
+                f"has label {labels.max()}", where=row.mask, remedy="number the labels from 1, or give --merge-labels"
             )
-        labels = found[box].astype(np.int8)
-        labels[(labels == 0) & ~inside[box]] = OUTSIDE
-    empty = dataclasses.replace(first, array=np.broadcast_to(np.float32(0), first.array.shape))
-    return Raw(np.ascontiguousarray(image[:, *box]), labels, inside[box], box, empty)
+    return crop_case(volumes, labels)
 
 
 def make_recipe(rows: Sequence[Row], cases: of.Cases, planning: of.Planning, names: tuple[str, ...] = ()) -> Recipe:
@@ -263,22 +233,21 @@ def _replanned(plan: Plan, planning: of.Planning) -> Plan:
     return plan if planning.batch_size is None else dataclasses.replace(plan, batch_size=planning.batch_size)
 
 
-def prepare(raw: Raw, recipe: Recipe) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+def prepare(raw: CroppedCase, recipe: Recipe) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Move the slice axis to the front, resample the slices, normalise.
 
     Returns:
         image (C, S, H, W), and labels (S, H, W), which without a mask are 0 inside the non-zero mask and OUTSIDE elsewhere.
     """
-    labels = np.where(raw.inside, 0, OUTSIDE).astype(np.int8) if raw.labels is None else raw.labels
     image = np.moveaxis(raw.image, 1 + recipe.slice_axis, 1)
-    labels = np.moveaxis(labels, recipe.slice_axis, 0)
+    labels = np.moveaxis(raw.known_labels, recipe.slice_axis, 0)
     shape = plane(raw, recipe)
     labels = resample_labels(labels, shape)
     image = resample_slices(image, shape, 3)
     return normalise(image, labels >= 0 if recipe.nonzero else None), labels
 
 
-def plane(raw: Raw, recipe: Recipe) -> tuple[int, int]:
+def plane(raw: CroppedCase, recipe: Recipe) -> tuple[int, int]:
     """Rows and columns of the slices after resampling."""
     axes = [axis for axis in range(3) if axis != recipe.slice_axis]
     rows, columns = (
@@ -334,7 +303,7 @@ def check_labels(row: Row, labels: NDArray[Any], recipe: Recipe) -> None:
         )
 
 
-def to_file(probabilities: NDArray[Any], raw: Raw, recipe: Recipe) -> NDArray[np.uint8]:
+def to_file(probabilities: NDArray[Any], raw: CroppedCase, recipe: Recipe) -> NDArray[np.uint8]:
     """Labels on the grid of the file: probabilities resampled linearly to the cropped slices, the largest one, placed back.
 
     Args:
@@ -347,9 +316,7 @@ def to_file(probabilities: NDArray[Any], raw: Raw, recipe: Recipe) -> NDArray[np
     """
     axes = [axis for axis in range(3) if axis != recipe.slice_axis]
     cropped = resample_slices(probabilities, [raw.inside.shape[axis] for axis in axes], 1).argmax(0)
-    full = np.zeros(tuple(reversed(raw.file.array.shape)), dtype=np.uint8)
-    full[raw.box] = np.moveaxis(cropped, 0, recipe.slice_axis)
-    return np.ascontiguousarray(full.T)
+    return raw.on_file_grid(np.moveaxis(cropped, 0, recipe.slice_axis))
 
 
 def metadata_recipe(metadata: Mapping[str, str], where: Path) -> Recipe:

@@ -14,11 +14,11 @@ from torch.optim import SGD, Adam, Optimizer
 from adagrad_unet import settings as of
 from adagrad_unet.analysis import UpdateRecorder, rate_percentiles
 from adagrad_unet.avagrad import AvaGrad
-from adagrad_unet.cases import OUTSIDE, Case, Recipe
+from adagrad_unet.cases import Case, Recipe
 from adagrad_unet.network import GenericUNet2d
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
-from dart_core.data.nnunet import crop_patch, patch_limits
+from dart_core.data.nnunet import OUTSIDE, crop_patch, patch_limits
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
 from dart_core.optim import gradient_clipper, poly_lr
 from dart_core.run import Run

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from adagrad_unet import settings as of
-from adagrad_unet.cases import Raw, Recipe, metadata_recipe, prepare, read_case, to_file
+from adagrad_unet.cases import Recipe, metadata_recipe, prepare, read_case, to_file
 from adagrad_unet.figures import slices_figure
 from adagrad_unet.method import sliding_window_predict
 from adagrad_unet.network import GenericUNet2d
@@ -33,6 +33,7 @@ from dart_core.adapt import LAYERS, PolicyStatistics, SpotTUNet, policy_figure
 from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.cli import say
 from dart_core.data.datalist import Row
+from dart_core.data.nnunet import CroppedCase
 from dart_core.data.scans import Scan, load_scan, open_datalist, predict_scan, rows_of, unique_names
 from dart_core.errors import CheckpointError
 from dart_core.evaluation import write_prediction, write_predictions
@@ -81,7 +82,7 @@ def load_unet(path: Path, metadata: Mapping[str, str]) -> tuple[GenericUNet2d, R
 
 
 def segment_case(
-    network: nn.Module, raw: Raw, recipe: Recipe, mirror: bool = True, tiles: int = 16
+    network: nn.Module, raw: CroppedCase, recipe: Recipe, mirror: bool = True, tiles: int = 16
 ) -> NDArray[np.uint8]:
     """Labels (x, y, z) of a case on the grid of its file."""
     image, _ = prepare(raw, recipe)
@@ -117,7 +118,7 @@ def _predict_nnunet(
     _finish(command, table, panels, recipe.labels if recipe.classes > 2 else (), {"mirror": mirror})
 
 
-def _read(row: Row, recipe: Recipe) -> Raw:
+def _read(row: Row, recipe: Recipe) -> CroppedCase:
     """The case without its mask, which need not fit the plan, nor be there."""
     return read_case(dataclasses.replace(row, mask=None), recipe, recipe.channels, need_mask=False)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -17,19 +16,17 @@ from dart_core.data import pictures as core
 from dart_core.data.catalog import chestxray14, chexpert
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.images import read_image
+from dart_core.data.picture_views import draw_part
 from dart_core.data.pictures import Pictures, SplitBy, filled, site_rows, sites_of, split_pictures
 from dart_core.errors import InputError
 from mmtl_octl.schedules import MixedBatches, Schedule, TrainingBatches
 from mmtl_octl.settings import Training
 
 __all__ = [
-    "RATIO", "SCALE", "Pictures", "SplitBy", "filled", "label_columns", "label_problems", "load_picture", "open_pictures",
-    "outputs_of", "picture_batches", "random_crop", "read_pictures", "site_rows", "sites_of", "split_pictures",
+    "Pictures", "SplitBy", "filled", "label_columns", "label_problems", "load_picture", "open_pictures",
+    "outputs_of", "picture_batches", "read_pictures", "site_rows", "sites_of", "split_pictures",
     "training_view", "whole_view",
 ]  # fmt: skip
-
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-"""Of the random crops: share of the picture's area, and width by height."""
 
 _UNCERTAIN = dict.fromkeys(("-1", "-1.0"), "an uncertain one counts as 1 in the paper")
 """How CheXpert's tables mark an uncertain label, and what a message says about it."""
@@ -95,8 +92,6 @@ def load_picture(row: Row) -> Tensor:
 def training_view(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     """A random crop of 8 % to all of the picture, resized, and mirrored in every second case.
 
-    The crop is drawn as torchvision's RandomResizedCrop draws it: ten tries, then the largest fitting middle.
-
     Args:
         image: uint8 (1, H, W).
         size: side of the result.
@@ -105,24 +100,11 @@ def training_view(image: Tensor, size: int, rng: np.random.Generator) -> Tensor:
     Returns:
         float32 (1, size, size) in [0, 1].
     """
-    top, left, height, width = random_crop(image.shape[-2], image.shape[-1], rng)
+    top, left, height, width = draw_part(rng, image.shape[-2], image.shape[-1])
     view: Tensor = transforms.resized_crop(image, top, left, height, width, [size, size], antialias=True)
     if rng.random() < 0.5:
         view = view.flip(-1)
     return view.float() / 255
-
-
-def random_crop(height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop."""
-    for _ in range(10):
-        area = height * width * rng.uniform(*SCALE)
-        ratio = math.exp(rng.uniform(*np.log(RATIO)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-    low, high = RATIO
-    w, h = min(width, round(height * high)), min(height, round(width / low))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def whole_view(image: Tensor, size: int) -> Tensor:

@@ -5,7 +5,6 @@ Arrays have nnU-Net's axes: those of a NIfTI file reversed (z, y, x).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,21 +18,19 @@ from dart_core.data.catalog import decathlon
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.nnunet import (
     ANISOTROPY,
-    bounding_box,
-    nonzero_mask,
+    CroppedCase,
+    crop_case,
     normalise,
     resample_image,
     resample_labels,
     target_spacing,
 )
 from dart_core.data.scans import frame_of, open_datalist, subject_of
-from dart_core.data.volumes import Volume, read_labels, read_volume
+from dart_core.data.volumes import read_labels, read_volume
 from dart_core.errors import InputError
 from odex import settings as of
 from odex.plan import Plan, plan_unet_3d
 
-OUTSIDE = -1
-"""Label outside the image's non-zero mask."""
 LEAST_FILLED = 0.5
 """Of each side of the patch, what a case must fill; the rest is padding."""
 FOLDS, FOLD_SEED = 5, 12345
@@ -122,26 +119,6 @@ def joined(stages: Sequence[Stage]) -> Stage:
 
 
 @dataclass(frozen=True, eq=False)
-class Raw:
-    """One case as read, cropped."""
-
-    image: NDArray[np.float32]
-    """(z, y, x), cropped to the non-zero box."""
-    labels: NDArray[np.int8] | None
-    """(z, y, x), OUTSIDE where the image is zero and no label says otherwise."""
-    inside: NDArray[np.bool_]
-    box: tuple[slice, ...]
-    """Of the crop, in the file's (z, y, x)."""
-    file: Volume
-    """The image's grid; its voxels are not held."""
-
-    @property
-    def spacing(self) -> tuple[float, ...]:
-        """(3,) mm for z, y, x."""
-        return tuple(reversed(self.file.spacing))
-
-
-@dataclass(frozen=True, eq=False)
 class Case:
     """One case, ready for the network."""
 
@@ -154,7 +131,7 @@ class Case:
     """Voxels (n, 3) of each foreground class that there is."""
 
 
-def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, need_mask: bool = True) -> Raw:
+def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, need_mask: bool = True) -> CroppedCase:
     """Read image and labels of a case and crop them to the box of its non-zero voxels.
 
     Args:
@@ -170,14 +147,11 @@ def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, n
     if need_mask and row.mask is None:
         raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every image")
     volume = read_volume(row.image, "RAS" if data.orientation == "RAS" else None, frame=frame)
-    image = volume.array.T[None]
-    inside = nonzero_mask(image)
-    box = bounding_box(inside)
     labels = None
     if row.mask is not None:
         # The Decathlon's volume 243 has stray labels of -2 (specification 5).
-        found = read_labels(row.mask, volume, frame, negative_as_background=True).T
-        strange = sorted(set(np.unique(found).tolist()) - set(names)) if names is not None else []
+        labels = read_labels(row.mask, volume, frame, negative_as_background=True)
+        strange = sorted(set(np.unique(labels).tolist()) - set(names)) if names is not None else []
         if strange and names is not None:
             listed = ", ".join(f"{value} = {name}" for value, name in names.items())
             raise InputError(
@@ -186,17 +160,14 @@ def read_case(row: Row, data: of.Data, names: Mapping[int, str] | None = None, n
                 remedy="add it to 'labels' in dataset.json, or correct the file",
             )
         if data.merge_labels:
-            found = (found > 0).astype(found.dtype)
-        if found.max(initial=0) > 127:
+            labels = (labels > 0).astype(labels.dtype)
+        if labels.max(initial=0) > 127:
             raise InputError(
-                f"has label {found.max()}",
+                f"has label {labels.max()}",
                 where=row.mask,
                 remedy="number the labels from 1, or leave out --no-merge-labels",
             )
-        labels = found[box].astype(np.int8)
-        labels[(labels == 0) & ~inside[box]] = OUTSIDE
-    empty = dataclasses.replace(volume, array=np.broadcast_to(np.float32(0), volume.array.shape))
-    return Raw(np.ascontiguousarray(image[0][box]), labels, inside[box], box, empty)
+    return crop_case([volume], labels)
 
 
 def make_plan(stage: Stage, data: of.Data, settings: of.Network) -> Plan:
@@ -264,20 +235,19 @@ def resample_map(labels: NDArray[Any], shape: Sequence[int], axis: int | None) -
     return resample_image(inside, shape, 0).astype(np.int8)
 
 
-def prepare(raw: Raw, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+def prepare(raw: CroppedCase, plan: Plan) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Resample and normalise.
 
     Returns:
         image (1, D, H, W), and labels (D, H, W), which without a mask are 0 inside the non-zero mask.
     """
-    labels = np.where(raw.inside, 0, OUTSIDE).astype(np.int8) if raw.labels is None else raw.labels
     shape = [
         max(1, round(side * step / target))
         for side, step, target in zip(raw.inside.shape, raw.spacing, plan.spacing, strict=True)
     ]
     axis = coarse_axis(raw.spacing, plan.spacing)
-    image = resample(raw.image[None], shape, axis, 3)
-    labels = resample_map(labels, shape, axis)
+    image = resample(raw.image, shape, axis, 3)
+    labels = resample_map(raw.known_labels, shape, axis)
     return normalise(image, labels >= 0 if plan.nonzero else None), labels
 
 
@@ -316,7 +286,7 @@ def reading(plan: Plan) -> of.Data:
     return of.Data(plan.merge_labels, plan.orientation)
 
 
-def to_file(probabilities: NDArray[Any], raw: Raw, plan: Plan) -> NDArray[np.uint8]:
+def to_file(probabilities: NDArray[Any], raw: CroppedCase, plan: Plan) -> NDArray[np.uint8]:
     """Labels (x, y, z) on the grid of the file: probabilities resampled linearly to the crop, the largest one, placed back.
 
     Args:
@@ -325,10 +295,7 @@ def to_file(probabilities: NDArray[Any], raw: Raw, plan: Plan) -> NDArray[np.uin
         plan: of the pool.
     """
     axis = coarse_axis(raw.spacing, plan.spacing)
-    cropped = resample(probabilities, raw.inside.shape, axis, 1).argmax(0)
-    full = np.zeros(tuple(reversed(raw.file.array.shape)), dtype=np.uint8)
-    full[raw.box] = cropped
-    return np.ascontiguousarray(full.T)
+    return raw.on_file_grid(resample(probabilities, raw.inside.shape, axis, 1).argmax(0))
 
 
 def stage_cases(stage: Stage) -> str:

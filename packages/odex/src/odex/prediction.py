@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dart_core.cli import say
 from dart_core.data.datalist import Row
+from dart_core.data.nnunet import CroppedCase
 from dart_core.data.scans import Scan, unique_names
 from dart_core.evaluation import write_prediction, write_predictions
 from dart_core.files import write_atomic
@@ -22,7 +23,7 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from dart_core.sliding_window import predict_volume
 from odex import settings as of
-from odex.cases import Raw, Stage, check_size, load_case, prepare, read_case, read_stage, reading, to_file
+from odex.cases import Stage, check_size, load_case, prepare, read_case, read_stage, reading, to_file
 from odex.figures import cases_figure
 from odex.learning import PACKAGE, extractor_of
 from odex.patch_dice import patch_dice
@@ -65,7 +66,7 @@ def predict(command: of.Predict) -> None:
         table.append({**written, "network": str(index + 1), "patch_dice": ""})
         chosen.setdefault(stage.name, []).append(index + 1)
         if len(panels) < PICTURES and len(chosen[stage.name]) <= max(1, PICTURES // len(stages)):
-            panels.append((f"{stage.name}: {name}, network {index + 1}", raw.image, labels.T[raw.box]))
+            panels.append((f"{stage.name}: {name}, network {index + 1}", raw.image[0], labels.T[raw.box]))
     if command.patch_dice:
         _add_patch_dice(command, pool, networks, rows, table)
     write_predictions(out, table)
@@ -93,7 +94,7 @@ def predict(command: of.Predict) -> None:
     say(f"masks: {out}   report: {out / 'report.html'}   next: odex evaluate --predictions ... --out ...")
 
 
-def _read(pool: Stored, row: Row) -> Raw:
+def _read(pool: Stored, row: Row) -> CroppedCase:
     """The case without its mask, which need not fit, nor be there."""
     raw = read_case(replace(row, mask=None), reading(pool.plan), need_mask=False)
     shape = [

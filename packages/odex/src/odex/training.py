@@ -14,13 +14,13 @@ from torch.optim import SGD
 
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
-from dart_core.data.nnunet import crop_patch, patch_limits
+from dart_core.data.nnunet import OUTSIDE, crop_patch, patch_limits
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
 from dart_core.nets.nnunet import GenericUNet
 from dart_core.optim import gradient_clipper, poly_lr
 from dart_core.run import Run
 from odex import settings as of
-from odex.cases import OUTSIDE, Case
+from odex.cases import Case
 from odex.features import NORMS
 from odex.plan import Plan
 from odex.regularisers import Regulariser

@@ -6,13 +6,19 @@ shape has: two for slices, three for volumes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dart_core.data.volumes import Volume
+
+OUTSIDE = -1
+"""Label outside the image's non-zero mask."""
 ANISOTROPY = 3.0
 """Voxels that are longer by more than this factor make a set anisotropic."""
 
@@ -31,6 +37,56 @@ def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
         filled = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
         box.append(slice(int(filled[0]), int(filled[-1]) + 1) if len(filled) else slice(0, mask.shape[axis]))
     return tuple(box)
+
+
+@dataclass(frozen=True, eq=False)
+class CroppedCase:
+    """A case, cropped to the box of its non-zero voxels."""
+
+    image: NDArray[np.float32]
+    """(C, z, y, x)"""
+    labels: NDArray[np.int8] | None
+    """(z, y, x), OUTSIDE where the image is zero and no label says otherwise."""
+    inside: NDArray[np.bool_]
+    """(z, y, x) the non-zero mask."""
+    box: tuple[slice, ...]
+    """Of the crop, in the file's (z, y, x)."""
+    file: Volume
+    """The file's grid; its voxels are not held."""
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """(3,) mm for z, y, x."""
+        return tuple(reversed(self.file.spacing))
+
+    @property
+    def known_labels(self) -> NDArray[np.int8]:
+        """The labels; without a mask 0 inside the non-zero mask and OUTSIDE elsewhere."""
+        return np.where(self.inside, 0, OUTSIDE).astype(np.int8) if self.labels is None else self.labels
+
+    def on_file_grid(self, labels: NDArray[Any]) -> NDArray[np.uint8]:
+        """Labels (z, y, x) of the crop as (x, y, z) of the file, 0 outside the box."""
+        full = np.zeros(tuple(reversed(self.file.array.shape)), dtype=np.uint8)
+        full[self.box] = labels
+        return np.ascontiguousarray(full.T)
+
+
+def crop_case(channels: Sequence[Volume], labels: NDArray[Any] | None) -> CroppedCase:
+    """Crop a case to the box of its non-zero voxels.
+
+    Args:
+        channels: volumes (x, y, z) on one grid.
+        labels: (x, y, z), 0 to 127.
+    """
+    image = np.stack([volume.array.T for volume in channels])
+    inside = nonzero_mask(image)
+    box = bounding_box(inside)
+    if labels is not None:
+        labels = labels.T[box].astype(np.int8)
+        labels[(labels == 0) & ~inside[box]] = OUTSIDE
+    first = channels[0]
+    empty = dataclasses.replace(first, array=np.broadcast_to(np.float32(0), first.array.shape))
+    return CroppedCase(np.ascontiguousarray(image[:, *box]), labels, inside[box], box, empty)
 
 
 def target_spacing(spacings: ArrayLike, sizes: ArrayLike) -> tuple[float, ...]:

@@ -72,15 +72,25 @@ def draw_view(
         (6,): top, left, height and width of the part in pixels (whole numbers), 1 to mirror it or 0, degrees to turn it
         counter-clockwise.
     """
-    box = _draw_part(generator, height, width, ranges)
+    box = draw_part(generator, height, width, ranges)
     flip, angle = generator.random() < ranges.flip, generator.uniform(-ranges.degrees, ranges.degrees)
     return np.array([*box, flip, angle], dtype=np.float32)
 
 
-def _draw_part(
-    generator: np.random.Generator, height: int, width: int, ranges: ViewRanges
+def draw_part(
+    generator: np.random.Generator, height: int, width: int, ranges: ViewRanges = RANGES
 ) -> tuple[int, int, int, int]:
-    """Torchvision's RandomResizedCrop."""
+    """Draw a part of a picture as torchvision's RandomResizedCrop does: ten tries, then the largest fitting middle.
+
+    Args:
+        generator: that of the sample.
+        height: of the picture in pixels.
+        width: likewise.
+        ranges: what to draw from.
+
+    Returns:
+        top, left, height and width of the part.
+    """
     low, high = math.log(ranges.ratio[0]), math.log(ranges.ratio[1])
     for _ in range(ATTEMPTS):
         area = height * width * generator.uniform(*ranges.area)
