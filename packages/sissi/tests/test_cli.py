@@ -286,6 +286,25 @@ def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_
     )
 
 
+def test_boxes_that_are_cut_and_pictures_that_are_nearly_black_are_said(cells, tiny, command, tmp_path):
+    """12 bits in a file of 16 have at most 15 of 255 grey values."""
+    Image.fromarray((np.arange(64 * 64) % 4096).reshape(64, 64).astype(np.uint16)).save(tmp_path / "deep.png")
+
+    def spoil(rows):
+        rows[0] |= {"xmin": "50", "xmax": "80"}
+        rows[1] |= {"ymin": "-4", "ymax": "30"}
+        rows.append({**dict.fromkeys(rows[0], ""), "image": str(tmp_path / "deep.png"), "split": "train"})
+
+    target = changed(cells["weak"], tmp_path, spoil)
+    dark = "nearly black pictures: 1 (no grey value above 31 of 255)"
+    assert f"note: {dark}" in command("check-data", "--boxes", target).err
+    words = ("--start", "never", "--epochs", 1, "--out", tmp_path / "run")
+    finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
+    assert finished.status == 0
+    assert "boxes cut to the picture: 2 that reached beyond it (--edges clip)" in finished.err
+    assert dark in finished.err
+
+
 def test_grey_16_bit_and_empty_pictures(cells, tiny, command, tmp_path):
     Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16)).save(tmp_path / "deep.png")
     Image.new("L", (64, 64), 90).save(tmp_path / "grey.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
 import cv2
@@ -16,6 +15,7 @@ from dart_core.data.boxes import BoxedPicture, read_boxes
 from sissi.pictures import (  # fmt: skip
     Augmentation,
     Files,
+    Noted,
     Samples,
     augment,
     divide_source,
@@ -162,13 +162,15 @@ def test_grey_16_bit_and_transparent_pictures(mode, tmp_path):
 def test_usable_boxes():
     boxes = np.array([[1, 1, 5, 5], [-3, 2, 4, 6], [5, 3, 10, 6], [4, 4, 2, 6], [3, 3, 3, 6], [40, 3, 50, 6]], float)
     picture = BoxedPicture("a.png", boxes, tuple("abcdef"), places=tuple("123456"))
-    left_out: Counter[str] = Counter()
-    assert usable_boxes(picture, (8, 10), "drop", left_out).labels == ("a",)
-    assert left_out == {
+    noted = Noted()
+    assert usable_boxes(picture, (8, 10), "drop", noted).labels == ("a",)
+    assert noted.cut == 0
+    assert noted.left_out == {
         "reaching beyond the picture": 1, "at the edge of the picture": 1, "with swapped corners": 1, "without an area": 1,
         "outside of the picture": 1,
     }  # fmt: skip
-    clipped = usable_boxes(picture, (8, 10), "clip", left_out)
+    clipped = usable_boxes(picture, (8, 10), "clip", noted)
+    assert noted.cut == 1
     assert clipped.labels == ("a", "b", "c")
     np.testing.assert_array_equal(clipped.boxes, [[1, 1, 5, 5], [0, 2, 4, 6], [5, 3, 9, 6]])
 

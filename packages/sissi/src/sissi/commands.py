@@ -16,7 +16,7 @@ from dart_core.data.images import read_image
 from dart_core.errors import DartError, InputError, OutputError
 from sissi import settings as of
 from sissi.boxes import valid_boxes
-from sissi.pictures import open_list, open_pictures
+from sissi.pictures import dark_note, is_dark, open_list, open_pictures
 from sissi.weak import Kind, weak_labels
 
 
@@ -25,15 +25,17 @@ def check_data(command: of.CheckData) -> int:
     pictures = open_list(command.boxes, command.classes, command.ignore)
     found: list[str] = []
     sizes: Counter[str] = Counter()
-    at_edge = 0
+    at_edge = dark = 0
     for picture in pictures:
         try:
-            height, width = read_image(picture.image).shape[:2]
+            image = read_image(picture.image)
+            height, width = image.shape[:2]
             check_mask(picture, (height, width))
         except DartError as error:
             found.append(f"{picture.where}: {error}")
             continue
         sizes[f"{width} x {height}"] += 1
+        dark += is_dark(image)
         problems = box_problems(picture, (height, width))
         found += [f"{place}: {problem}" for place, problem in problems]
         at_edge += int((~valid_boxes(picture.boxes, (height, width))).sum()) - len(problems)
@@ -53,6 +55,8 @@ def check_data(command: of.CheckData) -> int:
         print(f"sides of the boxes: {middle:.0f} pixels (5 % below {low:.0f}, 5 % above {high:.0f})")
     if at_edge:
         say(f"note: {at_edge} boxes touch the right or bottom edge; `sissi train` drops them unless --edges is clip")
+    if dark:
+        say(f"note: {dark_note(dark)}")
     if command.boxes.is_dir() and cellpose.recognise(command.boxes):
         for line in cellpose.report_missing(command.boxes):
             say(f"note: {line}")

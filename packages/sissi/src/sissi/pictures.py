@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from sissi.settings import BLUR, Background, Paste
 
 LARGEST_SHIFT, LARGEST_TURN = 0.2, 45.0
 """Of the augmentation: share of the side, and degrees."""
+DARK = 32
+"""Grey value that some pixel of a picture should reach."""
 SMALLEST = 2.0
 """Side in pixels of the frame below which a box that was cut by the frame's edge goes."""
 
@@ -116,15 +118,41 @@ def image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
+BEYOND = "reaching beyond the picture"
 _WORDS = {
     "is not finite": "not finite", "has its corners swapped": "with swapped corners", "has no area": "without an area",
-    "lies outside of the picture": "outside of the picture", "reaches beyond the picture": "reaching beyond the picture",
+    "lies outside of the picture": "outside of the picture", "reaches beyond the picture": BEYOND,
 }  # fmt: skip
 """A problem that `box_problems` finds -> the same of several boxes."""
 
 
-def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_out: Counter[str]) -> BoxedPicture:
-    """The boxes that can be trained on; counts in `left_out` why others cannot.
+def dark_note(count: int) -> str:
+    """A line about pictures that `is_dark` found."""
+    return (
+        f"nearly black pictures: {count} (no grey value above {DARK - 1} of 255), as 12 bits in a file of 16 look; "
+        "stretch their grey values"
+    )
+
+
+@dataclass
+class Noted:
+    """What `open_data` did to pictures and boxes, for people."""
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Why a box cannot be learned from -> how many."""
+    cut: int = 0
+    """Boxes that reached beyond the picture and were cut to it."""
+    dark: int = 0
+    """Pictures that are nearly black."""
+
+
+def is_dark(image: NDArray[np.uint8]) -> bool:
+    """Whether less than an eighth of the grey values is used, as by 12 bits in a file of 16, in which nothing can be seen."""
+    return int(image.max(initial=0)) < DARK
+
+
+def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, noted: Noted) -> BoxedPicture:
+    """The boxes that can be trained on; counts in `noted` why others cannot.
 
     With edges "clip", boxes that reach beyond the picture or touch its edge are cut to it.
     """
@@ -136,8 +164,9 @@ def usable_boxes(picture: BoxedPicture, size: tuple[int, int], edges: str, left_
         whole = np.asarray((picture.boxes[:, 2:] > picture.boxes[:, :2]).all(axis=1))
         picture = replace(picture, boxes=np.where(whole[:, None], cut, picture.boxes))
         keep = np.asarray(whole & ((cut[:, 2:] - cut[:, :2]) >= 1).all(axis=1))
+        noted.cut += sum(reasons.get(picture.places[i]) == BEYOND for i in np.flatnonzero(keep) if picture.places)
     for i in np.flatnonzero(~keep):
-        left_out[reasons.get(picture.places[i] if picture.places else "", "at the edge of the picture")] += 1
+        noted.left_out[reasons.get(picture.places[i] if picture.places else "", "at the edge of the picture")] += 1
     return picture.take(keep)
 
 
@@ -329,8 +358,8 @@ def frame_tensor(image: NDArray[np.uint8], side: int) -> Tensor:
 
 def open_data(
     command: of.DataSettings, seed: int
-) -> tuple[list[BoxedPicture], list[BoxedPicture], list[BoxedPicture], list[tuple[int, int]], Counter[str]]:
-    """Source pictures to train on and to validate with, target pictures to train on with their sizes, and what was left out.
+) -> tuple[list[BoxedPicture], list[BoxedPicture], list[BoxedPicture], list[tuple[int, int]], Noted]:
+    """Source pictures to train on and to validate with, target pictures to train on with their sizes, and what was done to them.
 
     Opens every picture once, so that a bad one is named before any work is done.
 
@@ -343,7 +372,7 @@ def open_data(
     if not chosen:
         raise InputError("no picture with split train", where=command.target, remedy="name the pictures to train on")
     training, validation = divide_source(source, command.source, seed)
-    left_out: Counter[str] = Counter()
+    noted = Noted()
     sizes: list[tuple[int, int]] = []
 
     def usable(pictures: Sequence[BoxedPicture], edges: str, keep: bool) -> list[BoxedPicture]:
@@ -351,10 +380,12 @@ def open_data(
         for picture in pictures:
             if not picture.image.is_file():
                 raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
-            size = image_size(picture.image)
+            image = read_image(picture.image)
+            size = (image.shape[0], image.shape[1])
+            noted.dark += is_dark(image)
             check_mask(picture, size)
             sizes.extend([size] * keep)
-            found.append(usable_boxes(picture, size, edges, left_out))
+            found.append(usable_boxes(picture, size, edges, noted))
         return found
 
     training, validation = usable(training, command.edges, False), usable(validation, command.edges, False)
@@ -362,4 +393,4 @@ def open_data(
     for pictures, path in ((training, command.source), (validation, command.source), (chosen, command.target)):
         if not any(len(picture.boxes) for picture in pictures):
             raise InputError("no usable box in any picture", where=path, remedy="see `sissi check-data`")
-    return training, validation, chosen, sizes, left_out
+    return training, validation, chosen, sizes, noted

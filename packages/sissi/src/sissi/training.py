@@ -21,7 +21,7 @@ from sissi.detectors import PACKAGE, About, make, save_detector
 from sissi.figures import Look, label_sheet
 from sissi.memorisation import fit_saturation, saturation
 from sissi.method import Material, Progress, Trainer
-from sissi.pictures import Files, open_data, refuse_to_delete, synthetic
+from sissi.pictures import Files, dark_note, open_data, refuse_to_delete, synthetic
 
 LABELS = "labels"
 """Folder of the corrected labels, a file for each epoch that began with a correction."""
@@ -37,15 +37,19 @@ def train(command: of.Train) -> None:
     _check(command)
     if command.run.overwrite:
         refuse_to_delete(command.run.out, {"source": command.data.source, "target": command.data.target})
-    training, validation, target, sizes, left_out = open_data(command.data, command.run.seed)
+    training, validation, target, sizes, noted = open_data(command.data, command.run.seed)
     given = command.detection
     make(given)  # whether it can be built, before the folder is touched
     files = Files(command.data.memory, given.colours)
     material = Material(training, validation, target, sizes, files, given.size)
     with Run(command.run, command) as run:
-        if left_out and run.is_main:
-            listed = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        if noted.left_out and run.is_main:
+            listed = ", ".join(f"{count} {reason}" for reason, count in noted.left_out.items())
             say(f"boxes left out: {listed} (--edges {command.data.edges})")
+        if noted.cut and run.is_main:
+            say(f"boxes cut to the picture: {noted.cut} that reached beyond it (--edges clip)")
+        if noted.dark and run.is_main:
+            say(dark_note(noted.dark))
         parts = {"source": training, "validation": validation, "target": target}
         empty = [f"{_without(part)} of {len(part)} of the {name}" for name, part in parts.items() if _without(part)]
         if empty and run.is_main:
@@ -69,7 +73,7 @@ def train(command: of.Train) -> None:
             say(f"the AP50 curve did not slow down within {command.training.epochs} epochs: no label was corrected")
         run.finish({
             "method": about.method, "source_pictures": len(training), "validation_pictures": len(validation),
-            "target_pictures": len(target), "boxes_left_out": dict(left_out), "steps": run.step,
+            "target_pictures": len(target), "boxes_left_out": dict(noted.left_out), "steps": run.step,
             "boxes_at_first": sum(len(picture.boxes) for picture in target),
             "boxes_at_last": sum(map(len, progress.labels)), "cycles": progress.cycles,
             "memorised_epoch": progress.memorised if progress.memorised >= 0 else None, "ap50_curve": progress.curve,
