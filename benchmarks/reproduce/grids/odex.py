@@ -21,6 +21,8 @@ GROUPS = {"float": 84, "u8": 45, "huge": 31}
 """Intensity groups of hippocampus_msd, the only sources there are, and their cases."""
 COMPOSITION = ("42/0/0", "31/11/0", "10/22/3", "0/11/11", "0/0/15")
 """Their shares in the five stages, shifting as in the study odex_hippocampus."""
+FIRST_EPOCHS, EPOCHS = 16, 4
+"""Of ten steps each, at the small scale: the first stage starts from random weights, the others go on from a network."""
 NUMBERS = {"dice": "dice", "bwt": "bwt", "fwt": "fwt", "n_models": "networks"}
 PAPER = (
     "Folders HarP, Dryad and Task04_Hippocampus; the paper's composition of the stages is not public. Baselines as the authors' program "
@@ -28,8 +30,8 @@ PAPER = (
 )
 SMALL = (
     "the Decathlon's hippocampi in three intensity groups in place of HarP, Dryad and Decathlon (hippocampus_msd; the second stream is not run); "
-    "4 feature maps instead of 32, 40 steps a stage instead of 50,000, learning rate 0.1, no augmentation. So few steps leave every network "
-    "undertrained, and each further one of a pool more so: methods with one network gain from that. "
+    "4 feature maps instead of 32, 160 steps in the first stage and 40 in each other one instead of 50,000, learning rate 0.1, no augmentation. "
+    "Networks that are cloned late have few steps of their own. "
 )
 SMOKE = "phantoms, two stages of two steps, first stream."
 HOURS = {"stream": 0.1, "learn": 3.5, "predict": 0.1, "evaluate": 0.02}
@@ -74,25 +76,15 @@ def _training(scale: Scale, method: str, first: bool, count: int) -> list[Word]:
     if scale.name == "paper":
         return []
     words: list[Word] = []
-    times = count if method == "joint" else 1
     if scale.name == "small":
         if first:
             words += ["--base-features", 4, "--batch-size", 2, "--patch-size", 32, 40, 32]
-        words += [
-            "--epochs",
-            4 * times,
-            "--batches",
-            10,
-            "--learning-rate",
-            0.1,
-            "--momentum",
-            0.9,
-            "--no-augmentation",
-        ]
+        epochs = FIRST_EPOCHS * first + EPOCHS * (count - 1 if method == "joint" else not first)
+        words += ["--epochs", epochs, "--batches", 10, "--learning-rate", 0.1, "--momentum", 0.9, "--no-augmentation"]
         return [*words, "--log-every", 10, "--fisher-batches", 10]
     if first:
         words += ["--base-features", 2, "--max-pools", 1, "--batch-size", 2, "--covariance", "shrunk"]
-    return [*words, "--epochs", times, "--batches", 2, "--fisher-batches", 2]
+    return [*words, "--epochs", count if method == "joint" else 1, "--batches", 2, "--fisher-batches", 2]
 
 
 def scored(scale: Scale, name: str, stream: str, seed: int) -> Job:
