@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from dart_core.checkpoint import load_checkpoint, load_weights
 from dart_core.errors import SettingError
 from dart_core.settings import ShardedRunSettings
 from dart_core.sharding import is_sharded, repeated_blocks, whole
-from dart_core.testing import assert_equal_states
+from dart_core.testing import assert_equal_states, torchrun
 
 PROGRAM = Path(__file__).parent / "programs" / "sharded.py"
 NAMES = ["plain", "accumulated", "ours", "alone"]
@@ -41,12 +38,7 @@ def two(program: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The trainings of the program in two processes; one of them continues a run of a single process."""
     folder = tmp_path_factory.mktemp("two")
     program["train"](folder / "alone", program["HALF"], sharding="none")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(PROGRAM), str(folder)], check=False, timeout=200, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun(PROGRAM, folder)
     return folder
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dart_core.checkpoint import load_weights
-from dart_core.testing import logged
+from dart_core.testing import logged, torchrun
 
 PROGRAM = Path(__file__).parent / "programs" / "joint.py"
 
@@ -24,12 +21,7 @@ pytestmark = pytest.mark.slow
 def two(cubes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trainings of the program in two processes."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(PROGRAM)]
-    done = subprocess.run(
-        [*command, str(cubes), str(folder)], check=False, timeout=240, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    torchrun(PROGRAM, cubes, folder)
     return folder
 
 

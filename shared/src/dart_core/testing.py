@@ -291,6 +291,21 @@ def demo_once(command: str, base: Path) -> Path:
     return out
 
 
+def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run a program or `-m module` with words in several processes of this machine, one thread each.
+
+    Raises:
+        AssertionError: one of them failed.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run(
+        [*command, *map(str, words)], check=False, timeout=PATIENCE, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 # --- Commands that are killed and resumed ----------------------------------------------------------------------------
 
 
