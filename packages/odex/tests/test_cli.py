@@ -360,6 +360,21 @@ def test_damaged_cases(command, pool, stages, tmp_path):
         stages[1], tmp_path / "testonly", lambda row: {**row, "split": "test"}), "--out", tmp_path / "out").line  # fmt: skip
 
 
+def test_a_training_case_in_which_nothing_is_labelled(command, pool, stages, tmp_path):
+    """Its organ is missing. A test case may be empty."""
+    stage = rewrite(stages[1], tmp_path / "empty", lambda row: row)
+    row = next(row for row in rows_of(stage / "datalist.csv") if row["split"] == "train")
+    image = nib.load(stage / row["mask"])
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), stage / row["mask"])
+    words = (row["mask"], "nothing is labelled in this mask of a training case")
+    refused(command, pool, tmp_path, ("--stage", stage), *words)
+    found = command("check-data", "--stage", stage)
+    assert found.status == 2
+    assert all(word in found.out for word in words)
+    spared = rewrite(stage, tmp_path / "spared", lambda other: {**other, "split": "test"} if other == row else other)
+    assert command("check-data", "--stage", spared).status == 0
+
+
 def test_labels_not_in_dataset_json(command, pool, stages, tmp_path):
     stage = decathlon(stages[1], tmp_path / "Task04", {"0": "background", "1": "Anterior"})
     refused(command, pool, tmp_path, ("--stage", stage), "the label 2 is not in dataset.json")

@@ -281,6 +281,15 @@ def check_size(row: Row, image: NDArray[Any], plan: Plan) -> None:
         )
 
 
+def check_foreground(row: Row, labels: NDArray[Any]) -> None:
+    """Raise an InputError for a training case in whose mask there is nothing: it would teach that scans are empty."""
+    if labels.max(initial=0) < 1:
+        raise InputError(
+            "nothing is labelled in this mask of a training case", where=row.mask,
+            remedy="correct the mask, or leave the case out",
+        )  # fmt: skip
+
+
 def reading(plan: Plan) -> of.Data:
     """How the cases of a pool are read."""
     return of.Data(plan.merge_labels, plan.orientation)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TypeAlias
 
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.errors import DartError
 from odex import settings as of
-from odex.cases import LEAST_FILLED, Stage, read_case, read_stage, stage_cases
+from odex.cases import LEAST_FILLED, Stage, check_foreground, read_case, read_stage, stage_cases
 from odex.learning import NETWORK_COLUMNS, STAGE_COLUMNS, pool_rows
 from odex.store import read_pool
 
@@ -22,11 +23,16 @@ def check_data(command: of.CheckData) -> int:
     for path in command.stage:
         stage = read_stage(path)
         sizes: list[Size] = []
+        trained = {row.image for row in stage.rows["train"]}
 
-        def open_row(row: Row, stage: Stage = stage, sizes: list[Size] = sizes) -> Iterator[tuple[str, DartError]]:
+        def open_row(
+            row: Row, stage: Stage = stage, sizes: list[Size] = sizes, trained: set[Path] = trained
+        ) -> Iterator[tuple[str, DartError]]:
             try:
                 raw = read_case(row, command.data, stage.labels, need_mask=row.split != "test")
                 sizes.append((row.image.name, raw.inside.shape))
+                if row.image in trained:
+                    check_foreground(row, raw.known_labels)
             except DartError as error:
                 yield "image", error
 

@@ -19,7 +19,7 @@ from dart_core.report import Report
 from dart_core.run import Run, find_device
 from dart_core.sliding_window import predict_volume
 from odex import settings as of
-from odex.cases import Case, Stage, joined, load_case, make_plan, read_stage, stage_cases, subjects
+from odex.cases import Case, Stage, check_foreground, joined, load_case, make_plan, read_stage, stage_cases, subjects
 from odex.features import FeatureExtractor
 from odex.gaussians import rank_warning
 from odex.method import ModelPool, dice_ex
@@ -51,6 +51,8 @@ def learn(command: of.Learn) -> None:
             remedy="give --pooling statistics, or --norm batch",
         )
     cases = [load_case(row, plan, stage.labels) for row in stage.of("train")]
+    for case in cases:
+        check_foreground(case.row, case.labels)
     held_out = [load_case(replace(row), plan, stage.labels) for row in stage.rows["val"]]
     if statistics is not None and all(np.array_equal(case.image, cases[0].image) for case in cases[1:]):
         raise InputError(
