@@ -56,6 +56,18 @@ def test_check_data(datalist, command):
     assert "Cardiomegaly" in lines[2]
 
 
+def test_check_data_counts_empty_cells(datalist, command, tmp_path):
+    def spoil(rows):
+        for row in [row for row in rows if row["split"] == "train"][:2]:
+            row["Effusion"] = ""
+
+    finished = command("check-data", "--datalist", changed(datalist, tmp_path, spoil), "--labelled")
+    assert finished.status == 0
+    told = {line.split(":")[0]: line for line in finished.out.splitlines()}
+    assert told["train"].endswith("; 2 empty (unknown) cells")
+    assert "empty (unknown)" not in told["test"]
+
+
 def test_check_data_lists_every_problem(datalist, command, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
 

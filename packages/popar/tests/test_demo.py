@@ -26,6 +26,8 @@ def test_demo(command, tmp_path, monkeypatch):
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert "Patch order and appearance" in report
     assert "Printed in the paper" not in report
+    pretrained = json.loads((tmp_path / "demo" / "pretraining" / "metrics.json").read_text())
+    assert f"of 4 such pictures {pretrained['order_accuracy']:.0%} were named rightly" in report
     content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())
     assert {row["method"] for row in content["scores"]} == {"random, vit_b at 64", "POPAR, vit_b at 64"}
     assert (tmp_path / "demo" / "backbone.safetensors").is_file()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
 from dart_core.cli import say
 from dart_core.data.catalog import radiographs
 from dart_core.data.datalist import Row, check
@@ -46,8 +48,9 @@ def check_data(command: of.CheckData) -> int:
             for name, part in parts.items():
                 truth, labels = part.pictures.truth, part.pictures.labels
                 positives = ", ".join(f"{label} {int((truth[:, i] == 1).sum())}" for i, label in enumerate(labels))
-                unsure = f"; {int(part.uncertain.sum())} uncertain cells" if part.uncertain.any() else ""
-                print(f"{name}: {len(part)} pictures; {positives}{unsure}")
+                cells = {"uncertain": part.uncertain, "empty (unknown)": np.isnan(truth) & ~part.uncertain}
+                told = "".join(f"; {int(where.sum())} {kind} cells" for kind, where in cells.items() if where.any())
+                print(f"{name}: {len(part)} pictures; {positives}{told}")
         except DartError as error:
             found.append(str(error))
     for line in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dart_core.cli import say
 from dart_core.data.datalist import Datalist
 from dart_core.data.phantoms import write_chest_xrays
 from dart_core.report import Report
-from dart_core.run import claim_folder, flat_settings
+from dart_core.run import METRICS, claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings
 from popar import settings as of
 from popar.commands import check_data
@@ -84,12 +85,10 @@ def _report(command: of.Demo, unlabelled: Path, folders: tuple[Path, ...], secon
         "Pictures that were not trained on, with permuted patches and with distorted appearance, and what the network restored",
         "rows of radiographs: original, distorted, restored",
     )
-    measured = FixedDistortions(fixed.images, fixed.patch, fixed.objective).measure(
-        network, next(network.parameters()).device
-    )
+    measured = json.loads((command.out / "pretraining" / METRICS).read_text(encoding="utf-8"))
     report.text(
-        f"Of the permuted patches {measured['order_accuracy']:.0%} were named rightly; guessing would name "
-        f"{1 / network.grid**2:.1%}. The report of the pretraining (pretraining/report.html) shows how this came about."
+        f"Of the permuted patches of {measured['measured_pictures']} such pictures {measured['order_accuracy']:.0%} were named "
+        f"rightly; guessing would name {1 / network.grid**2:.1%}. The report of the pretraining (pretraining/report.html) shows how this came about."
     )
     scored = [read_scored(folder) for folder in folders]
     results = result_rows(scored)
