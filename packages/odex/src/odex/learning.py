@@ -21,7 +21,7 @@ from dart_core.sliding_window import predict_volume
 from odex import settings as of
 from odex.cases import Case, Stage, check_foreground, joined, load_case, make_plan, read_stage, stage_cases, subjects
 from odex.features import FeatureExtractor
-from odex.gaussians import rank_warning
+from odex.gaussians import rank_warning, summed_distance
 from odex.method import ModelPool, dice_ex
 from odex.regularisers import regulariser_of
 from odex.store import StageRecord, Stored, check_same, make_statistics, read_pool, write_pool
@@ -124,6 +124,10 @@ def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
     return stage
 
 
+MOVED = 10.0
+"""Times as far as before, from which on a training is said to have moved the features away from the history."""
+
+
 # --- Decisions -------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +185,32 @@ def _record(
         )
     if statistics.distance == "mahalanobis" and statistics.covariance == "empirical" and newest.rank < z.shape[1]:
         say(f"warning: {rank_warning(len(z), z.shape[1], newest.rank)}")
+    ratio = moved(statistics, record, z)
+    if ratio is not None and ratio > MOVED:
+        say(
+            f"warning: training has moved the features of network {record.model + 1}: the images of {record.name} now lie {ratio:.3g} "
+            "times as far from the stages that it learned before, so that other networks will answer for them; a lower --learning-rate "
+            "moves less, and --method odex-last does without the older stages"
+        )
+
+
+def moved(statistics: ModelPool, record: StageRecord, features: Tensor) -> float | None:
+    """How many times as far from the older stages of its history the images of a stage lie as before the training on them.
+
+    Gaussians are fitted with the weights of their time, and distances taken with today's (Eq. 4).
+
+    Args:
+        statistics: with the stage recorded.
+        record: of the stage; its key is the distance before.
+        features: (n, d) of the stage's training images by the trained network.
+
+    Returns:
+        None where there are no older stages, or the key is no mean over a history.
+    """
+    older = statistics.histories[record.model][:-1]
+    if not older or not record.key or statistics.selection != "mean" or statistics.normalisation == "per_stage_mean":
+        return None
+    return float(summed_distance(older, features, statistics.squared).mean()) / len(older) / record.key
 
 
 def features_of(network: GenericUNet, cases: Sequence[Case], pool: Stored) -> Tensor:
@@ -235,12 +265,13 @@ def _metrics(pool: Stored, record: StageRecord) -> dict[str, Any]:
 
 
 def pool_rows(pool: Stored) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """Rows about networks (number, stages, size), and about stages (name, what was done, score, xi, cases, seconds)."""
+    """Rows about networks (number, stages, mean summed distance of held-out images of the last one, size), and about stages (name, what was done, score, xi, cases, seconds)."""
     names = pool.names
     networks = []
     for number, size in enumerate(pool.sizes):
         of_model = pool.statistics.stages[number] if pool.statistics is not None else range(len(names))
-        networks.append((number + 1, ", ".join(names[i] for i in of_model), f"{size / 1e6:.1f} MB"))
+        own = None if pool.statistics is None else pool.statistics.bounds[number][-1].mean
+        networks.append((number + 1, ", ".join(names[i] for i in of_model), own, f"{size / 1e6:.1f} MB"))
     stages = []
     for stage in pool.stages:
         done = f"network {stage.model + 1} goes on" if stage.action == "update" else f"new network {stage.model + 1}"
@@ -250,7 +281,7 @@ def pool_rows(pool: Stored) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]
     return networks, stages
 
 
-NETWORK_COLUMNS = ("network", "stages of its history", "file")
+NETWORK_COLUMNS = ("network", "stages of its history", "distance of its own images", "file")
 STAGE_COLUMNS = ("stage", "what was done", "score", "threshold", "cases", "seconds")
 
 
