@@ -15,7 +15,7 @@ PRETRAINING = {
     "jigsaw": ("--pretext", "jigsaw", "--form", "as-coded", "--permutations", 10, "--steps", "DRA", "--max-epochs", 2,
                "--critic-steps", 2, "--show-every", 0),
     "deep-clustering": ("--pretext", "deep-clustering", "--clusters", 4, "--components", 4, "--steps", "joint",
-                        "--max-epochs", 4, "--critic-steps", 2, "--show-every", 0),
+                        "--max-epochs", 3, "--critic-steps", 2, "--show-every", 0),
     "rubik": ("--pretext", "rubik", "--permutations", 10, "--masking", "--steps", "joint", "--adversarial", "log",
               "--max-epochs", 4, "--critic-steps", 2, "--show-every", 0),
     "transvw": ("--pretext", "transvw", "--steps", "DR", "--max-epochs", 3, "--show-every", 0),
@@ -65,7 +65,7 @@ def test_making_visual_words_is_killed(trainings, luna16, tmp_path):
     """The auto-encoder goes on, and the cubes are those of the undisturbed run."""
     words = (
         "prepare", "--data", luna16, "--size", 16, 16, 16, "--margin", 8, 8, 4, "--words", 3, "--instances", 4, 2,
-        "--scan-size", 16, 16, 16, "--width", 1, "--max-epochs", 40, "--batch-size", 2, "--checkpoint-every", 2, "--device",
+        "--scan-size", 16, 16, 16, "--width", 1, "--max-epochs", 12, "--batch-size", 2, "--checkpoint-every", 2, "--device",
         "cpu", "--seed", 1,
     )  # fmt: skip
     trainings.assert_survives_kill(words, tmp_path / "run")
