@@ -65,7 +65,7 @@ def demo(command: of.Demo) -> None:
         " sees an old stage again. Seq. simply goes on; EWC holds on to weights that mattered; ODEx measures how far the"
         " new images lie from all that each of its networks has seen, and adds a network when they are too far. "
         f"The whole demo took {time.monotonic() - started:.0f} s. Its numbers say that the program works, not how well the"
-        " method does on patients."
+        " method does on patients; the seconds of ODEx's first stage hold the loading of the libraries."
     )
     pool = read_pool(out / f"odex-{STAGES}")
     report.section("What ODEx decided")
