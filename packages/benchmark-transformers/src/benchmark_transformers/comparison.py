@@ -161,7 +161,7 @@ def _tests(report: Report, tests: Sequence[Verdict], caption: str) -> None:
 def _verdict(test: Verdict) -> str:
     if test.p != test.p:
         return "no test"
-    return "equal" if test.equal else "differs"
+    return "no difference shown" if test.equal else "differs"
 
 
 def _beside(report: Report, table: str, values: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
