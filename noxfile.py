@@ -87,7 +87,8 @@ def environment() -> dict[str, str]:
 
 def scripts(where: str) -> list[str]:
     found = (path.relative_to(ROOT) for path in ROOT.glob(f"benchmarks/{where}/*.py"))
-    return sorted(str(path) for path in found if path.name not in ("compare.py", "promises.py"))  # what the others share
+    # Those two are what the others share.
+    return sorted(str(path) for path in found if path.name not in ("compare.py", "promises.py"))
 
 
 @nox.session(python=PYTHON)

@@ -89,7 +89,9 @@ def evaluate(command: of.Evaluate) -> None:
         names = [f"{row['task']}, {row['method']}" for row in rows]
         for name, row in zip(names, rows, strict=True):
             spread = mean_and_spread(row["mean"], row["std"])
-            print(f"{name:<{max(map(len, names))}}  {MEASURES[measure]} {spread}  ({row['seeds']} seed{'s' * (row['seeds'] != 1)})")
+            print(
+                f"{name:<{max(map(len, names))}}  {MEASURES[measure]} {spread}  ({row['seeds']} seed{'s' * (row['seeds'] != 1)})"
+            )
     for row in distances:
         print(f"{row['method']}: Frechet distance {row['fid']:.4g} ({row['features']}), MSE {row['mse']:.5f}")
     say(f"scores: {out / SCORES}   report: {out / 'report.html'}")
