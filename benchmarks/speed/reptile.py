@@ -1,6 +1,6 @@
 """One meta-epoch of Reptile: metamedseg's, with tasks in processes, against the loop of the authors' program.
 
-    python benchmarks/speed/reptile.py [--size 128] [--inner-epochs 2] [--processes 2] [--rounds 5]
+    python benchmarks/speed/reptile.py [--size 128] [--inner-epochs 2] [--processes 5] [--rounds 5]
 
 The same work on the same CPU: five tasks, each a copy of the meta-model trained by Adam on 15 slices, batch size 1, then the average
 update (Eq. 1). The authors' loop is written here as their program has it (specification 2.4): one process; for each task a new network
@@ -12,7 +12,8 @@ First both train a task in double precision with the slices in the same order, a
 of a norm are not compared: they change nothing, their gradient is zero, and Adam moves them by the noise of rounding.
 
 Three quarters of a step are convolutions, which run at the speed of the processor's matrix product, theirs as ours. In single precision
-processes can thus win only what their threads lose. `--precision bf16` halves the work where the processor knows bfloat16; its losses
+processes can thus win only what their threads lose. There is a process for each task, more than cores: with one for each core, five tasks on
+two cores would take three rounds. `--precision bf16` halves the work where the processor knows bfloat16; its losses
 are compared with those of single precision, which differ as much between two orders of the slices.
 """
 
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="all work on the CPU; other devices are skipped")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--inner-epochs", type=int, default=2)
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--processes", type=int, default=TASKS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--note", default="", help="what else is to be said of the machine")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
