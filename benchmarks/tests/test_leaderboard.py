@@ -48,7 +48,9 @@ def record(tmp_path: Path) -> dict[str, Any]:
                 outcomes[job] = Outcome(job, folder / part, "done" if there else "failed")
             if there:
                 (folder / "t" / "out").mkdir(parents=True)
-                (folder / "t" / "out" / "report.html").write_text(f"<title>{method} {place} {seed}</title>")
+                (folder / "t" / "out" / "report.html").write_text(
+                    f"<title>{method} {place} {seed}</title>", encoding="utf-8"
+                )
                 scores[folder / "p" / "out"] = values[place, seed]
             runs.append(of.Run(place, seed, trained, predicted))
         entries.append(of.Entry(method, "aiva", "masks" if method == "New" else "nothing", runs))
@@ -76,7 +78,7 @@ def test_the_page_sorts_filters_and_links(tmp_path: Path) -> None:
     import page as of
 
     path = of.write([record(tmp_path)], tmp_path / "pages" / "leaderboard.html")
-    assert "Made-up &lt;scores&gt;" in path.read_text()
+    assert "Made-up &lt;scores&gt;" in path.read_text(encoding="utf-8")
     with chromium() as browser:
         page = browser.new_page()
         problems: list[str] = []

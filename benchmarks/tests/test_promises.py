@@ -40,7 +40,7 @@ def test_the_newest_record_of_each_hardware_counts(tmp_path: Path) -> None:
         ("sissi", "there"): ("sissi", rows["sissi", "there"][1], "≥ 10", 30.0, "yes", "there", "2026-01-01"),
     }
     assert {row[4] for row in of.rows_of(of.newest(tmp_path)) if row[3] is None} == {"not measured"}
-    text = of.write(tmp_path).read_text()
+    text = of.write(tmp_path).read_text(encoding="utf-8")
     assert "1 of " in text
     assert "1 do not" in text
 
@@ -64,6 +64,6 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
     }
     record = {"task": "growth", "date": "2026-01-01", "hardware": "here", "series": [series]}
     (tmp_path / "growth_here_2026-01-01.json").write_text(json.dumps(record))
-    text = of.write(tmp_path).read_text()
+    text = of.write(tmp_path).read_text(encoding="utf-8")
     assert "Growth of cost: here" in text
     assert "data:image/svg+xml" in text

@@ -77,12 +77,12 @@ def test_the_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     text = of.write(table, of.Scale("small", tmp_path), ours, {(("New",), "b"): "a run failed"}, tmp_path / "out")
     assert "| New | 90 ± 1 → 92 ± 1.4 (n 2) | 70 → – |" in text
     assert "- New, b: a run failed" in text
-    assert (tmp_path / "out" / "p-table1-small.md").read_text() == text
+    assert (tmp_path / "out" / "p-table1-small.md").read_text(encoding="utf-8") == text
     with (tmp_path / "out" / "p-table1-small.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows[0]["values"] == "91.0 93.0"
     assert [row["paper_mean"] for row in rows] == ["90.0", "70.0", "80.0", "60.0", "", ""]
-    page = (tmp_path / "out" / "p-table1-small.html").read_text()
+    page = (tmp_path / "out" / "p-table1-small.html").read_text(encoding="utf-8")
     assert "New against Old" in page
     smoke = of.write(table, of.Scale("smoke", tmp_path), ours, {}, tmp_path / "out")
     assert "say nothing about the methods" in smoke
