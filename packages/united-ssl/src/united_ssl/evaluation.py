@@ -353,7 +353,9 @@ def sections(
         bars = _increments(own, measure)
         if bars:
             report.picture(
-                increments_figure(bars, title), "What the adversary adds to (D)+R, as in Fig. 3", "bars by pretext task"
+                increments_figure(bars, title),
+                "The bars reach up to (D)+R; green: what the adversary adds, orange: what it takes away (Fig. 3)",
+                "bars by pretext task",
             )
     if distances:
         report.section("Restorations")
