@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -238,6 +239,23 @@ def test_two_callers_share_the_work(tmp_path: Path) -> None:
         assert {outcome.state for outcome in outcomes.values()} == {"done"}
         assert {outcome.attempts for outcome in outcomes.values()} == {1}
         assert [steps(outcome) for outcome in outcomes.values()] == [[0, 1, 2]] * 3
+
+
+def test_a_job_that_another_process_is_at_does_not_hold_up_the_others(tmp_path: Path) -> None:
+    jobs = [Job("counting", ("count", "--to", 3, "--seed", seed)) for seed in range(2)]
+    first, second = (tmp_path / "runs" / job.address for job in jobs)
+    first.mkdir(parents=True)
+    found: list[dict[Job, Outcome]] = []
+    caller = threading.Thread(target=lambda: found.append(run(jobs, tmp_path, LocalExecutor(1), every=0.02)))
+    with FileLock(first / "lock"):
+        caller.start()
+        end = time.monotonic() + 60
+        while not (second / "done.json").is_file() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert (second / "done.json").is_file()
+        assert not (first / "attempts.json").is_file()
+    caller.join()
+    assert {outcome.state for outcome in found[0].values()} == {"done"}
 
 
 def test_ctrl_c_lets_running_jobs_save_and_the_next_call_goes_on(tmp_path: Path) -> None:

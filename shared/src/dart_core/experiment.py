@@ -34,7 +34,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.live import Live
 
@@ -254,6 +254,15 @@ def _status(command: str) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _taken(folder: Path) -> bool:
+    """Whether another process is at a job now, as where two calls share the work."""
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -476,9 +485,10 @@ def run(
                         needed = {state[other].state for other in job.needs}
                         if needed & {"failed", "skipped"}:
                             state[job] = replace(before, state="skipped")
-                        elif needed <= {"done"} and len(handles) < executor.capacity:
-                            handles[job] = executor.start(before.folder)
-                            state[job] = replace(before, state="queued")
+                        elif needed <= {"done"} and len(handles) < executor.capacity and not _taken(before.folder):
+                            state[job] = _outcome(job, runs, "queued")  # another call may have brought it to its end
+                            if state[job].state == "queued":
+                                handles[job] = executor.start(before.folder)
                     elif job in handles and executor.ended(handles[job]):
                         del handles[job]
                         state[job] = _outcome(job, runs, "waiting")
