@@ -20,7 +20,7 @@ import protocol
 from page import write
 from protocol import Board, Scale, results
 
-from dart_core.errors import DartError
+from dart_core.errors import DartError, Interrupted
 from dart_core.experiment import run
 from dart_core.files import write_atomic
 
@@ -65,12 +65,12 @@ def main() -> int:
             }
             write_atomic(out / f"leaderboard-{name}-{scale.name}.json", json.dumps(_portable(record), indent=1) + "\n")
             records.append(record)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        print("leaderboard: stopped; the same words go on where it was", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Interrupted) else 130
     except DartError as error:
         print(f"leaderboard: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("leaderboard: stopped; the same words go on where it was", file=sys.stderr)
-        return 130
     for record in records:
         print(f"\n{record['title']}")
         first = record["metrics"][0]

@@ -19,7 +19,7 @@ from typing import get_args
 
 from table import Scale, ScaleName, Table, gpu_hours, known_tables, load, our_numbers, with_needs, write
 
-from dart_core.errors import DartError, SettingError
+from dart_core.errors import DartError, Interrupted, SettingError
 from dart_core.experiment import Executor, LocalExecutor, RayExecutor, SlurmExecutor, run
 
 
@@ -96,12 +96,12 @@ def main() -> int:
         executor = executor_of(arguments.executor, arguments.processes, scale.work)
         out = arguments.out or scale.work / "tables"
         missing = sum(reproduce(load(*key), scale, executor, out, arguments.yes) for key in wanted)
+    except (KeyboardInterrupt, Interrupted) as stop:
+        print("reproduce: stopped; the same words go on where it was", file=sys.stderr)
+        return stop.exit_status if isinstance(stop, Interrupted) else 130
     except DartError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("reproduce: stopped; the same words go on where it was", file=sys.stderr)
-        return 130
     return 1 if missing else 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -258,7 +258,8 @@ def test_a_job_that_another_process_is_at_does_not_hold_up_the_others(tmp_path: 
     assert {outcome.state for outcome in found[0].values()} == {"done"}
 
 
-def test_ctrl_c_lets_running_jobs_save_and_the_next_call_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_let_running_jobs_save_and_the_next_call_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     job = Job("counting", ("count", "--to", 400, "--pause", 0.01))
     script = f"""
 import signal
@@ -270,8 +271,9 @@ run([Job({job.command!r}, {job.words!r})], Path({str(tmp_path)!r}), LocalExecuto
     caller = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
     out = tmp_path / "runs" / job.address / "out"
     wait_for(lambda: (out / "steps.txt").is_file() and len((out / "steps.txt").read_text()) > 10)
-    caller.send_signal(signal.SIGINT)
+    caller.send_signal(number)
     assert caller.wait(60) != 0
+    assert not taken(out.parent)
     assert not (out / "total.txt").is_file()
     found = go([job], tmp_path)[job]
     assert (found.state, found.attempts) == ("done", 2), found.last_lines
@@ -288,6 +290,15 @@ def test_the_summary_says_what_is_left() -> None:
         "1 done, 1 running, 1 waiting; about 4 min left"
     )
     assert summary([Outcome(job, folder, "failed")]) == "0 done, 1 failed"
+
+
+def taken(folder: Path) -> bool:
+    """Whether a process is still at a job."""
+    try:
+        with FileLock(folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

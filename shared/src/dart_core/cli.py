@@ -84,7 +84,7 @@ def main(prog: str, commands: Commands, version: str, description: str, argv: Se
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        with _sigterm_as_exception():
+        with sigterm_as_exception():
             status = _dispatch(prog, commands, version, description, [word for word in arguments if word != "--debug"])
             sys.stdout.flush()
             return status
@@ -374,7 +374,7 @@ def _nearest(word: str, known: Iterable[str], dashes: str = "") -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
+def sigterm_as_exception() -> Iterator[None]:
     """Turn SIGTERM into an exception so that temporary files go; Run puts its own handler on top while it trains."""
     owner = os.getpid()
 

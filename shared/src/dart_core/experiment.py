@@ -39,7 +39,7 @@ from rich.console import Console
 from rich.live import Live
 
 from dart_core import __version__
-from dart_core.cli import say
+from dart_core.cli import say, sigterm_as_exception
 from dart_core.errors import InputError, SettingError
 from dart_core.files import write_atomic
 from dart_core.processes import process_context
@@ -460,6 +460,7 @@ def run(
 
     Raises:
         InputError, SettingError: see `Job.address`.
+        KeyboardInterrupt, Interrupted: after Ctrl-C, SIGTERM.
     """
     everything = _with_needs(jobs)
     folder = folder.resolve()  # jobs start in whatever folder their executor is in
@@ -474,7 +475,7 @@ def run(
     state: dict[Job, Outcome] = {job: _outcome(job, runs, "waiting") for job in everything}
     handles: dict[Job, Any] = {}
     lost = dict.fromkeys(everything, 0)
-    with _Progress(state, folder) as show:
+    with sigterm_as_exception(), _Progress(state, folder) as show:
         show()
         try:
             while not {found.state for found in state.values()} <= {"done", "failed", "skipped"}:
