@@ -24,7 +24,7 @@ from dart_core.experiment import Executor, LocalExecutor, RayExecutor, SlurmExec
 
 
 def reproduce(table: Table, scale: Scale, executor: Executor, out: Path, yes: bool) -> int:
-    """Run and write a table; the number of cells without a number."""
+    """Run and write a table; how many runs did not come to their end. A number that is undefined is no failure: the table names it."""
     cells = list(table.cells(scale))
     jobs = with_needs(job for cell in cells for jobs in cell.runs for job in jobs)
     experiment = scale.work / "experiment"
@@ -39,7 +39,7 @@ def reproduce(table: Table, scale: Scale, executor: Executor, out: Path, yes: bo
     print(write(table, scale, ours, missing, out))
     if missing:
         print(f"{len(missing)} cells have no number; see {experiment / 'experiment.html'}", file=sys.stderr)
-    return len(missing)
+    return sum(outcome.state != "done" for outcome in outcomes.values())
 
 
 def _agreed() -> bool:
@@ -95,14 +95,14 @@ def main() -> int:
         scale = Scale(arguments.scale, arguments.work.resolve(), data, arguments.repetitions)
         executor = executor_of(arguments.executor, arguments.processes, scale.work)
         out = arguments.out or scale.work / "tables"
-        missing = sum(reproduce(load(*key), scale, executor, out, arguments.yes) for key in wanted)
+        failures = sum(reproduce(load(*key), scale, executor, out, arguments.yes) for key in wanted)
     except (KeyboardInterrupt, Interrupted) as stop:
         print("reproduce: stopped; the same words go on where it was", file=sys.stderr)
         return stop.exit_status if isinstance(stop, Interrupted) else 130
     except DartError as error:
         print(f"reproduce: error: {error}", file=sys.stderr)
         return 2
-    return 1 if missing else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
