@@ -21,8 +21,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")]
 
 
-def torchrun(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*TORCHRUN, str(processes), str(PROGRAM), *arguments]
+def torchrun(processes: int, *arguments: str, program: Path = PROGRAM) -> subprocess.CompletedProcess[str]:
+    command = [*TORCHRUN, str(processes), str(program), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, timeout=200, capture_output=True, text=True, env=environment)
 
@@ -80,3 +80,16 @@ def test_an_error_is_said_once(two: tuple[Path, str]) -> None:
     _, error = two
     assert error.count("holds a run already") == 1
     assert "exitcode  : 2" in error
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_interpreter_is_not_taken_down_beside_the_threads_of_gloo(status: int) -> None:
+    """They may still hold tensors, and PyTorch aborts a process whose interpreter has gone by then."""
+    done = torchrun(2, str(status), program=PROGRAM.parent / "leaving.py")
+    assert done.returncode == (1 if status else 0), done.stderr
+    assert "taken down" not in done.stdout
+    if status:
+        assert f"exitcode  : {status}" in done.stderr
+    else:
+        assert all(f"at exit {rank}" in done.stdout for rank in (0, 1))
+        assert done.stdout.count("unflushed") == 2

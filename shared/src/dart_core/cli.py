@@ -8,6 +8,7 @@ importing torch.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import difflib
@@ -67,7 +68,7 @@ def say(line: str) -> None:
 
 
 def main(prog: str, commands: Commands, version: str, description: str, argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit status; `sys.exit(main(...))` is the whole entry point.
+    """Run one command and return the exit status; `leave(main(...))` is the whole entry point.
 
     Args:
         prog: name of the program as the user types it.
@@ -95,6 +96,11 @@ def main(prog: str, commands: Commands, version: str, description: str, argv: Se
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        # So ends a process of several whose first one says why.
+        return end.code
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
@@ -102,6 +108,24 @@ def main(prog: str, commands: Commands, version: str, description: str, argv: Se
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
         print(f"{prog}: {line}" if status > 128 else f"{prog}: error: {line}", file=sys.stderr, flush=True)
         return status
+
+
+def leave(status: int) -> NoReturn:
+    """End the program with an exit status: `sys.exit`, and for a process that torchrun started a way past its trap.
+
+    A thread of gloo may still hold the tensors of its last message. Where it lets go of them while the interpreter is
+    being taken down, PyTorch aborts the process ("terminate called without an active exception",
+    pytorch/pytorch#190489) and torchrun reports a run that has ended well as failed.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_torchelastic_launched() and distributed.is_initialized()):
+        sys.exit(status)
+    atexit._run_exitfuncs()
+    # What a broken pipe leaves unwritten is not worth a second error.
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
 
 
 def _dispatch(prog: str, commands: Commands, version: str, description: str, arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dart_core.batches import Batches
 from dart_core.checkpoint import save_weights
+from dart_core.cli import leave
 from dart_core.errors import DartError
 from dart_core.run import Run
 from dart_core.settings import RunSettings
@@ -52,4 +53,4 @@ if __name__ == "__main__":
         main(Path(sys.argv[1]))
     except DartError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
+        leave(error.exit_status)

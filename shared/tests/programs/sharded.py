@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dart_core.batches import Batches
 from dart_core.checkpoint import save_tensors, save_weights
+from dart_core.cli import leave
 from dart_core.fine_tuning import clip_gradients
 from dart_core.run import Run
 from dart_core.settings import ShardedRunSettings
@@ -95,3 +96,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

@@ -17,6 +17,7 @@ from torch import nn
 
 from dart_core.batches import Batches
 from dart_core.checkpoint import save_weights
+from dart_core.cli import leave
 from dart_core.errors import DartError
 from dart_core.run import Run
 from dart_core.settings import RunSettings
@@ -74,4 +75,5 @@ if __name__ == "__main__":
         main(arguments)
     except DartError as error:
         print(error, file=sys.stderr)
-        sys.exit(error.exit_status)
+        leave(error.exit_status)
+    leave(0)

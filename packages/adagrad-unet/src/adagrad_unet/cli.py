@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from adagrad_unet import __version__
 from adagrad_unet import settings as of
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 
 DESCRIPTION = (
@@ -27,4 +26,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m adagrad_unet` (which torchrun starts)."""
-    sys.exit(run_command("adagrad-unet", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("adagrad-unet", COMMANDS, __version__, DESCRIPTION))

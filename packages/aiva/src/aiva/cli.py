@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from aiva import __version__
 from aiva import settings as of
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 
 DESCRIPTION = (
@@ -26,4 +25,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m aiva` (which torchrun starts)."""
-    sys.exit(run_command("aiva", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("aiva", COMMANDS, __version__, DESCRIPTION))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from benchmark_transformers import __version__
 from benchmark_transformers import settings as of
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 
 DESCRIPTION = (
@@ -28,4 +27,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m benchmark_transformers` (which torchrun starts)."""
-    sys.exit(run_command("benchmark-transformers", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("benchmark-transformers", COMMANDS, __version__, DESCRIPTION))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from fda_mri import __version__
 from fda_mri import settings as of
@@ -28,4 +27,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m fda_mri` (which torchrun starts)."""
-    sys.exit(run_command("fda-mri", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("fda-mri", COMMANDS, __version__, DESCRIPTION))

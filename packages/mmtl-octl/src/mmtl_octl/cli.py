@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from mmtl_octl import __version__
 from mmtl_octl import settings as of
@@ -26,4 +25,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m mmtl_octl` (which torchrun starts)."""
-    sys.exit(run_command("mmtl-octl", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("mmtl-octl", COMMANDS, __version__, DESCRIPTION))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from popar import __version__
 from popar import settings as of
@@ -27,4 +26,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m popar` (which torchrun starts)."""
-    sys.exit(run_command("popar", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("popar", COMMANDS, __version__, DESCRIPTION))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from sissi import __version__
 from sissi import settings as of
@@ -26,4 +25,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m sissi` (which torchrun starts)."""
-    sys.exit(run_command("sissi", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("sissi", COMMANDS, __version__, DESCRIPTION))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from skintone_debias import __version__
 from skintone_debias import settings as of
@@ -27,4 +26,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m skintone_debias` (which torchrun starts)."""
-    sys.exit(run_command("skintone-debias", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("skintone-debias", COMMANDS, __version__, DESCRIPTION))

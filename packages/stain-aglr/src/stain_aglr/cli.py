@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from stain_aglr import __version__
 from stain_aglr import settings as of
@@ -28,4 +27,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m stain_aglr` (which torchrun starts)."""
-    sys.exit(run_command("stain-aglr", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("stain-aglr", COMMANDS, __version__, DESCRIPTION))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from dart_core.cli import leave
 from dart_core.cli import main as run_command
 from united_ssl import __version__
 from united_ssl import settings as of
@@ -28,4 +27,4 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the console script and of `python -m united_ssl` (which torchrun starts)."""
-    sys.exit(run_command("united-ssl", COMMANDS, __version__, DESCRIPTION))
+    leave(run_command("united-ssl", COMMANDS, __version__, DESCRIPTION))
