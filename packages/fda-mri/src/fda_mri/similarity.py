@@ -143,10 +143,13 @@ def _saliency(images: Tensor) -> Tensor:
 
 def _gradient(images: Tensor) -> Tensor:
     """Step 4: Scharr gradient magnitude with zero padding."""
-    across = images.new_tensor([[-3, 0, 3], [-10, 0, 10], [-3, 0, 3]]) / 16
-    kernels = torch.stack([across, across.T])[:, None]
-    both = torch.nn.functional.conv2d(images[:, None], kernels, padding=1)
-    return both.square().sum(1).sqrt()
+    # The kernel is (3, 10, 3) / 16 along one side times (-1, 0, 1) along the other. Written out it takes a tenth of the
+    # time of a convolution with a single channel.
+    padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
+    rows = (padded[:, :-2] + padded[:, 2:]).mul_(3 / 16).add_(padded[:, 1:-1], alpha=10 / 16)
+    columns = (padded[:, :, :-2] + padded[:, :, 2:]).mul_(3 / 16).add_(padded[:, :, 1:-1], alpha=10 / 16)
+    across, down = rows[:, :, 2:] - rows[:, :, :-2], columns[:, 2:] - columns[:, :-2]
+    return across.square().addcmul_(down, down).sqrt()
 
 
 def _both_sides(images: Tensor, rows: tuple, columns: tuple) -> Tensor:  # type: ignore[type-arg]
