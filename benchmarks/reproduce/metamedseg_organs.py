@@ -4,7 +4,7 @@
 
 Sources are six data sets of organ_slices_mini (kidney, liver, lung tumour, multiple sclerosis, pancreas in T1 and T2); targets are
 its spleen and left atrium, and both parts of the hippocampus (hippocampus_msd, 40 volumes). Each seed draws a split by patient, first
-weights, tasks and batches; each fine-tuning is done for three selections of eight training slices and tested on the same slices.
+weights, tasks and batches; each fine-tuning is done for three selections of four training slices and tested on the same slices.
 Every training is a run of `metamedseg`; results are read back, so that the study resumes between any two trainings (and within
 one). Writes a record to benchmarks/results. --smoke times one short training of each kind and prints an estimate.
 
@@ -137,7 +137,7 @@ def initialised(work: Path, slices: Path, name: str, options: Mapping[str, Any],
     if not (out / "model.safetensors").is_file():
         started = time.time()
         every = 200 if name == "transfer" else 20
-        command = {"inner": INNER, "network": NETWORK, **options}
+        command = {"network": NETWORK, **({} if name == "transfer" else {"inner": INNER}), **options}
         meta_train_command(
             MetaTrain(settings_of(MetaRunSettings, out, seed, every), slices, exclude=TARGETS, **command)
         )

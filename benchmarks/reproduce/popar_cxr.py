@@ -203,8 +203,9 @@ def smoke(data: Path, work: Path, seeds: int, ablation: bool) -> None:
         total += seconds * runs
         print(f"{backbone}: {epoch:.1f} s for an epoch of pretraining, {seconds / 60:.1f} min in all", flush=True)
         for name, datalist in lists.items():
-            result = tuned(work, name, datalist, backbone, ALL, 0, 1)
-            once = result["training_seconds"] * TUNING[name].epochs + result["seconds"] - result["training_seconds"]
+            result = tuned(work, name, datalist, backbone, ALL, 0, 2)
+            epoch = result["training_seconds"] / 2
+            once = epoch * TUNING[name].epochs + result["seconds"] - result["training_seconds"]
             total += once * seeds * (runs + 1)
             print(f"{backbone}, {name}: {once:.0f} s a fine-tuning", flush=True)
     print(f"{seeds} seeds: about {total / 60:.0f} minutes at this load")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from dart_core import cli
 from dart_core.errors import CheckpointError, InputError, Interrupted, SettingError
+from dart_core.run import claim_folder
 from dart_core.settings import RunSettings
 
 
@@ -508,6 +509,37 @@ def test_a_command_may_exit_itself(target: Target) -> None:
     target.outcome = SystemExit("for the interpreter to print")
     with pytest.raises(SystemExit, match="to print"):
         main("train", *REQUIRED)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_command_that_refuses_its_input_leaves_no_folder(target: Target, tmp_path: Path, there: bool) -> None:
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+
+    def refuse() -> None:
+        claim_folder(out, {"seed": 0})
+        raise InputError("not a NIfTI file", where="a.nii")
+
+    target.outcome = refuse
+    assert main("train", *REQUIRED) == 2
+    assert not (out / "config.yaml").exists()
+    assert out.exists() == there
+
+
+@pytest.mark.parametrize(("error", "status"), [(InputError("bad", where="b.nii"), 2), (KeyboardInterrupt(), 130)])
+def test_what_a_command_has_written_stays(target: Target, tmp_path: Path, error: BaseException, status: int) -> None:
+    out = tmp_path / "run"
+
+    def stop() -> None:
+        claim_folder(out, {"seed": 0})
+        if status == 2:
+            (out / "metrics.jsonl").write_text("{}")
+        raise error
+
+    target.outcome = stop
+    assert main("train", *REQUIRED) == status
+    assert (out / "config.yaml").is_file()
 
 
 def test_broken_pipe_is_silent(

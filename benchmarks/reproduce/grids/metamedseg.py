@@ -85,11 +85,8 @@ def initialised(scale: Scale, name: str, seed: int) -> Job:
             words += ["--per-epoch", 4, "--inner-lr", 0.005, "--meta-lr", 0.2]
     if scale.name == "smoke":
         words += ["--exclude", *SMOKE_TARGETS.values(), "--width", 2]
-        words += (
-            ["--epochs", 1]
-            if method == "transfer"
-            else ["--shots", 3, "--per-epoch", 2, "--inner-epochs", 1, "--meta-epochs", 1]
-        )
+        words += ["--epochs", 1] if method == "transfer" else ["--shots", 3, "--inner-epochs", 1, "--meta-epochs", 1]
+        words += [] if method in ("transfer", "dawoud") else ["--per-epoch", 2]
     return Job(PACKAGE, tuple(words), f"{name} seed {seed}")
 
 

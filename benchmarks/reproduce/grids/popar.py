@@ -130,7 +130,7 @@ def tuned(scale: Scale, row: str, init: Path | Job | None, name: str, seed: int)
         words += ["--target", TARGETS[name]]
     else:
         words += [*TUNING, "--image-size", _side(scale, row == "table1_popar")]
-        words += ["--epochs", scale.pick(paper=0, small=6, smoke=1)]
+        words += ["--epochs", scale.pick(paper=0, small=6, smoke=2)]
         words += ["--network", *NETWORKS[scale.name][backbone_of(row)]] if not isinstance(init, Job) else []
         words += ["--labels", *FREQUENT] if scale.name == "small" and name == "ChestX-ray14" else []
     return Job(PACKAGE, tuple(words), f"{row} {name} seed {seed}")

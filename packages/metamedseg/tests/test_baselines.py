@@ -85,6 +85,18 @@ class TestTrainers:
         with pytest.raises(SettingError, match="two or more"):
             self.make("dawoud", sources[:1])
 
+    def test_only_the_task_of_dawoud_is_of_one_volume(self, sources):
+        trainer = self.make("dawoud", sources, Tasks("volumetric", shots=4))
+        counts = []
+        for step in range(12):
+            drawn, _ = trainer.draw(step)
+            assert {one.name for one, _ in drawn} == {source.name for source in sources}
+            assert [len(places) for _, places in drawn] == [4, 4, 4]
+            assert {one.rows[place].split for one, places in drawn for place in places} == {"train"}
+            counts.append([len({one.rows[place].volume for place in places}) for one, places in drawn])
+        assert {task for task, _, _ in counts} == {1}
+        assert all(max(others) > 1 for others in zip(*((b, c) for _, b, c in counts), strict=True))
+
     def test_volumetric_tasks_hold_one_volume_and_standard_ones_several(self, sources):
         for tasks, count in (("volumetric", 1), ("standard", 2)):
             trainer = self.make("reptile", sources, Tasks(tasks, shots=3))

@@ -15,7 +15,11 @@ import pytest
 from dart_core.checkpoint import load_weights
 from dart_core.testing import logged
 from metamedseg.datasets import SliceSet, read_slices, write_index
+from metamedseg.evaluation import pictures_of
 from metamedseg.models import read_model
+from metamedseg.tuning import read_summary
+
+DAWOUD = ("--method", "dawoud", "--width", 2, "--shots", 3, "--inner-epochs", 1, "--meta-epochs", 2, "--device", "cpu")
 
 
 def test_help_imports_no_torch():
@@ -49,8 +53,6 @@ class TestMetaTrain:
             (("--distance-to", "leave_one_out"), "IDW to others vol"),
             (("--weighting", "complement", "--distance-to", "mean", "--meta-decay"), "complement to mean vol"),
             (("--weighting", "as_coded", "--visit-decay"), "as coded vol"),
-            (("--method", "transfer", "--epochs", 1, "--slices-per-set", 3), "transfer"),
-            (("--method", "dawoud", "--entropy", "full"), "Dawoud vol"),
             (("--norm", "batch", "--precision", "bf16", "--channels-last"), "IDW vol"),
         ],
     )
@@ -61,8 +63,25 @@ class TestMetaTrain:
         assert read_model(out).name == name
         assert all(value.isfinite().all() for value in load_weights(out / "model.safetensors")[0].values())
 
-    def test_tasks_of_dawoud_count_alike(self, command, slices, tiny, tmp_path):
-        words = ("--exclude", "spleen", *tiny, "--method", "dawoud", "--weighting", "inverse_distance")
+    @pytest.mark.parametrize(
+        ("words", "name"),
+        [
+            (
+                ("--method", "transfer", "--width", 2, "--device", "cpu", "--epochs", 1, "--slices-per-set", 3),
+                "transfer",
+            ),
+            ((*DAWOUD, "--entropy", "full"), "Dawoud vol"),
+        ],
+    )
+    def test_baselines(self, words, name, command, slices, tmp_path):
+        out = tmp_path / "run"
+        finished = command("meta-train", "--slices", slices, "--exclude", "spleen", *words, "--out", out)
+        assert finished.status == 0, finished.err
+        assert read_model(out).name == name
+        assert all(value.isfinite().all() for value in load_weights(out / "model.safetensors")[0].values())
+
+    def test_tasks_of_dawoud_count_alike(self, command, slices, tmp_path):
+        words = ("--exclude", "spleen", *DAWOUD, "--weighting", "inverse_distance")
         out = tmp_path / "run"
         assert command("meta-train", "--slices", slices, *words, "--out", out).status == 0
         updates = [line for line in logged(out) if "meta_epoch" in line]
@@ -83,7 +102,6 @@ class TestMetaTrain:
         [
             (("--exclude", "heart"), "no data set 'heart' to exclude"),
             (("--exclude", "spleen", "liver", "kidney_left", "kidney_right"), "every data set is excluded"),
-            (("--exclude", "spleen", "liver", "kidney_left", "--method", "dawoud"), "two or more data sets"),
             (("--inner-lr", 1e30, "--exclude", "spleen"), "lower --inner-lr"),
             (("--precision", "fp16"), "bf16 or fp32"),
             (("--factor", 0), "--factor is 0"),
@@ -97,6 +115,12 @@ class TestMetaTrain:
         assert finished.status == 2
         assert part in finished.last_line
         assert not (tmp_path / "run" / "model.safetensors").exists()
+
+    def test_one_source_is_too_few_for_dawoud(self, command, slices, tmp_path):
+        words = ("--exclude", "spleen", "liver", "kidney_left", *DAWOUD)
+        finished = command("meta-train", "--slices", slices, *words, "--out", tmp_path / "run")
+        assert finished.status == 2
+        assert "two or more data sets" in finished.last_line
 
     def test_a_source_without_training_slices(self, command, slices, tiny, tmp_path):
         folder = tmp_path / "slices"
@@ -121,11 +145,12 @@ class TestMetaTrain:
         assert checked.status == 2
         assert "slices of unequal size (16 x 16, 16 x 20)" in checked.out
 
-    def test_a_size_that_the_network_cannot_halve(self, command, slices, tiny, tmp_path):
-        words = ("--exclude", "spleen", *tiny, "--depth", 6, "--out", tmp_path / "run")
+    @pytest.mark.parametrize(("depth", "part"), [(6, "sides that 32 divides"), (5, "a single pixel over 5 levels")])
+    def test_a_size_that_the_network_cannot_halve(self, depth, part, command, slices, tiny, tmp_path):
+        words = ("--exclude", "spleen", *tiny, "--depth", depth, "--out", tmp_path / "run")
         finished = command("meta-train", "--slices", slices, *words)
         assert finished.status == 2
-        assert "sides that 32 divides" in finished.last_line
+        assert part in finished.last_line
 
 
 class TestFineTune:
@@ -146,13 +171,38 @@ class TestFineTune:
         finished = command("fine-tune", "--slices", slices, *words, "--out", tmp_path / "run")
         assert finished.status == 0, finished.err
         content = json.loads((tmp_path / "run" / "metrics.json").read_text())
-        assert (content["name"], content["training_slices"], content["std"]) == ("supervised", 12, None)
+        assert (content["name"], content["shots"], content["std"]) == ("supervised", 0, None)
+        (count,) = content["training_slices"].values()
+        assert count == 12
 
     def test_shots_of_one_volume(self, command, slices, tmp_path):
         words = ("--target", "spleen", "--shots", 3, "--shots-from", "volume", "--epochs", 1, "--width", 2,
                  "--selections", 4, "--device", "cpu")  # fmt: skip
         finished = command("fine-tune", "--slices", slices, *words, "--out", tmp_path / "run")
         assert finished.status == 0, finished.err
+        # Every second of a volume's four slices.
+        content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert (content["shots"], content["training_slices"]) == (2, {"4": 2})
+        assert read_model(tmp_path / "run" / "selection-4").shots == 2
+        assert "fine-tuned on 2 slices" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+    def test_sources_of_the_targets_organ_are_told(self, command, slices, tiny, tmp_path):
+        init = tmp_path / "init"
+        assert command("meta-train", "--slices", slices, "--exclude", "kidney_left", *tiny, "--out", init).status == 0
+        for target, told in (("kidney_left", True), ("spleen", False)):
+            words = ("--target", target, "--shots", 2, "--epochs", 1, "--selections", 1, "--device", "cpu")
+            start = () if target == "spleen" else ("--init", init)
+            finished = command("fine-tune", "--slices", slices, *words, *start, "--out", tmp_path / target)
+            assert finished.status == 0, finished.err
+            line = f"warning: {init} learnt from kidney_right, of the same organ as kidney_left"
+            assert (line in finished.err) == told
+            assert finished.err.count("warning") == told
+
+    def test_other_organs_are_no_reason_to_warn(self, command, slices, initialisation, tmp_path):
+        words = ("--target", "spleen", "--shots", 2, "--epochs", 1, "--selections", 1, "--device", "cpu")
+        finished = command("fine-tune", "--slices", slices, *words, "--init", initialisation, "--out", tmp_path / "run")
+        assert finished.status == 0, finished.err
+        assert "warning" not in finished.err
 
     @pytest.mark.parametrize(
         ("words", "part"),
@@ -207,12 +257,33 @@ class TestPredict:
         assert set(np.unique(np.asarray(mask.dataobj))) <= {0, 1}
         assert len(list((tmp_path / "out0").glob("*.nii.gz"))) == 4
 
+    def test_the_channel_is_that_of_the_slices(self, command, volumes, tmp_path):
+        data = volumes / "Task51_Kidneys"
+        words = ("--data", data, "--out", tmp_path / "s", "--size", 16, "--threshold", 6)
+        assert command("prepare", *words).status == 0
+        words = ("--target", "kidneys_left_kidney_t2", "--shots", 2, "--epochs", 1, "--width", 2, "--selections", 1)
+        run = tmp_path / "run"
+        assert command("fine-tune", "--slices", tmp_path / "s", *words, "--device", "cpu", "--out", run).status == 0
+        assert read_model(run / "selection-1").channel == 1
+        masks = {}
+        for flags in ((), ("--modality", 0), ("--modality", 1)):
+            out = tmp_path / f"out{flags[-1:]}"
+            words = ("--model", run, "--volumes", data / "imagesTs", *flags, "--device", "cpu", "--out", out)
+            finished = command("predict", *words)
+            assert finished.status == 0, finished.err
+            masks[flags] = np.asarray(nibabel.load(next(out.glob("*.nii.gz"))).dataobj)
+        assert (masks[()] == masks["--modality", 1]).all()
+        assert (masks[()] != masks["--modality", 0]).any()
+
     def test_mistakes(self, command, slices, volumes, tuned, initialisation, tmp_path):
         out = ("--out", tmp_path / "out")
         for words, part in (
             (("--model", tuned), "either --slices or --volumes"),
             (("--model", initialisation, "--slices", slices), "is no target network"),
-            (("--model", tuned, "--volumes", volumes / "Task09_Spleen"), "does not know how its slices were made"),
+            (
+                ("--model", tuned, "--volumes", volumes / "Task09_Spleen"),
+                "does not know how slices like its own are made",
+            ),
             (("--model", tuned, "--slices", volumes), "slices.csv"),
             (("--model", tmp_path, "--slices", slices), "holds no model.safetensors"),
         ):
@@ -251,6 +322,41 @@ class TestEvaluate:
         page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
         assert "Table 1 of the paper" in page
         assert "Fig. 2" in page
+
+    @pytest.mark.parametrize(("shots", "names"), [(2, ["IDW vol"]), (0, ["other"])])
+    def test_pictures_are_of_the_most_slices(self, shots, names, command, slices, tuned, tmp_path):
+        """Against a run with four."""
+        words = (
+            "--target",
+            "spleen",
+            "--shots",
+            shots,
+            "--epochs",
+            1,
+            "--width",
+            2,
+            "--selections",
+            1,
+            "--name",
+            "other",
+        )
+        other = tmp_path / "other"
+        assert command("fine-tune", "--slices", slices, *words, "--device", "cpu", "--out", other).status == 0
+        ((target, _, _, found),) = pictures_of({folder: read_summary(folder) for folder in (other, tuned)}, slices)
+        assert (target, [title.split(":")[0] for title, _ in found]) == ("spleen", names)
+
+    def test_other_test_slices_are_refused(self, command, tuned, tmp_path):
+        other = shutil.copytree(tuned, tmp_path / "other")
+        content = json.loads((other / "metrics.json").read_text())
+        (other / "metrics.json").write_text(json.dumps({**content, "name": "other"}))
+        runs = ("--runs", tuned, other)
+        assert command("evaluate", *runs, "--out", tmp_path / "same").status == 0
+        for path in other.glob("selection-*/scores.csv"):
+            path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+        finished = command("evaluate", *runs, "--out", tmp_path / "out")
+        assert finished.status == 2
+        assert f"its test slices of spleen are not those of {tuned}" in finished.line
+        assert not (tmp_path / "out").exists()
 
     def test_mistakes(self, command, tuned, initialisation, tmp_path):
         out = ("--out", tmp_path / "out")

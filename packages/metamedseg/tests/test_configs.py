@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dart_core.errors import SettingError
 from dart_core.testing import config_words, settings_given
 from metamedseg.baselines import printed_table
 from metamedseg.cli import COMMANDS
-from metamedseg.settings import Inner, Meta, Tasks
+from metamedseg.settings import DAWOUD_DEFAULTS, Inner, Meta, Tasks
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -35,6 +36,14 @@ def test_what_is_written_out_is_the_default(path, monkeypatch):
         for name, value in vars(default).items():
             assert name in varied or getattr(found, name) == value, name
     assert set(yaml.safe_load(path.read_text())) > varied
+
+
+@pytest.mark.parametrize("tasks", ["standard", "vol"])
+def test_what_is_written_out_is_the_default_of_dawoud(tasks, monkeypatch):
+    command = accepted(next(path for path in CONFIGS if path.stem == f"table1_dawoud_{tasks}"), monkeypatch)
+    for group, expected in DAWOUD_DEFAULTS.items():
+        found = getattr(command, group)
+        assert (replace(found, tasks="volumetric") if group == "definition" else found) == expected, group
 
 
 def test_fine_tuning_is_the_default(monkeypatch):

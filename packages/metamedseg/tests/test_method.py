@@ -117,6 +117,14 @@ class TestUpdate:
         even, _ = task_weights(theta, torch.stack([theta, theta]))
         assert_allclose(even, [0.5, 0.5])
 
+    @pytest.mark.parametrize("weighting", [*WEIGHTINGS, "as_coded"])
+    @pytest.mark.parametrize("place", PLACES)
+    def test_no_task_moved(self, weighting, place):
+        theta, _ = vectors(7, 1)
+        if weighting != "as_coded":
+            assert_allclose(task_weights(theta, theta.expand(3, -1), weighting, place)[0], [1 / 3] * 3)
+        assert_allclose(reptile_update(theta, [theta] * 3, 0.5, weighting, place), theta)
+
     def test_complement_by_hand(self):
         theta = torch.zeros(1, dtype=torch.float64)
         thetas = torch.tensor([[1.0], [2.0], [3.0]], dtype=torch.float64)

@@ -41,6 +41,20 @@ def test_shapes():
         MetaUNet(depth=0)
 
 
+def test_a_bottleneck_of_one_pixel_has_no_variance():
+    one, two = torch.zeros(1, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    for x in (one, two):
+        for network in (MetaUNet(width=2), MetaUNet(width=2).eval()):
+            with pytest.raises(InputError, match="shrink to a single pixel over 3 levels"):
+                network(x)
+    network = MetaUNet(width=2, norm="batch")
+    with pytest.raises(InputError, match="smaller --depth"):
+        network(one)
+    assert network(two).shape == two.shape  # two values of each channel
+    assert network.eval()(one).shape == one.shape  # running statistics
+    assert MetaUNet(width=2)(torch.zeros(1, 1, 4, 8)).shape == (1, 1, 4, 8)
+
+
 def test_batch_norm_has_statistics_and_no_parameters():
     network = MetaUNet(width=4, norm="batch")
     assert len(list(network.parameters())) == 22

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
+from dart_core.data.phantoms import write_decathlon
 from dart_core.errors import InputError
-from metamedseg import normalise_nonzero, resize_slice
-from metamedseg.datasets import read_slices, read_slicing
+from metamedseg import kept_slices, normalise_nonzero, resize_mask, resize_slice
+from metamedseg.datasets import read_channel, read_slices, read_slicing
 from metamedseg.preparing import volume_of
 from metamedseg.regions import TASKS, organ_task
 from metamedseg.slices import authors_picture, minmax
@@ -86,10 +87,11 @@ class TestVolumes:
         assert_allclose(one.image(0)[0], found, atol=2e-3)  # stored in half precision
         assert one.mask(0).sum() == row.pixels > 0
         assert read_slicing(tmp_path / "out").size == 16
-        # Data sets of one task share their volumes, so that a volume is in one split everywhere.
-        for other in (one, sets["kidneys_left_kidney_t1"]):
-            split_of = {row.volume: row.split for row in other.rows}
-            assert all(split_of[row.volume] == row.split for row in one.rows)
+        assert [read_channel(tmp_path / "out", name) for name in sorted(sets)] == [0, 1, 0, 1, 0]
+        # A split is drawn over the volumes of a data set. The channels of a region have the same ones, and thus one split;
+        # another region, which may lack some of them, has a split of its own.
+        other = sets["kidneys_left_kidney_t1"]
+        assert other.rows == one.rows
 
     @pytest.mark.parametrize(("normalisation", "rule"), [("minmax_slice", minmax), ("authors_png", authors_picture)])
     def test_other_normalisations(self, normalisation, rule, command, volumes, tmp_path):
@@ -109,6 +111,60 @@ class TestVolumes:
             sets = prepared(command, volumes / "Task09_Spleen", tmp_path / f"out{len(flag)}", *words)
             low[flag] = sets["spleen"].image(0)
         assert (low[()] != low[("--clip-ct",)]).any()
+
+    def test_a_region_that_is_gone_after_resizing(self, command, volumes, tmp_path):
+        """One voxel between the pixels of the smaller slice: kept by the native threshold, with an empty mask."""
+        folder = shutil.copytree(volumes / "Task09_Spleen", tmp_path / "Task09_Spleen")
+        path = folder / "labelsTr/spleen_000.nii.gz"
+        image = nibabel.load(path)
+        label = np.asarray(image.dataobj).copy()
+        label[..., 0] = 0
+        label[1, 2, 0] = 1
+        nibabel.Nifti1Image(label, image.affine).to_filename(path)
+        assert 0 in kept_slices(label, 1, 1)
+        assert not resize_mask(label[..., 0] == 1, 16).any()
+        one = prepared(command, folder, tmp_path / "out", "--threshold", 1)["spleen"]
+        assert min(row.pixels for row in one.rows) > 0
+        assert ("spleen_000", 0) not in {(row.volume, row.number) for row in one.rows}
+        all_slices = prepared(command, folder, tmp_path / "all", "--threshold", 0)["spleen"]
+        assert len(all_slices) == 3 * 12
+
+    @pytest.mark.parametrize("normalisation", ["zscore", "authors_png"])
+    def test_a_threshold_after_resizing_counts_the_mask_in_use(self, normalisation, command, volumes, tmp_path):
+        words = ("--threshold-stage", "resized", "--mask-cut", 0.95, "--normalisation", normalisation)
+        some = prepared(command, volumes / "Task09_Spleen", tmp_path / "some", "--threshold", 1, *words)["spleen"]
+        sizes = sorted(row.pixels for row in some.rows)
+        for least in sorted(set(sizes))[::4]:
+            out = tmp_path / f"out{least}"
+            one = prepared(command, volumes / "Task09_Spleen", out, "--threshold", least, *words)["spleen"]
+            assert sorted(row.pixels for row in one.rows) == [size for size in sizes if size >= least]
+
+    def test_masks_of_the_authors_are_cut_at_a_share_of_their_maximum(self, command, volumes, tmp_path):
+        folder = shutil.copytree(volumes / "Task09_Spleen", tmp_path / "Task09_Spleen")
+        for path in folder.glob("labelsTr/*.nii.gz"):
+            image = nibabel.load(path)
+            label = np.zeros(image.shape, np.uint8)
+            label[1, 3:15] = 1  # between the pixels of the smaller slice
+            nibabel.Nifti1Image(label, image.affine).to_filename(path)
+        words = ("--threshold", 1, "--normalisation", "authors_png", "--mask-cut", 0.4235)
+        one = prepared(command, folder, tmp_path / "out", *words)["spleen"]
+        resized = resize_slice((label[..., 0] == 1).astype(float), 16)
+        assert resized.max() < 0.4235
+        assert len(one) == 3 * 12
+        for place in range(len(one)):
+            assert (one.mask(place)[0] == (resized > 0.4235 * resized.max())).all()
+
+    def test_the_liver_is_no_source_of_the_decathlon(self, command, volumes, tmp_path):
+        root = shutil.copytree(volumes, tmp_path / "msd")
+        liver = write_decathlon(root, "Task03_Liver", ("liver",), ("CT",), 3, (24, 20, 12))
+        finished = command("prepare", "--data", root, "--out", tmp_path / "out", "--size", 16, "--threshold", 6)
+        assert finished.status == 0, finished.err
+        assert "liver" not in read_slices(tmp_path / "out")
+        assert finished.err.count("Task03_Liver is left out") == 1
+        assert "Task03_Liver is left out" in command("check-data", "--data", root).err
+        alone = command("prepare", "--data", liver, "--out", tmp_path / "alone", "--size", 16, "--threshold", 6)
+        assert (alone.status, list(read_slices(tmp_path / "alone"))) == (0, ["liver"])
+        assert "left out" not in alone.err
 
     def test_split_by_slice(self, command, volumes, tmp_path):
         words = ("--threshold", 6, "--split-unit", "slice")
@@ -220,6 +276,26 @@ class TestFilesOfSlices:
         assert one.rows[0].name == "100_slice20"
         assert command("check-data", "--data", tmp_path).status == 0
         assert command("check-data", "--data", tmp_path / "out").status == 0
+
+    def test_no_volume_gives_slices_like_these(self, command, tmp_path):
+        """Each was normalised by itself, so that predict --volumes must refuse."""
+        write_npz(tmp_path / "kidney_CT.npz")
+        prepared(command, tmp_path, tmp_path / "out")
+        assert read_slicing(tmp_path / "out") is None
+        content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        assert content["datasets"][0]["slices"] == 10
+
+    def test_a_region_that_is_gone_after_resizing(self, command, tmp_path):
+        masks = np.zeros((10, 20, 20), np.uint8)
+        masks[:, 5:12, 5:12] = 1
+        masks[3] = 0
+        masks[3, 9, 2] = 1
+        assert not resize_mask(masks[3], 16).any()
+        write_npz(tmp_path / "kidney.npz", masks=masks)
+        one = prepared(command, tmp_path, tmp_path / "out")["kidney"]
+        assert (len(one), min(row.pixels for row in one.rows) > 0) == (9, True)
+        one = prepared(command, tmp_path, tmp_path / "all", "--threshold", 0)["kidney"]
+        assert sorted(row.pixels for row in one.rows)[0] == 0
 
     def test_names(self):
         assert volume_of("la_003_1049.jpg") == ("la_003", 1049)

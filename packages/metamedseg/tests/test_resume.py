@@ -71,7 +71,15 @@ def test_fine_tuning_survives_interrupt(trainings, slices, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["transfer", "dawoud"])
-def test_baselines_survive_kill(method, trainings, slices, tmp_path):
-    words = ("meta-train", "--slices", slices, *META, "--method", method, "--epochs", 2, "--slices-per-set", 6)
-    trainings.assert_survives_kill(words, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        ("transfer", ("--epochs", 2, "--slices-per-set", 6, "--checkpoint-every", 2)),
+        ("dawoud", ("--shots", 3, "--inner-epochs", 2, "--meta-epochs", 2)),
+    ],
+)
+def test_baselines_survive_kill(method, flags, trainings, slices, tmp_path):
+    common = ("--exclude", "spleen", "--width", 2, "--device", "cpu", "--seed", 3)
+    trainings.assert_survives_kill(
+        ("meta-train", "--slices", slices, *common, "--method", method, *flags), tmp_path / "run"
+    )

@@ -20,7 +20,13 @@ class TestNormalising:
         assert_allclose(found[VOLUME == 0], -2.04939, rtol=1e-5)
         assert_allclose(found, (VOLUME - 7) / 3.41565, rtol=1e-5)
 
-    @pytest.mark.parametrize("volume", [np.zeros((2, 2, 2)), np.full((2, 2, 2), 5.0), np.array([[[0, 3.0, 3.0]]])])
+    @pytest.mark.parametrize(
+        "volume",
+        [
+            np.zeros((2, 2, 2)), np.full((2, 2, 2), 5.0), np.array([[[0, 3.0, 3.0]]]),
+            np.array([0, 0.1, 0.1, 0.1]),  # whose mean is not 0.1
+        ],
+    )  # fmt: skip
     def test_without_spread_there_are_zeros(self, volume):
         assert not normalise_nonzero(volume).any()
 
@@ -55,6 +61,17 @@ class TestKeptSlices:
         assert kept_slices(label, 1, 900, stage="resized", size=64).tolist() == [1]
         assert kept_slices(label, 1, 1025, stage="resized", size=64).tolist() == []
 
+    @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
+    @pytest.mark.parametrize("of_maximum", [False, True])
+    def test_what_is_counted_after_resizing_is_the_mask_in_use(self, cut, of_maximum):
+        label = np.zeros((20, 20, 3), np.uint8)
+        label[4:15, 6, 0] = label[4:15, 6:9, 1] = label[4:15, 3:14, 2] = 1
+        counts = [int(resize_mask(label[..., z], 8, cut, of_maximum).sum()) for z in range(3)]
+        assert len(set(counts)) > 1
+        for least in range(1, 30):
+            expected = [z for z, count in enumerate(counts) if count >= least]
+            assert kept_slices(label, 1, least, "resized", 8, cut, of_maximum).tolist() == expected
+
 
 class TestResizing:
     def test_a_ramp_stays_a_ramp(self):
@@ -78,6 +95,15 @@ class TestResizing:
         assert abs(found.mean() - mask.mean()) < 0.02
         assert resize_mask(mask.astype(np.uint8), 40, cut=0.3).sum() > found.sum()
         assert resize_mask(torch.from_numpy(mask), 40).dtype == torch.bool
+
+    def test_a_cut_of_the_maximum_keeps_what_is_thin(self):
+        line = np.zeros((32, 32))
+        line[:, 9] = 1
+        resized = resize_slice(line, 8)
+        assert 0 < resized.max() < 0.4235
+        assert not resize_mask(line, 8, 0.4235).any()
+        assert_array_equal(resize_mask(line, 8, 0.4235, of_maximum=True), resized > 0.4235 * resized.max())
+        assert not resize_mask(np.zeros((32, 32)), 8, 0.4235, of_maximum=True).any()
 
 
 class TestGreys:

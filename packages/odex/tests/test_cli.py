@@ -15,11 +15,13 @@ import torch
 
 import odex
 from dart_core.checkpoint import load_weights
+from dart_core.data.phantoms import write_hippocampus_stream
 from dart_core.errors import InputError
 from dart_core.testing import InProcess
 from odex.evaluation import read_courses
 from odex.settings import NAMES, POOLS
 from odex.store import read_pool
+from odex.training import fisher_batches
 
 run_odex = InProcess("odex")
 
@@ -125,7 +127,7 @@ def test_as_the_authors_program_computes_it(learned, method):
 def test_regularisers_do_something(learned):
     """From the same first stage, another second one than without."""
     states = {}
-    for method in ("sequential", "ewc", "mib", "lwf"):
+    for method in ("sequential", "ewc", "rw", "mib", "plop", "lwf"):
         runs = learned(method, 2)
         states[method] = [load_weights(read_pool(run).networks[0])[0] for run in runs]
     name = "conv_blocks_context.0.blocks.0.conv.weight"
@@ -480,3 +482,53 @@ def test_images_that_are_all_the_same(command, pool, stages, tmp_path):
         for column in ("image", "mask"):
             shutil.copy(stage / first[column], stage / row[column])
     refused(command, pool, tmp_path, ("--stage", stage), "training images of stage same are all the same")
+
+
+def test_a_stage_is_known_by_the_name_that_it_was_learned_by(command, stages, tiny, tmp_path):
+    network, training = tiny
+    run = tmp_path / "run"
+    words = ("--method", "sequential", *network, *training, "--name", "june", "--out", run)
+    assert command("learn", "--stage", stages[0], *words).status == 0
+    found = command("predict", "--pool", run, "--stage", stages[0], "--device", "cpu", "--out", tmp_path / "predicted")
+    assert found.status == 0, found.err
+    assert {row["site"] for row in rows_of(tmp_path / "predicted" / "predictions.csv")} == {"june"}
+    twice = shutil.copytree(stages[1], tmp_path / "june")
+    found = command("predict", "--pool", run, "--stage", stages[0], twice, "--device", "cpu", "--out", tmp_path / "p")
+    assert found.status == 2
+    assert "stages of the same name (june, june)" in found.err
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_fisher_batches_of_the_first_stage_are_those_of_all(command, stages, tiny, tmp_path, monkeypatch):
+    network, training = tiny
+    counts = []
+
+    def counted(*arguments):
+        counts.append(arguments[3])
+        return fisher_batches(*arguments)
+
+    monkeypatch.setattr("odex.learning.fisher_batches", counted)
+    first = ("--method", "ewc", "--fisher-batches", 2, *network)
+    for number, words in enumerate((first, ("--pool", tmp_path / "run-0"))):
+        out = tmp_path / f"run-{number}"
+        assert command("learn", "--stage", stages[number], *words, *training, "--out", out).status == 0
+    assert counts == [2, 2]
+
+
+def test_the_size_of_a_pool_counts_what_a_baseline_remembers(learned, command, stages, tmp_path):
+    run = learned("lwf", 1)[0]
+    out = tmp_path / "predicted"
+    assert command("predict", "--pool", run, "--stage", stages[0], "--device", "cpu", "--out", out).status == 0
+    on_disk = sum(path.stat().st_size for path in (run / "pool").glob("*.safetensors"))
+    assert json.loads((out / "metrics.json").read_text())["bytes"] == on_disk
+    assert on_disk > sum(read_pool(run).sizes)
+
+
+def test_joint_plans_from_its_first_stage(command, stages, tiny, tmp_path):
+    """A second stage of another shape changes nothing of the network."""
+    network, training = tiny
+    other = write_hippocampus_stream(tmp_path / "other", 1, 7, (24, 24, 24))[0].parent
+    for name, given in (("joint", (stages[0], other)), ("sequential", (stages[0],))):
+        words = ("--method", name, *network, *training, "--out", tmp_path / name)
+        assert command("learn", "--stage", *given, *words).status == 0
+    assert read_pool(tmp_path / "joint").plan == read_pool(tmp_path / "sequential").plan

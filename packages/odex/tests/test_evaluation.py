@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dart_core.evaluation import Prediction
 from dart_core.metrics import backward_transfer, forward_transfer
 from dart_core.settings import OutputSettings
-from odex.evaluation import Course, mean_matrices, printed_rows, single_states, summarise
+from odex.evaluation import Course, _case_names, mean_matrices, printed_rows, single_states, summarise
 from odex.settings import Evaluate
 
 STAGES = ["a", "b", "c"]
@@ -89,3 +90,13 @@ def test_the_printed_tables():
     assert [line[0] for line in lines[:2]] == ["Joint", "Seq."]
     joint = next(line for line in lines if line[0] == "Joint")
     assert joint[2] == joint[3] == ""  # no transfer
+
+
+def test_cases_of_one_file_name_are_told_apart():
+    def listed(path: str, mask: str) -> Prediction:
+        return Prediction(Path(path), None, Path(mask), "s", ("a", "b"), "m", None, None, "")
+
+    found = _case_names(
+        [listed("1/t1.nii", "1"), listed("2/t1.nii", "2"), listed("3/t2.nii", "3"), listed("3/t2.nii", "4")]
+    )
+    assert found == ["1/t1.nii", "2/t1.nii", "3/t2.nii (3)", "3/t2.nii (4)"]

@@ -196,7 +196,8 @@ def test_leave_one_out_takes_the_place_of_held_out_images():
     assert bounds.mean == pytest.approx(expected.mean())
     # few images: not constant, so that the threshold is not 0
     few = ModelPool()
-    few.observe(draw(8, 12))
+    with pytest.warns(UserWarning, match="8 images with 12 features has rank 7"):
+        few.observe(draw(8, 12))
     assert few.bounds[0][0].mu > 0.05
 
 
@@ -224,7 +225,10 @@ def test_what_the_pool_refuses():
             ModelPool(**options)
     with pytest.raises(ValueError, match="the pool is empty"):
         ModelPool().select(draw(3))
-    with pytest.raises(ValueError, match="leave nothing to compare with"):
+    with (
+        pytest.warns(UserWarning, match="rank 1"),
+        pytest.raises(ValueError, match="leave nothing to compare with"),
+    ):
         ModelPool().observe(draw(2))
     pool, _ = run((0,))
     with pytest.raises(ValueError, match="features have 3 columns"):

@@ -32,3 +32,25 @@ def test_the_output_that_does_not_learn_is_not_remembered(method):
         ]
         assert names[0] == names[1] == learning(network).keys() - frozen
         assert frozen
+
+
+def test_the_only_output_of_a_network_is_remembered():
+    """With one reduction there is one output, and it learns."""
+    network = build_unet((2, 4), ((2, 2, 2),))
+    image, labels = torch.rand(1, 1, 8, 8, 8), [torch.ones(1, 1, 8, 8, 8, dtype=torch.long)]
+    found = regulariser_of("ewc", of.Baselines(), {}, 0)
+    found.end(network, lambda: [(image, labels)])
+    assert any(name.startswith("0/fisher/seg_outputs.0") for name in found.memory)
+
+
+def test_an_overflow_is_no_gradient_to_remember():
+    network = build_unet((2, 4), ((2, 2, 2),))
+    found = regulariser_of("rw", of.Baselines(), {}, 0)
+    for value in network.parameters():
+        value.grad = torch.full_like(value, torch.inf)
+    found.end_step(network)
+    for value in network.parameters():
+        value.grad = torch.ones_like(value)
+    found.end_step(network)
+    assert all(bool(torch.isfinite(value).all()) for value in found.tracker.fisher.values())
+    assert found.tracker.fisher

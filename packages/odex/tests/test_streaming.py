@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dart_core.data.phantoms import write_hippocampus_stream
+from dart_core.data.datalist import Datalist, Row
+from dart_core.data.phantoms import write_decathlon, write_hippocampus_stream
 from dart_core.data.volumes import Volume, read_volume
-from odex.cases import read_stage
+from odex.cases import _held_out, read_stage
 from odex.streaming import equal_parts, transform_case, with_splits
 
 SHAPE = (16, 24, 16)
@@ -128,7 +130,7 @@ def test_parts_and_splits(sources):
     assert [len(part) for part in equal_parts([(str(i), "") for i in range(13)], 5)] == [3, 2, 3, 2, 3]
     rows = read_stage(sources[0]).of("all")
     assert [row.split for row in with_splits(rows)] == ["train"] * 3 + ["test"]
-    many = [row.split for row in with_splits(rows * 5)]
+    many = [row.split for row in with_splits([replace(rows[0], subject=str(i)) for i in range(20)])]
     assert [many.count(split) for split in ("train", "val", "test")] == [14, 2, 4]
 
 
@@ -155,3 +157,41 @@ def test_a_stream_needs_masks(command, sources, tmp_path):
     assert found.status == 2
     assert "row 2" in found.line
     assert "no mask" in found.line
+
+
+def test_the_contrast_comes_first(one):
+    """Else the border that the movement fills in would count among the percentiles."""
+    volume, labels = one
+    low, high = np.percentile(volume.array, (10, 90))
+    stretched = ((np.clip(volume.array, low, high) - low) / (high - low)).astype(np.float32)
+    image, _ = transform_case(volume, labels, 1.0, "percentiles", Shift())
+    # linear brings the stretched image to 0.1 ... 0.9 and moves it likewise
+    other, _ = transform_case(Volume(stretched, volume.affine, volume.orientation), labels, 1.0, "linear", Shift())
+    np.testing.assert_allclose(0.1 + 0.8 * (image - 1), other - 1, atol=2e-3)
+
+
+def test_subjects_stay_together():
+    rows = [Row(Path(f"{person}-{visit}.nii"), subject=f"p{person}") for person in range(12) for visit in (1, 2)]
+    for split_of in (
+        {row.image: row.split for row in with_splits(rows)},
+        {row.image: split for split, own in _held_out(Datalist(tuple(rows))).items() if split != "val" for row in own},
+    ):
+        parts = {person: {split_of[Path(f"{person}-{visit}.nii")] for visit in (1, 2)} for person in range(12)}
+        assert all(len(part) == 1 for part in parts.values())
+        assert set.union(*parts.values()) >= {"train", "test"}
+    assert [row.split for row in with_splits(rows)].count("test") == 4
+
+
+def test_frames_of_a_file_are_cases_of_their_own(tmp_path):
+    array = np.random.default_rng(0).random((*SHAPE, 2), dtype=np.float32)
+    nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "scan.nii.gz")
+    (tmp_path / "datalist.csv").write_text(
+        "image,subject,split,frame\nscan.nii.gz,a,train,0\nscan.nii.gz,a,train,1\n", encoding="utf-8"
+    )
+    assert [row.labels["frame"] for row in read_stage(tmp_path).of("all")] == ["0", "1"]
+
+
+def test_the_name_of_a_folder_with_dots(tmp_path):
+    write_decathlon(tmp_path, "Task09_Spleen", ("spleen",), cases=2, shape=(24, 20, 16))
+    folder = (tmp_path / "Task09_Spleen").rename(tmp_path / "2024.06")
+    assert read_stage(folder).name == "2024.06"

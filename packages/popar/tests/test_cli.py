@@ -12,12 +12,15 @@ import timm
 import torch
 from PIL import Image
 
-from dart_core.checkpoint import load_weights, read_metadata
-from dart_core.data.images import read_image
+from dart_core.checkpoint import load_weights, read_metadata, save_tensors
+from dart_core.data.datalist import Datalist
+from dart_core.data.images import read_image, write_image
 from dart_core.testing import assert_help_is_light
 from popar.models import load_pretrained, load_tuned
 from popar.prediction import NAME
 from popar.radiographs import Radiographs
+from popar.recipes import labelled_parts, recipe_of
+from popar.settings import FineTuning, LabelSettings
 from popar.transfer import predict_pictures
 
 
@@ -161,9 +164,34 @@ def test_excluded_pictures(datalist, networks, pretrain_words, command, tmp_path
     names = [Path(row["image"]).name for row in rows_of(datalist)[:3]]
     (tmp_path / "names.txt").write_text("\n".join(names))
     lists = ("pretrain", "--datalist", datalist, *networks["vit"], *pretrain_words, "--epochs", 1)
-    assert command(*lists, "--exclude", tmp_path / "names.txt", "--out", tmp_path / "run").status == 0
+    finished = command(*lists, "--exclude", tmp_path / "names.txt", "--out", tmp_path / "run")
+    assert finished.status == 0
+    assert finished.err.startswith(f"3 pictures left out ({tmp_path / 'names.txt'})")
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (metrics["excluded"], metrics["pictures"] + metrics["measured_pictures"]) == (3, 27)
+
+
+def test_the_test_that_fine_tuning_draws_is_left_out(datalist, networks, pretrain_words, command, tmp_path):
+    """Of a CSV without splits, whichever seed they are drawn with."""
+
+    def no_splits(rows):
+        return [{name: cell for name, cell in row.items() if name != "split"} for row in rows]
+
+    path = changed(datalist, tmp_path, no_splits)
+    lists = ("pretrain", "--datalist", path, *networks["vit"], *pretrain_words)
+    label = LabelSettings(split_seed=4)
+    parts = labelled_parts(Datalist.read(path), label, recipe_of(label, FineTuning()))
+    left = len(parts["test"])
+    assert 0 < left < 30
+    finished = command(*lists, "--split-seed", 4, "--out", tmp_path / "run")
+    assert finished.status == 0
+    assert f"{left} pictures not trained on: no split names a test, and fine-tune --split-seed 4 draws" in finished.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["pictures"], metrics["measured_pictures"]) == (30 - left, left)
+    finished = command(*lists, "--splits", "train", "val", "test", "--held-out", 1, "--out", tmp_path / "all")
+    assert "not trained on" not in finished.err
+    metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    assert metrics["pictures"] + metrics["measured_pictures"] == 30
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "CMYK", "I;16", "1"])
@@ -210,11 +238,15 @@ def test_mixed_sizes_and_modes(mode, datalist, networks, pretrain_words, command
         (("--weight", 2), "--weight is 2; give a number from 0 to 1"),
         (("--epochs", 0), "--epochs is 0"),
         (("--exclude", "gone.txt"), "gone.txt: cannot be read"),
+        (("--exclude", "{others}"), "others.txt: names none of the pictures of"),
+        (("--epochs", 1, "--warmup", 0), "--epochs is 1, and in the last epoch the learning rate is 0"),
         (("--train-list", "gone.txt"), "lists for a data set that has none"),
         (("--device", "cuda:9"), "--device"),
     ],
 )
 def test_refused_pretrainings(words, line, datalist, networks, pretrain_words, command, tmp_path):
+    (tmp_path / "others.txt").write_text("elsewhere.png")
+    words = [str(word).format(others=tmp_path / "others.txt") for word in words]
     finished = command(
         "pretrain", "--datalist", datalist, *networks["vit"], *pretrain_words, *words, "--out", tmp_path / "run"
     )
@@ -230,7 +262,7 @@ def test_a_missing_picture_costs_no_folder(verb, words, datalist, networks, comm
         next(row for row in rows[1:] if row["split"] == "train")["image"] = str(tmp_path / "gone.png")
 
     path = changed(datalist, tmp_path, spoil)
-    words = (*words, "--epochs", 1, "--device", "cpu", "--out", tmp_path / "run")
+    words = (*words, "--epochs", 2, "--device", "cpu", "--out", tmp_path / "run")
     finished = command(verb, "--datalist", path, *networks["vit"], *words)
     assert finished.status == 2
     assert "gone.png" in finished.line
@@ -312,7 +344,7 @@ def test_fine_tune(tuned):
     ],
 )
 def test_other_fine_tunings(words, datalist, pretrained, tune_words, command, tmp_path):
-    lists = ("fine-tune", "--datalist", datalist, "--init", pretrained["swin"], *tune_words, *words, "--epochs", 1)
+    lists = ("fine-tune", "--datalist", datalist, "--init", pretrained["swin"], *tune_words, *words)
     finished = command(*lists, "--out", tmp_path / "run")
     assert finished.status == 0, finished.err
     assert ("warning: the pretraining normalised" in finished.err) == ("chestxray14" not in words)
@@ -325,7 +357,7 @@ def test_other_fine_tunings(words, datalist, pretrained, tune_words, command, tm
 
 def test_supervised_weights_as_a_start(datalist, tuned, tune_words, command, tmp_path):
     """Rows "ChestX-ray14" of Table 4: trained on labels, then on other labels with a new head."""
-    words = ("fine-tune", "--datalist", datalist, "--init", tuned, *tune_words, "--epochs", 1, "--labels", "Effusion")
+    words = ("fine-tune", "--datalist", datalist, "--init", tuned, *tune_words, "--labels", "Effusion")
     finished = command(*words, "--out", tmp_path / "run")
     assert finished.status == 0, finished.err
     _, about = load_tuned(tmp_path / "run")
@@ -360,6 +392,107 @@ def test_classes(datalist, networks, tune_words, command, tmp_path):
     metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
     hits = [(float(a["score"]) > float(b["score"])) == (a["label"] == "1") for a, b in zip(scores[::2], scores[1::2], strict=True)]  # fmt: skip
     assert metrics["accuracy"] == pytest.approx(np.mean(hits))
+    assert "; mean AUC on the validation pictures " in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_accuracy_is_called_accuracy(datalist, networks, tune_words, command, tmp_path):
+    """Validation pictures of one class have no AUC."""
+
+    def one_class(rows):
+        for row in rows:
+            row["Effusion"] = "1" if row["split"] == "val" else row["Effusion"]
+            row["healthy"] = str(1 - int(row["Effusion"]))
+            del row["Cardiomegaly"]
+
+    words = ("fine-tune", "--datalist", changed(datalist, tmp_path, one_class), *networks["vit"], *tune_words)
+    assert command(*words, "--target", "multi-class", "--out", tmp_path / "run").status == 0
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "; accuracy on the validation pictures " in report
+    assert "mean AUC on the validation pictures" not in report
+
+
+def test_authors_normalisation(datalist, pretrained, networks, tune_words, command, tmp_path):
+    """Their pretraining normalises with ChestX-ray14's statistics; nothing is known of other people's files."""
+    network, _ = load_pretrained(pretrained["swin"])
+    for prefix in ("swin_model.", ""):
+        state = {f"{prefix}{name}": value for name, value in network.backbone.state_dict().items()}
+        torch.save({"model": state}, tmp_path / "file.pth")
+        words = ("fine-tune", "--datalist", datalist, "--init", tmp_path / "file.pth", *networks["swin"], *tune_words)
+        finished = command(*words, "--out", tmp_path / f"run-{prefix}")
+        assert finished.status == 0
+        warned = "warning: the pretraining normalised with chestxray14, this fine-tuning with imagenet" in finished.err
+        assert warned == bool(prefix)
+    equal = command(
+        *words[:4], tmp_path / "file.pth", *words[5:], "--normalisation", "chestxray14", "--out", tmp_path / "equal"
+    )
+    assert "warning" not in equal.err
+
+
+# --- the authors' lists ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder like ChestX-ray14's, of 20 pictures, and lists that put 10, 4 and 6 of them into the three splits."""
+    folder = tmp_path_factory.mktemp("published")
+    rng, lines = np.random.default_rng(0), ["Image Index,Finding Labels,Patient ID"]
+    for i in range(20):
+        write_image(folder / "images" / f"{i:08d}_000.png", rng.integers(0, 256, (36, 36), dtype=np.uint8))
+        lines.append(f"{i:08d}_000.png,{'Effusion' if i % 2 else 'No Finding'},{i}")
+    (folder / "Data_Entry_2017.csv").write_text("\n".join(lines))
+    for name, places in (("train", range(10)), ("val", range(10, 14)), ("test", range(14, 20)), ("other", range(6))):
+        (folder / f"{name}.txt").write_text("\n".join(f"{i:08d}_000.png 0 1" for i in places))
+    return folder
+
+
+def test_a_network_keeps_its_lists(published, networks, tune_words, command, tmp_path):
+    lists = [word for name in ("train", "val", "test") for word in (f"--{name}-list", published / f"{name}.txt")]
+    data, run = ("--datalist", published), tmp_path / "run"
+    words = ("fine-tune", *data, *lists, *networks["vit"], *tune_words, "--labels", "Effusion", "--out", run)
+    assert command(*words).status == 0
+
+    def tested(name, *words, model=run):
+        finished = command("predict", *data, *words, "--model", model, "--device", "cpu", "--out", tmp_path / name)
+        if finished.status:
+            assert not (tmp_path / name).exists()
+            return finished.line
+        return {Path(row["image"]).name for row in rows_of(tmp_path / name / "predictions.csv")}, finished.err
+
+    listed = {f"{i:08d}_000.png" for i in range(14, 20)}
+    for name, given in (("none", ()), ("all", lists), ("one", lists[-2:])):
+        found, said = tested(name, *given)
+        assert found == listed
+        assert "warning" not in said
+    other = ("--test-list", published / "other.txt")
+    assert tested("other", *other).endswith("was trained with another --test-list; leave it out")
+    # A network of before: what is given counts, and a line says what that may mean.
+    tensors, metadata = load_weights(run / "model.safetensors")
+    about = json.loads(metadata["popar-classifier"])
+    del about["lists"]
+    save_tensors(tmp_path / "old.safetensors", tensors, {"popar-classifier": json.dumps(about)})
+    found, said = tested("old", *other, model=tmp_path / "old.safetensors")
+    assert found == {f"{i:08d}_000.png" for i in range(6)}
+    assert "warning: " in said
+    assert "does not say which lists it was trained with" in said
+
+
+def test_a_network_without_lists(published, networks, tune_words, command, tmp_path):
+    words = ("fine-tune", "--datalist", published, *networks["vit"], *tune_words, "--labels", "Effusion")
+    assert command(*words, "--out", tmp_path / "run").status == 0
+    words = (
+        "predict",
+        "--datalist",
+        published,
+        "--model",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "scores",
+    )
+    refused = command(*words, "--test-list", published / "test.txt")
+    assert refused.line.endswith("was trained without --test-list; leave it out")
+    assert command(*words).status == 0
 
 
 def test_predict_is_the_mean_of_ten_crops(datalist, tuned, predicted):
@@ -387,8 +520,6 @@ def test_predict_middle_crop_and_other_splits(datalist, tuned, command, tmp_path
     assert command("predict", *words, "--split", "all", "--crops", "middle", "--out", tmp_path / "all").status == 0
     scores = rows_of(tmp_path / "all" / "predictions.csv")
     assert len(scores) == 60
-    from dart_core.data.datalist import Datalist
-
     pictures = Radiographs(Datalist.read(datalist).rows)
     expected = predict_pictures(network, about, pictures, torch.device("cpu"), "middle", 7)
     assert [float(row["score"]) for row in scores] == pytest.approx(expected.ravel().tolist(), abs=1e-6)
@@ -422,10 +553,12 @@ def test_pictures_without_labels(datalist, tuned, command, tmp_path):
         (("--init", "{vit}", "--target", "shenzhen"), "has no column 'Tuberculosis'"),
         (("--init", "{vit}", "--target", "multi-class"), "of the classes Cardiomegaly, Effusion are 1"),
         (("--init", "{vit}", "--site", "elsewhere"), "elsewhere"),
+        (("--epochs", 1), "--epochs is 1, and in the last epoch the learning rate is 0"),
+        (("--init", "{vit}", "--head", "mlp", "--batch-size", 1), "a batch of 1 leaves parts of one picture"),
+        (("--init", "{vit}", "--head", "mlp", "--accumulate", 5), "a batch of 8 leaves parts of one picture"),
     ],
 )  # fmt: skip
 def test_refused_fine_tunings(words, line, datalist, pretrained, tuned, tune_words, command, tmp_path):
-    from dart_core.checkpoint import save_tensors
     from popar.weights import timm_state
 
     (tmp_path / "text.pth").write_text("no weights")
@@ -454,7 +587,9 @@ def test_evaluate_over_seeds(datalist, networks, tuned, predicted, tune_words, c
         folders.append(scores)
     finished = command("evaluate", "--predictions", *folders, "--out", tmp_path / "evaluation")
     assert finished.status == 0
-    assert "chestxray14, random, vit_b at 32: mean AUC" in finished.out
+    assert (
+        "chestxray14, random, vit_b at 32, depth=1, embed_dim=16, num_heads=2, patch_size=8: mean AUC" in finished.out
+    )
     content = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     row = next(row for row in content["scores"] if row["method"].startswith("random"))
     values = [json.loads((folder / "metrics.json").read_text())["mean_auc"] for folder in folders[1:]]
@@ -464,6 +599,10 @@ def test_evaluate_over_seeds(datalist, networks, tuned, predicted, tune_words, c
     assert row["std_population"] == pytest.approx(np.std(values))
     (compared,) = content["compared"]
     assert (compared["init"], compared["baseline"], compared["pairs"]) == ("POPAR", "random", 0)
+    nobody = command("evaluate", "--predictions", *folders, "--baseline", "Random", "--out", tmp_path / "nobody")
+    assert nobody.status == 2
+    assert nobody.line.endswith("no network here starts from 'Random'; give one of 'POPAR', 'random'")
+    assert not (tmp_path / "nobody").exists()
     report = (tmp_path / "evaluation" / "report.html").read_text(encoding="utf-8")
     assert "sd (n)" in report
     again = command("evaluate", "--predictions", *folders, folders[1], "--out", tmp_path / "twice")

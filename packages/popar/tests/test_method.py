@@ -170,6 +170,15 @@ def test_refused_images(x):
         distort(x)
 
 
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf])
+def test_values_outside_the_range_are_refused(value):
+    """One of them is enough: the intensity map would cut it off without a word."""
+    x = grey(2)
+    x[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"the images have values from .*; give values in \[0, 1\]"):
+        distort(x)
+
+
 # --- Branches --------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -19,7 +21,7 @@ def pictures():
 
 
 def trained(labels_of):
-    """Trained on the order of permuted patches; accuracy on permutations that it has not seen."""
+    """Trained on labels made of the true order of patches; accuracy in the true order, of permutations that it has not seen."""
     torch.manual_seed(0)
     network = POPAR("vit_b", 32, 0.0, patch_size=8, embed_dim=64, depth=2, num_heads=4)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
@@ -40,7 +42,7 @@ def trained(labels_of):
         for _ in range(10):
             permutation = torch.rand(8, PATCHES, generator=generator).argsort(1)
             logits, _ = network(show_patches(patchify(target, 8), permutation, 4))
-            hits.append((logits.argmax(-1) == labels_of(permutation, generator)).float().mean())
+            hits.append((logits.argmax(-1) == permutation).float().mean())
     return float(torch.stack(hits).mean())
 
 
@@ -48,4 +50,6 @@ def trained(labels_of):
 def test_order_of_eight_pictures():
     assert trained(lambda labels, _: labels) > 0.95
     shuffled = trained(lambda labels, generator: torch.rand(labels.shape, generator=generator).argsort(1))
-    assert shuffled == pytest.approx(1 / PATCHES, abs=0.03)
+    # What has nothing to go by still names some position for what it sees: of the 128 patches, right by chance.
+    chance = 1 / PATCHES
+    assert shuffled == pytest.approx(chance, abs=4 * math.sqrt(chance * (1 - chance) / (8 * PATCHES)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,7 +31,6 @@ def overlap(source: int, target: int) -> np.ndarray:
 def test_reading_averages_areas(seed, height, width):
     """As the authors' INTER_AREA, on which PyTorch's mode of the same name does not agree."""
     import tempfile
-    from pathlib import Path
 
     array = np.random.default_rng(seed).integers(0, 256, (height, width), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -68,8 +68,6 @@ def test_memory_keeps_pictures(tmp_path):
 
 
 def rows(count, splits=("",), subjects=True):
-    from pathlib import Path
-
     return Datalist(
         tuple(
             Row(Path(f"{i}.png"), subject=f"s{i // 2}" * subjects, split=splits[i % len(splits)]) for i in range(count)
@@ -98,20 +96,50 @@ def test_rows_are_taken_out_where_no_split_is_named(count, held_out, subjects, s
 
 def test_exclusion(tmp_path):
     (tmp_path / "names.txt").write_text("0.png\n\n1.png 0 1\n2\n")
-    names = excluded(tmp_path / "names.txt")
-    training, measured = pretraining_rows(rows(6, ("train",)), ("train",), names, 1, 0)
+    datalist = rows(6, ("train",))
+    names = excluded(tmp_path / "names.txt", datalist)
+    training, measured = pretraining_rows(datalist, ("train",), names, 1, 0)
     assert [row.image.name for row in (*training, *measured)] == ["3.png", "4.png", "5.png"]
     mapping = [{"subset_img_id": "a", "img_id": "00000165_001.png", "orig_labels": []}]
     (tmp_path / "mapping.json").write_text(json.dumps(mapping))
-    assert excluded(tmp_path / "mapping.json") == {"00000165_001"}
-    assert excluded(None) == frozenset()
+    originals = Datalist((Row(Path("00000165_001.png")), Row(Path("00000165_002.png"))))
+    assert excluded(tmp_path / "mapping.json", originals) == {Path("00000165_001.png")}
+    assert excluded(None, datalist) == frozenset()
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"empty\.txt: names no picture"):
-        excluded(tmp_path / "empty.txt")
+        excluded(tmp_path / "empty.txt", datalist)
+    with pytest.raises(ValueError, match=r"mapping\.json: names none of the pictures"):
+        excluded(tmp_path / "mapping.json", datalist)
     with pytest.raises(ValueError, match=r"gone\.txt: cannot be read"):
-        excluded(tmp_path / "gone.txt")
+        excluded(tmp_path / "gone.txt", datalist)
     with pytest.raises(ValueError, match="no picture has a split of val"):
         pretraining_rows(rows(6, ("train",)), ("val",), frozenset(), 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "places"),
+    [
+        ("patient00002/study1/view1_frontal.jpg", [1]),
+        ("patient00002/study1/view1_frontal", [1]),
+        ("/cxr/train/patient00001/study1/view1_frontal.jpg", [0]),
+        ("study2/view1_frontal.jpg 0 1 1", [2]),
+        ("view1_frontal.jpg", [0, 1, 2]),
+        ("my scan 2.png", [3]),
+        ("my scan 2.png,0,1", [3]),
+        ("my scan 2", [3]),
+        ("v1.5", [4]),
+    ],
+)
+def test_names_of_excluded_pictures(line, places, tmp_path):
+    """Blanks belong to names, and folders tell pictures of one name apart."""
+    paths = (
+        "train/patient00001/study1/view1_frontal.jpg", "train/patient00002/study1/view1_frontal.jpg",
+        "train/patient00002/study2/view1_frontal.jpg", "my scan 2.png", "v1.5.png", "my.png", "v1.png",
+    )  # fmt: skip
+    images = [Path("/cxr") / path for path in paths]
+    (tmp_path / "names.txt").write_text(line + "\n")
+    found = excluded(tmp_path / "names.txt", Datalist(tuple(Row(image) for image in images)))
+    assert found == {images[place] for place in places}
 
 
 def test_sizes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,16 @@ import torch
 from torch.nn import functional as F
 
 from dart_core.data.datalist import Datalist, Row
-from popar.recipes import RECIPES, label_loss, labelled_parts, optimizer_of, read_labels, recipe_of, scores_of
+from popar.recipes import (
+    RECIPES,
+    label_loss,
+    labelled_parts,
+    optimizer_of,
+    read_labels,
+    recipe_of,
+    scores_of,
+    with_drawn_test,
+)
 from popar.settings import FineTuning, LabelSettings
 
 
@@ -112,6 +122,21 @@ def test_empty_cells_are_unknown_and_left_out_of_the_loss():
     assert label_loss(logits, torch.full((2, 2), torch.nan), True) == 0
 
 
+def test_empty_cells_of_chexpert_are_absent():
+    """Unless they are uncertain (specification 5); that they are unknown is so in other data only."""
+    names = RECIPES["chexpert"].labels
+    cells = [dict.fromkeys(names, "") | {"Edema": "1", "Fracture": "-1"}, dict.fromkeys(names, "1")]
+    label = LabelSettings("chexpert")
+    part = labelled_parts(rows(cells), label, recipe_of(label, FineTuning()))["train"]
+    place = next(i for i, row in enumerate(part.pictures.rows) if row.image.name == "0.png")
+    edema, fracture = names.index("Edema"), names.index("Fracture")
+    targets = part.targets(place, np.random.default_rng(0), "lsr-zeros")
+    assert targets[edema] == 1
+    assert 0 < targets[fracture] < 0.3
+    assert (np.delete(targets, [edema, fracture]) == 0).all()
+    assert np.flatnonzero(np.isnan(part.pictures.truth[place])).tolist() == [fracture]
+
+
 def test_loss_of_classes():
     logits, truth = torch.randn(4, 3), torch.tensor([2, 0, 1, 1])
     found = label_loss(logits, F.one_hot(truth, 3).float(), False)
@@ -134,6 +159,39 @@ def test_splits_are_drawn_by_patient_and_are_the_same_again():
     names = {name: {row.image for row in part.pictures.rows} for name, part in parts.items()}
     assert not names["train"] & names["test"]
     assert names == {name: {row.image for row in part.pictures.rows} for name, part in again.items()}
+
+
+@pytest.mark.parametrize("subjects", [True, False])
+@pytest.mark.parametrize("named", ["", "val"])
+def test_the_drawn_test_is_known_before(named, subjects):
+    """The same pictures as in the fine-tuning on each of two data sets, whatever its seed."""
+    cells = [{"a": str(i % 2)} for i in range(60)]
+    listed = [
+        dataclasses.replace(row, site="xy"[i % 2], split=named if i % 5 == 0 else "")
+        for i, row in enumerate(rows(cells, "", subjects))
+    ]
+    datalist = Datalist(tuple(listed), Path("list.csv"))
+    for seed in (0, 7):
+        marked, count = with_drawn_test(datalist, seed)
+        assert [row.image for row in marked] == [row.image for row in datalist]
+        drawn = {row.image for row in marked if row.split == "test"}
+        assert len(drawn) == count > 0
+        label = LabelSettings(split_seed=seed)
+        tests = [
+            labelled_parts(datalist.select(site=site), label, recipe_of(label, FineTuning()))["test"] for site in "xy"
+        ]
+        assert drawn == {row.image for part in tests for row in part.pictures.rows}
+
+
+@pytest.mark.parametrize(
+    ("cells", "split"), [([{"a": "1"}] * 40, "train"), ([{}] * 40, ""), ([{"age": "61"}] * 40, "")]
+)
+def test_no_test_is_drawn(cells, split):
+    """Where the data name every split, or nothing to fine-tune on."""
+    datalist = rows(cells, split)
+    assert with_drawn_test(datalist, 0) == (datalist, 0)
+    named = Datalist((*datalist, Row(Path("t.png"), split="test", labels={"a": "1"})), datalist.source)
+    assert with_drawn_test(named, 0) == (named, 0)
 
 
 def test_scores():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dart_core.data.datalist import Datalist
 from dart_core.errors import DartError
-from skintone_debias.cases import EpochBatches, case_batches, open_cases, ordered, read_cases, take_fold
+from skintone_debias.cases import EpochBatches, case_batches, nuisance_of, ordered, read_cases, take_fold
 from skintone_debias.settings import CaseSettings
 
 Write = Callable[..., CaseSettings]
@@ -56,6 +56,15 @@ def test_training_pictures_are_those_whose_type_is_known(write):
     assert train.counts("fitzpatrick").tolist() == [1, 2]
     assert [row.subject for row in val.rows] == ["f"]
     assert val.nuisance.tolist() == [[-1]]  # type 6 is unknown to the heads, and nothing is asked of it
+
+
+def test_none_is_a_value_and_a_gap_is_not(write):
+    rows = [("a", "A", "train", "1", "none"), ("b", "A", "train", "0", "some"), ("c", "A", "train", "0", "nan")]
+    settings = write(rows, (*COLUMNS[:-1], "hair"), nuisance=("hair",))
+    parts, left_out = read(settings)
+    assert parts["train"].values == {"hair": ["none", "some"]}
+    assert left_out == 1
+    assert [nuisance_of(row, "hair") for row in Datalist.read(settings.datalist)] == ["none", "some", None]
 
 
 def test_sites_narrow_the_training(write):
@@ -171,22 +180,3 @@ def test_batches_hold_pictures_as_they_are(write):
     assert np.array_equal(batch["nuisance"].numpy(), np.repeat(cases.nuisance[places], 2, axis=1))
     with pytest.raises(DartError, match="give --batch-size 40 or fewer"):
         case_batches(cases, [], 8, False, 64, seed=0)
-
-
-# --- Published sets --------------------------------------------------------------------------------------------------
-
-
-def test_published_folders_are_recognised(tmp_path):
-    for kind, folder in (("benign", "BenchmarkDermoscopic"), ("malign", "BenchmarkDermoscopic")):
-        (tmp_path / folder / kind).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / folder / kind / f"{kind}.jpg")
-    found = open_cases(tmp_path)
-    assert {(row.site, row.split, row.labels["label"]) for row in found} == {
-        ("mclass-d", "test", "0"),
-        ("mclass-d", "test", "1"),
-    }
-
-
-def test_a_folder_of_something_else_is_refused(tmp_path):
-    with pytest.raises(DartError):
-        open_cases(tmp_path)

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 from dart_core.checkpoint import load_weights
 from dart_core.cli import main
 from dart_core.data.datalist import Datalist
+from dart_core.metrics import auc_standard_error
 from dart_core.nets.backbones import create_backbone
 from skintone_debias.cli import COMMANDS
 from skintone_debias.networks import load_model
@@ -41,7 +42,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 # --- What works ------------------------------------------------------------------------------------------------------
 
 
-def test_training_leaves_its_files(networks):
+def test_training_leaves_its_files(networks, lesions):
     run = networks["clgr-0"]
     for name in (
         "config.yaml",
@@ -59,6 +60,11 @@ def test_training_leaves_its_files(networks):
     assert metrics["steps"] == 6
     assert metrics["best_epoch"] in (1, 2)
     assert metrics["validation_pictures"] == 4
+    labels = [row.labels["label"] for row in Datalist.read(lesions) if row.split == "val"]
+    for name in ("validation_auc", "best_validation_auc"):
+        expected = auc_standard_error(metrics[name], labels.count("1"), labels.count("0"))
+        # The formula gives 0 for an AUC of 1 or 0, which is no error.
+        assert metrics[f"{name}_error"] == (pytest.approx(expected) if 0 < metrics[name] < 1 else None)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert sum("loss_auxiliary" in line for line in lines) == 6
     assert sum("validation_auc" in line for line in lines) == 2
@@ -114,7 +120,7 @@ def test_learning_rate_control_has_its_own_name(command, lesions, recipe, tmp_pa
     assert found.status == 0, found.err
     assert "no --weights" not in found.err
     _, model = load_model(tmp_path / "run")
-    assert (model.method, model.sites) == ("lr-control", ["A"])
+    assert (model.method, model.sites) == ("lr-control (encoder lr 0.0033)", ["A"])
 
 
 def test_predictions_hold_the_mean_of_eight_views(networks, predictions, lesions):
@@ -135,6 +141,7 @@ def test_one_view_and_all_splits(command, networks, lesions, tmp_path):
     found = command("predict", "--datalist", lesions, *words, "--out", tmp_path / "p", "--device", "cpu")
     assert found.status == 0, found.err
     assert len(rows_of(tmp_path / "p" / "predictions.csv")) == 12
+    assert json.loads((tmp_path / "p" / "metrics.json").read_text())["weights"] == "best"
     malignant = sum(row.labels["label"] == "1" for row in Datalist.read(lesions).select(site="B"))
     assert f"B: {malignant} malignant, {12 - malignant} benign, AUC" in found.out
 
@@ -204,6 +211,23 @@ def test_sound_data_have_no_problem(command, lesions):
     assert "train: 12 pictures, 6 malignant; A 6, B 6" in found.out
 
 
+def test_a_test_set_needs_no_nuisance(command, tmp_path):
+    """As published, no test set but Fitzpatrick17k names the types; what is wrong otherwise is still said."""
+    for kind in ("benign", "malign"):
+        folder = tmp_path / "BenchmarkClinical" / kind
+        folder.mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(folder / f"{kind}.jpg")
+    found = command("check-data", "--datalist", tmp_path)
+    assert found.status == 0, found.out
+    assert found.out.splitlines()[-1] == "2 pictures: no problems"
+    assert "has no column 'melanoma'" in command("check-data", "--datalist", tmp_path, "--label", "melanoma").out
+    (tmp_path / "BenchmarkClinical/benign/benign.jpg").write_text("no picture")
+    assert "not a picture" in command("check-data", "--datalist", tmp_path).out
+    lines = ["image,label,split", "BenchmarkClinical/malign/malign.jpg,1,train"]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    assert "has no column 'fitzpatrick'" in command("check-data", "--datalist", tmp_path / "list.csv").out
+
+
 def test_trained_weights_differ_by_method(networks):
     a, b = (load_weights(networks[name] / "model.safetensors")[0] for name in ("none-0", "clgr-0"))
     assert not torch.equal(a["main_head.1.weight"], b["main_head.1.weight"])
@@ -269,6 +293,26 @@ def test_trainings_that_cannot_be_are_refused_in_one_line(words, problem, comman
     found = command("train", "--datalist", lesions, *recipe, *words, "--out", tmp_path / "run")
     assert found.status == 2
     assert problem in found.line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("debias", "fold", "problem"),
+    [
+        ("none", "label", "no training picture is malignant (label 1)"),
+        ("clgr", "fitzpatrick", "all training pictures have fitzpatrick 2, so that there is nothing to unlearn"),
+    ],
+)
+def test_a_fold_that_takes_a_class_away_is_refused(debias, fold, problem, command, lesions, recipe, tmp_path):
+    rows = [row for row in Datalist.read(lesions) if row.split == "train"]
+    for i, row in enumerate(rows):
+        row.labels["fitzpatrick"] = "12"[i // 2 % 2]
+        row.labels["fold"] = "0" if row.labels[fold] == "1" else "1"
+    path = Datalist(tuple(rows)).write(lesions.parent / "folds.csv")
+    words = ("--debias", debias, "--fold", 0, "--out", tmp_path / "run")
+    found = command("train", "--datalist", path, *recipe, *words)
+    assert found.status == 2
+    assert f"folds.csv, without fold 0: {problem}" in found.line
     assert not (tmp_path / "run").exists()
 
 

@@ -172,7 +172,7 @@ def test_bad_files_become_rows(command: Command, skin: Skin, tmp_path: Path) -> 
     for name, words in {
         "grey.png": "the picture is grey, so it has no skin tone; give the colour picture",
         "bits.png": "is grey", "grey16.png": "is grey", "white.png": "is grey", "black.png": "is grey",
-        "float.tif": "beyond 16 bits", "tiny.png": "31 x 200 pixels are too few; give at least 32 x 32",
+        "float.tif": "are floating-point numbers", "tiny.png": "31 x 200 pixels are too few; give at least 32 x 32",
         "dot.png": "1 x 1 pixels are too few", "animated.webp": "holds 3 pictures", "pages.tif": "holds 3 pictures",
         "truncated.png": "truncated or damaged", "empty.jpg": "not a picture", "text.jpg": "not a picture",
         "notes.txt": "not a picture",
@@ -246,12 +246,20 @@ def test_datalist_with_truth(command: Command, folder: Path, tmp_path: Path) -> 
     assert ours["mean_over_types"] == 0.5
     assert table["always type 5"]["within_one"] == 0.75
     report = (tmp_path / "out.html").read_text(encoding="utf-8")
-    for words in ("always type 6", "Types by site", "human type", "Beside the human types"):
+    for words in (
+        "always type 6",
+        "Types by site",
+        "human type",
+        "Beside the human types",
+        "Section 4.2",
+        "60.61",
+        "64.83",
+    ):
         assert words in report
 
 
 def test_truth_column(command: Command, folder: Path, tmp_path: Path) -> None:
-    (folder / "list.csv").write_text("image,fitzpatrick_scale,tone\na.png,1,\nb.png,1,2.0\nd.png,-1,nan\n")
+    (folder / "list.csv").write_text("image,fitzpatrick_scale,tone\na.png,1,-1.0\nb.png,1,2.0\nd.png,-1,nan\n")
 
     def answers(*words: object) -> list[Any]:
         done = command("label", folder / "list.csv", "--out", tmp_path / "t.csv", "--overwrite", *words)
@@ -273,6 +281,71 @@ def test_a_truth_that_is_no_type(cell: str, command: Command, folder: Path, tmp_
         f"list.csv, row 3, column fitzpatrick: '{cell}' is no Fitzpatrick type; write 1 to 6, or -1 for unknown"
     )
     assert not (tmp_path / "t.csv").exists()
+
+
+ISIC = "image_name,patient_id,sex,age_approx,diagnosis,benign_malignant,target,tfrecord,year,marked,fitzpatrick,mclassd"
+
+
+@pytest.fixture
+def isic(tmp_path: Path) -> Path:
+    """ISIC as the authors prepared it: eight pictures of 2017 and 2020, and one that is theirs for nothing (2019)."""
+    root = tmp_path / "isic"
+    lines = [ISIC]
+    for i in range(9):
+        year = 2019 if i == 8 else (2017, 2020)[i % 2]
+        target, marked = i // 2 % 2, i // 4 % 2
+        lines.append(f"I{i},IP_{i},male,30.0,NV,benign,{target},0,{year},{marked},6,0")
+        folder = root / f"isic_{20 if year == 2020 else 19}_train_256"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(uniform(*COLOURS[1 + i % 3])).save(folder / f"I{i}.jpg", quality=95)
+    (root / "isic_train_20-19-18-17.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_a_published_set_keeps_what_its_owners_say(command: Command, isic: Path, tmp_path: Path) -> None:
+    done = command("label", isic, "--out", tmp_path / "tones.csv")
+    assert done.status == 0, done.err
+    assert "isic: read as isic2017, isic2020: 8 pictures" in done.err
+    rows = by_name(tmp_path / "tones.csv")
+    assert list(rows) == [f"I{i}.jpg" for i in range(8)]
+    row = rows["I6.jpg"]
+    assert (row["subject"], row["site"], row["split"]) == ("IP_6", "isic2017", "train")
+    assert (row["label"], row["marked"], row["fold"], row["diagnosis"]) == ("1", "1", "0", "NV")
+    assert [int(rows[f"I{i}.jpg"]["fitzpatrick"]) for i in range(8)] == [TYPES[1 + i % 3] for i in range(8)]
+    # The owners' types are a labeller's: kept, but no human truth.
+    assert row["given_fitzpatrick"] == "6"
+    assert json.loads((tmp_path / "tones.json").read_text())["agreement"] == []
+
+
+@pytest.mark.parametrize("config", ["table2_clgr", "two_heads_both"])
+def test_a_published_set_is_labelled_and_trained_on(config: str, command: Command, isic: Path, tmp_path: Path) -> None:
+    """The commands that the settings of Table 2 and of two heads name."""
+    path = Path(__file__).parents[1] / "configs" / f"{config}.yaml"
+    assert command("label", isic, "--out", tmp_path / "tones.csv").status == 0
+    small = ("--encoder", "test_resnet", "--image-size", 32, "--epochs", 1, "--batch-size", 4, "--device", "cpu")
+    words = ("--config", path, "--datalist", tmp_path / "tones.csv", *small)
+    done = command("train", *words, "--out", tmp_path / "run")
+    assert done.status == 0, done.err
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert found["pictures"] == 8
+    assert found["nuisance"]["fitzpatrick"] == {"2": 3, "3": 3, "6": 2}
+    if config == "two_heads_both":
+        assert found["nuisance"]["marked"] == {"0": 4, "1": 4}
+
+
+def test_published_test_sets_are_labelled(command: Command, tmp_path: Path) -> None:
+    for kind in ("benign", "malign"):
+        folder = tmp_path / "mclass" / "BenchmarkDermoscopic" / kind
+        folder.mkdir(parents=True)
+        Image.fromarray(uniform(210, 170, 140)).save(folder / f"{kind}.jpg", quality=95)
+    assert command("label", tmp_path / "mclass", "--out", tmp_path / "t.csv").status == 0
+    rows = by_name(tmp_path / "t.csv")
+    assert {name: (row["site"], row["split"], row["label"]) for name, row in rows.items()} == {
+        "benign.jpg": ("mclass-d", "test", "0"),
+        "malign.jpg": ("mclass-d", "test", "1"),
+    }
+    done = command("label", tmp_path / "mclass", tmp_path, "--out", tmp_path / "t.csv")
+    assert "mclass: a data set as published, and more beside it; give the data set as published alone" in done.line
 
 
 def test_phantoms_get_their_true_types(command: Command, tmp_path: Path) -> None:

@@ -482,6 +482,8 @@ def test_each_phase_has_a_forward_pass_of_its_own():
         ("both", 1, {}, "method 'both' has 2"),
         ("clgr", 1, {"aux_updates_encoder": False}, "cannot be reversed"),
         ("clgr", 1, {"zero_grad_mode": "keep"}, "give none or zero"),
+        ("clgr", 1, {"noise": [torch.rand(2, 2)]}, "noise has no meaning for the target 'uniform'"),
+        ("both", 2, {"noise": [None, torch.rand(2, 2)]}, "noise has no meaning for the target 'uniform'"),
     ],
 )
 def test_steps_that_make_no_sense_are_refused(method, heads, options, words):
@@ -490,6 +492,21 @@ def test_steps_that_make_no_sense_are_refused(method, heads, options, words):
     x, y, s = torch.rand(2, 5), torch.tensor([0, 1]), [torch.tensor([0, 1])] * heads
     with pytest.raises(ValueError, match=words):
         debias_step(encoder, main, aux, optimizers, x, y, s, method, [torch.ones(2)] * heads, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_of_one(method):
+    """The authors' heads lose their first axis there (specification 8.10)."""
+    encoder, main, heads = modules(method)
+    net = Linear(encoder.weight.detach(), main.weight.detach(), [head.weight.detach() for head in heads])
+    x, y, s, _ = data(0, len(heads))
+    x, y, s, w = x[:1], y[:1], [labels[:1] for labels in s], WEIGHTS[: len(heads)]
+    optimizers = debias_optimizers(encoder, main, heads, method, LR, LR_CLASS)
+    found = debias_step(encoder, main, heads, optimizers, x, y, s, method, w, weight=0.5, alpha=0.7)
+    reference_step(net, x, y, s, w, method, 0.9, 0.5, 0.7, None, False, False)
+    assert [loss.shape for loss in found["loss_auxiliary"]] == [()] * len(heads)
+    for name, module in (("encoder", encoder), ("main", main), *((f"head{k}", h) for k, h in enumerate(heads))):
+        assert torch.allclose(module.weight, net.weights[name], rtol=1e-10, atol=1e-13), name
 
 
 def test_missing_labels_of_a_head_are_refused():

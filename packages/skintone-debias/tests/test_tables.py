@@ -14,7 +14,13 @@ def test_printed_numbers():
     assert [row["AUC types 5&6"] for row in printed_table("table1")] == [0.835, 0.853]
     assert [row["AUC types 3&4"] for row in printed_table("table3")] == [0.873, 0.867]
     assert len(printed_table("archived_runs")) == 12
-    assert len(PRINTED_TABLES) == 4
+    assert [row["accuracy within 1 Fitzpatrick point (percent)"] for row in printed_table("section4_2")] == [
+        60.61,
+        53.3,
+        70.38,
+    ]
+    assert printed_table("released_labels")[0]["type6 within-1"] == 8.82
+    assert all(printed_table(name) for name in PRINTED_TABLES)
     with pytest.raises(ValueError, match="no printed table"):
         printed_table("table9")
 

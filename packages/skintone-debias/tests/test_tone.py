@@ -334,6 +334,17 @@ def test_what_is_no_picture(picture: Any) -> None:
     assert tone.patch_itas.shape == (8,)
 
 
+def test_only_a_picture_can_be_an_error_that_becomes_a_label() -> None:
+    """A mistake in the call is one, however errors are taken (A8)."""
+    picture = uniform(210, 170, 140)
+    with pytest.raises(InputError, match="on_error is 0; give raise or -1"):
+        label_skin_tone(picture, on_error=0)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="bands is 'groh'"):
+        label_skin_tone(picture, on_error=-1, bands="groh")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="angle is 'tan'"):
+        label_skin_tone(picture, on_error=-1, angle="tan")  # type: ignore[arg-type]
+
+
 def test_pre_sized_takes_one_size_only() -> None:
     """At 224 the first patch would be empty; from a larger picture the top left corner would be taken."""
     for size in ((224, 224), (512, 512), (256, 257)):

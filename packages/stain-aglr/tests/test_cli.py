@@ -113,14 +113,111 @@ def test_other_recipes(datalist, recipe, command, tmp_path):
     assert "--image-size was 64 when this network was trained and is 32 now" in wrong.line
 
 
+def test_layers_that_the_paper_leaves_open(datalist, recipe, command, tmp_path):
+    words = ("--halving", "first", "--relu-logits", "--upsampling", "bilinear")
+    assert command("train", "--datalist", datalist, *recipe, *words, "--out", tmp_path / "run").status == 0
+    network, model = load_model(tmp_path / "run")
+    assert [layer.stride for layer in network.features.stages if isinstance(layer, torch.nn.Conv2d)][:2] == [
+        (2, 2),
+        (1, 1),
+    ]
+    assert network(torch.rand(50, 3, 32, 32)).min() >= 0
+    modes = {layer.mode for layer in load_generator(tmp_path / "run").stages if isinstance(layer, torch.nn.Upsample)}
+    assert modes == {"bilinear"}
+    assert model.name == "stain-aglr halving=first relu_logits=True upsampling=bilinear"
+    words = ("--datalist", datalist, "--model", tmp_path / "run", "--device", "cpu", "--out", tmp_path / "scores")
+    assert command("predict", *words).status == 0
+
+
+def test_files_that_say_nothing_of_layers_and_draws_have_the_default_ones(tmp_path):
+    from dart_core.checkpoint import save_weights
+    from stain_aglr.networks import PatchClassifier
+
+    about = {"method": "hed", "site": "RUMC", "width": 1, "image_size": 32, "resized": False, "seed": 0, "epoch": 3,
+             "validation_loss": 0.5, "lambda1": 0.0, "lambda2": 0.0, "split_by": "subject"}  # fmt: skip
+    save_weights(tmp_path / "model.safetensors", PatchClassifier(1), {"stain-aglr": json.dumps(about)})
+    network, model = load_model(tmp_path)
+    assert (model.sides, model.validation, model.name) == ((32, 32), None, "hed")
+    strides = [layer.stride for layer in network.features.stages if isinstance(layer, torch.nn.Conv2d)]
+    assert strides == [(1, 1), (2, 2)] * 5
+    assert not network.classifier.relu_logits
+
+
+@pytest.mark.parametrize("method", ["macenko", "vahadane"])
+def test_a_reference_of_ones_own(method, datalist, recipe, command, tmp_path):
+    from stain_aglr import MacenkoNormalizer, VahadaneNormalizer
+    from stain_aglr.normalisation import load_normaliser
+
+    file = datalist.parent / next(row["image"] for row in rows_of(datalist) if row["site"] == "CWZ")
+    flags = ("--method", method, "--reference", file, *(["--standardise-luminosity"] if method == "vahadane" else []))
+    assert command("train", "--datalist", datalist, *recipe, *flags, "--out", tmp_path / "run").status == 0
+    stored = load_normaliser(tmp_path / "run" / "normaliser")
+    expected = MacenkoNormalizer() if method == "macenko" else VahadaneNormalizer(True)
+    expected.fit(read_image(file))
+    np.testing.assert_array_equal(stored.how.stain_matrix, expected.stain_matrix)
+    np.testing.assert_array_equal(stored.reference.permute(1, 2, 0), read_image(file))
+    if method == "vahadane":
+        assert stored.how.standardise_luminosity
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "white.png")
+    flags = (*flags, "--reference", tmp_path / "white.png")
+    refused = command("train", "--datalist", datalist, *recipe, *flags, "--out", tmp_path / "other")
+    assert refused.status == 2
+    assert "white.png: shows no stained tissue" in refused.line
+    assert not (tmp_path / "other").exists()
+
+
+def test_features_from_random_weights_are_pointed_out(capsys):
+    from stain_aglr.commands import _check_backbone
+    from stain_aglr.settings import GanTraining
+
+    _check_backbone(GanTraining(gan_size=32, gan_backbone="test_resnet"))
+    assert "without --gan-weights" in capsys.readouterr().err
+
+
 def test_check_data(datalist, command):
     finished = command("check-data", "--datalist", datalist, "--site", "RUMC")
     assert finished.status == 0
-    assert finished.out.splitlines() == [
+    lines = finished.out.splitlines()
+    assert lines[:2] == [
         "site RUMC: 24 patches, 12 of class 0, 12 of class 1",
         "site CWZ: 24 patches, 12 of class 0, 12 of class 1",
-        "48 patches: no problems",
     ]
+    assert lines[2].startswith("colours, mean ± standard deviation")
+    assert [line.split(":")[0] for line in lines[3:5]] == ["site RUMC", "site CWZ"]
+    assert lines[5:] == ["48 patches: no problems"]
+
+
+def test_check_data_measures_colours(command, tmp_path):
+    for name, colours in (("a", ((0, 255, 0), (0, 0, 255))), ("b", ((255, 0, 0), (0, 0, 0)))):
+        for number, colour in enumerate(colours):
+            Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}{number}.png")
+    rows = "".join(f"{name}{number}.png,{number},{name}\n" for name in "ab" for number in (0, 1))
+    (tmp_path / "list.csv").write_text(f"image,label,site\n{rows}")
+    finished = command("check-data", "--datalist", tmp_path / "list.csv")
+    assert "site a: hue 0.500 ± 0.167, saturation 1.000 ± 0.000, value 1.000 ± 0.000\n" in finished.out
+    assert "site b: hue 0.000 ± 0.000, saturation 0.500 ± 0.500, value 0.500 ± 0.500\n" in finished.out
+
+
+def test_check_data_finds_what_train_would_refuse(datalist, command, tmp_path):
+    def without(*columns):
+        return lambda rows: [{key: cell for key, cell in row.items() if key not in columns} for row in rows]
+
+    path = changed(datalist, tmp_path, without("subject", "split"))
+    finished = command("check-data", "--datalist", path, "--site", "RUMC")
+    assert finished.status == 2
+    assert "give --split-by image" in finished.out
+    assert command("check-data", "--datalist", path, "--site", "RUMC", "--split-by", "image").status == 0
+    path = changed(datalist, tmp_path, lambda rows: [r for r in rows if (r["split"], r["label"]) != ("val", "0")])
+    finished = command("check-data", "--datalist", path, "--site", "RUMC")
+    assert finished.status == 2
+    assert "no validation patch of RUMC has label 0" in finished.out
+    Image.new("RGB", (64, 40)).save(tmp_path / "odd.png")
+    path = tmp_path / "odd.csv"
+    path.write_text("image,label\nodd.png,1\n")
+    finished = command("check-data", "--datalist", path)
+    assert finished.status == 2
+    assert "sides that are no multiple of 32: 40 x 64 (row 2); give --image-size" in finished.out
+    assert command("check-data", "--datalist", path, "--image-size", 32).status == 0
 
 
 def test_check_data_lists_every_problem(datalist, command, tmp_path):
@@ -211,8 +308,27 @@ def test_a_bad_patch(verb, content, words, datalist, trained, recipe, command, t
         (lambda rows: [{k: v for k, v in r.items() if k != "label"} for r in rows], (), "no column 'label'"),
         (lambda rows: None, ("--image-size", 40), "--image-size is 40; give a multiple of 32 such as 32"),
         (lambda rows: None, ("--batch-size", 7, "--balanced"), "give an even --batch-size"),
-        (lambda rows: None, ("--method", "hed", "--lambda1", 1), "--lambda1 weighs the regeneration loss"),
-        (lambda rows: None, ("--method", "hed", "--ce-on", "raw"), "--ce-on has no meaning for --method hed"),
+        (lambda rows: None, ("--method", "hed", "--lambda1", 1), "--lambda1 is about the regeneration loss"),
+        (lambda rows: None, ("--method", "hed", "--ce-on", "raw"), "which --method hed has not; leave it out"),
+        (lambda rows: None, ("--method", "vanilla", "--space", "od"), "--space is about altered patches"),
+        (lambda rows: None, ("--method", "macenko", "--strength", 0.2), "--strength is about altered patches"),
+        (lambda rows: None, ("--method", "hed-cons", "--form", "element"), "--form is about the regeneration loss"),
+        (
+            lambda rows: None,
+            ("--method", "hed-reg", "--detach-target"),
+            "--detach-target is about the consistency loss",
+        ),
+        (lambda rows: None, ("--method", "hed", "--upsampling", "bilinear"), "--upsampling is about the generator"),
+        (lambda rows: None, ("--gan-epochs", 3), "--gan-epochs is about a GAN"),
+        (
+            lambda rows: None,
+            ("--method", "stst-gan", "--feature-epochs", 2),
+            "--feature-epochs is about the network whose",
+        ),
+        (lambda rows: None, ("--method", "stst-gan", "--gan-epochs", 0), "--gan-epochs is 0; give at least 1"),
+        (lambda rows: None, ("--reference", "a.png"), "--reference is about a reference picture"),
+        (lambda rows: None, ("--method", "macenko", "--standardise-luminosity"), "or give --method vahadane"),
+        (lambda rows: None, ("--method", "macenko", "--reference", "a.png"), "a.png: file not found"),
         (lambda rows: None, ("--lambda2", -1), "--lambda2 is -1"),
         (lambda rows: None, ("--largest-blur", 0), "--largest-blur is 0"),
         (lambda rows: None, ("--method", "dscsi-gan", "--gan-backbone", "nonet"), "timm has no network 'nonet'"),

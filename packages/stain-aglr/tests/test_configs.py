@@ -36,3 +36,13 @@ def test_what_is_written_out_is_the_default(path):
     for name, value in yaml.safe_load(path.read_text()).items():
         if name in defaults and name != "ce_on":
             assert value == defaults[name], name
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in CONFIGS if path.stem.startswith("table2_")], ids=lambda path: path.stem
+)
+def test_tupac_has_its_own_recipe(path, monkeypatch):
+    """Section 2.1: 5e-3, patience 15, as many patches of each class in a batch; all else as for Camelyon17."""
+    given = settings_given("stain-aglr", COMMANDS, config_words(path, "stain-aglr"), monkeypatch)
+    assert given.training == Training(learning_rate=5e-3, patience=15, balanced=True)
+    assert given.site == "centre1"

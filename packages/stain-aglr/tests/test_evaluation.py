@@ -64,6 +64,38 @@ def test_mean_over_seeds_of_unseen_laboratories(scores, command, tmp_path):
     assert "0.9790 ± 0.0050" in page  # printed in the paper for HED-Light at CWZ
 
 
+def test_networks_of_different_training_laboratories_are_kept_apart(scores, command, tmp_path):
+    """Tables 1 and 2 in one call: same methods and seeds, other laboratories."""
+    folders = []
+    for method, values in (("vanilla", HALF), ("hed", GOOD)):
+        folders.append(scores(method, 0, {"RUMC": HALF, "CWZ": values, "RST": GOOD}))
+        folders.append(scores(method, 0, {"centre2": HALF, "centre3": HALF}, site="centre1"))
+    for folder in folders:
+        np.save(
+            folder / FEATURES, np.random.default_rng(0).random((len(read_scored(folder).predictions), 5), np.float32)
+        )
+    finished = command("evaluate", "--predictions", *folders, "--out", tmp_path / "out")
+    assert finished.status == 0
+    content = json.loads((tmp_path / "out" / METRICS).read_text())
+    means = {(row["trained_on"], row["method"]): (row["mean"], row["seeds"]) for row in content["mean"]}
+    assert means == {
+        ("RUMC", "vanilla"): (0.875, 1),
+        ("RUMC", "hed"): (1.0, 1),
+        ("centre1", "vanilla"): (0.75, 1),
+        ("centre1", "hed"): (0.75, 1),
+    }
+    assert {(row["trained_on"], row["difference"]) for row in content["compared"]} == {
+        ("RUMC", 0.125),
+        ("centre1", 0.0),
+    }
+    assert "hed, trained on centre1" in finished.out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    for section in ("Area under the ROC curve", "Curves", "Feature space"):
+        for site in ("RUMC", "centre1"):
+            assert f"{section}, trained on {site}" in page
+    assert page.count("0.7527 ± 0.0320") == 2  # printed for HED-Light at centre 2: in Table 2, and beside ours
+
+
 def test_one_class_only_has_no_auc(scores, command, tmp_path):
     folder = scores("hed", 0, {"CWZ": GOOD, "RST": GOOD[:2]})
     finished = command("evaluate", "--predictions", folder, "--out", tmp_path / "out")

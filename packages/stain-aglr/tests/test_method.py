@@ -16,7 +16,7 @@ from stain_aglr import PlateauUntil, consistency_loss, regeneration_loss, stain_
 from stain_aglr.light import HEDLight
 from stain_aglr.method import BalancedBatches, BestEpoch, batches_per_epoch, cross_entropy, views, weights_of
 from stain_aglr.networks import PatchClassifier, StainAgLr
-from stain_aglr.settings import ALTERED, Losses
+from stain_aglr.settings import ALTERED, GanTraining, Losses
 
 LOGITS = st.lists(st.floats(-30, 30), min_size=2, max_size=2)
 
@@ -274,3 +274,11 @@ def test_batches_that_cannot_be_balanced(labels, size, words):
 
 def test_length_of_an_epoch():
     assert [batches_per_epoch(n, 64) for n in (64, 65, 4272)] == [1, 2, 67]
+
+
+def test_a_gans_settings_of_zero_are_not_its_defaults():
+    assert GanTraining(gan_learning_rate=0.0).rate_of("stst-gan") == 0
+    assert GanTraining().rate_of("stst-gan") == 2e-4
+    assert (GanTraining(gan_epochs=1).epochs_of("dscsi-gan"), GanTraining().epochs_of("dscsi-gan")) == (1, 8)
+    with pytest.raises(SettingError, match="--gan-epochs is 0"):
+        GanTraining(gan_epochs=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from stain_aglr import FeatureExtractor, StainClassifier, StainGenerator
+from stain_aglr import FeatureExtractor, StainClassifier, StainGenerator, consistency_loss
 from stain_aglr.networks import PatchClassifier, StainAgLr
 
 
@@ -104,3 +104,13 @@ def test_only_what_is_given_is_computed():
     assert nothing is None
     assert regenerated is None
     assert logits_altered.shape == (4, 2)
+
+
+def test_equal_views_are_consistent_in_evaluation_only():
+    """In training, the two halves pass through dropout masks of their own (specification 8.7)."""
+    torch.manual_seed(0)
+    network = StainAgLr(width=4)
+    raw = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert float(consistency_loss(*network(raw, raw)[:2])) > 0
+        assert float(consistency_loss(*network.eval()(raw, raw)[:2])) == pytest.approx(0, abs=1e-7)

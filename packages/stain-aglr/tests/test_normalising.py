@@ -14,9 +14,14 @@ from PIL import Image
 
 from dart_core.cli import main
 from dart_core.data.datalist import Datalist
+from dart_core.data.images import read_image
 from dart_core.data.phantoms import write_histology
 from stain_aglr import MacenkoNormalizer, __version__
 from stain_aglr.cli import COMMANDS, DESCRIPTION
+from stain_aglr.models import Model, save_model
+from stain_aglr.networks import PatchClassifier
+from stain_aglr.normalisation import save_normaliser, unmixing_of
+from stain_aglr.normalisers import as_batch
 from stain_aglr.timing import hundred_patches, seconds_per_hundred
 
 Normalise = Callable[..., int]
@@ -122,6 +127,46 @@ def test_stains_that_may_be_swapped_are_pointed_out(
     assert "macenko: in 1 pictures the two stains are about equally red" in " ".join(
         "".join(capsys.readouterr()).split()
     )
+
+
+def test_runs_of_one_method_do_not_write_over_each_other(
+    patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs of macenko and macenko itself; one run alone keeps its method as name."""
+    rows = Datalist.read(patches)
+    for number, name in enumerate(("one", "two", "sub/one")):
+        folder = tmp_path / name
+        save_model(folder, PatchClassifier(1), Model("macenko", "RUMC", 1, 32, False, 0))
+        save_normaliser(folder / "normaliser", unmixing_of("macenko", reference=rows[number].image))
+    runs = ("--model", tmp_path / "one", tmp_path / "two")
+    assert normalise(patches, *runs, "--method", "macenko", "--out", tmp_path / "out", "--time-repeats", 1) == 0
+    lines = table(tmp_path / "out")
+    assert len({line["output"] for line in lines}) == len(lines) == 3 * 16
+    assert {line["method"] for line in lines} == {"macenko", "one", "two"}
+    for name, reference in (("one", rows[0]), ("two", rows[1])):
+        way = unmixing_of("macenko", reference=reference.image)
+        line = next(line for line in lines if line["method"] == name)
+        made = way.how.normalise_batch(as_batch(read_image(rows[0].image)))[0].permute(1, 2, 0).numpy()
+        assert (read_image(tmp_path / "out" / line["output"]) == made).all()
+        assert len(Datalist.read(tmp_path / "out" / name / "datalist.csv")) == 16
+    assert normalise(patches, "--model", tmp_path / "one", "--out", tmp_path / "alone") == 0
+    assert {line["method"] for line in table(tmp_path / "alone")} == {"macenko"}
+    capsys.readouterr()
+    same = ("--model", tmp_path / "one", tmp_path / "sub" / "one")
+    assert normalise(patches, *same, "--out", tmp_path / "refused") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rename the run's folder" in line
+    assert not (tmp_path / "refused").exists()
+
+
+def test_the_time_of_table_2_is_that_of_the_classifier(
+    datalist: Path, trained: Path, normalise: Normalise, tmp_path: Path
+) -> None:
+    """Stain-AgLr needs no generator to classify."""
+    out = tmp_path / "out"
+    assert normalise(datalist, "--model", trained, "--device", "cpu", "--out", out, "--time-repeats", 1) == 0
+    names = [line["name"] for line in csv.DictReader((out / "timing.csv").read_text().splitlines())]
+    assert names == ["stain-aglr, classification", "stain-aglr, generator (not needed to classify)"]
 
 
 def test_refusals(patches: Path, normalise: Normalise, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,6 +306,7 @@ class TestMistakes:
         words = ("--slides", built, "--out", tmp_path / "out")
         for flags, problem in (
             (("--size", 8), "--size is 8; give at least 16"),
+            (("--size", 0), "--size is 0; give at least 16"),
             (("--level", -1), "--level is -1; give at least 0"),
             (("--workers", 0), "--workers is 0; give at least 1"),
             (("--tissue", 0), "--tissue is 0; give a share above 0, at most 1"),

@@ -73,7 +73,7 @@ def test_stopped_by_ctrl_c(trainings: Trainings, words: Words, tmp_path: Path) -
 
 
 def test_other_settings_are_refused(trainings: Trainings, words: Words) -> None:
-    done = trainings.whole(words("vanilla"))
-    resumed = trainings.start(*words("vanilla"), "--space", "od", "--out", done, "--resume")
+    done = trainings.whole(words("stain-aglr"))
+    resumed = trainings.start(*words("stain-aglr"), "--space", "od", "--out", done, "--resume")
     assert resumed.status() == 2
     assert "space was offset2 when the run started and is od now" in resumed.stderr.read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stain_aglr.tables import PAPER_NAMES, mean_and_spread, mean_over_sites, printed_rows, printed_table
+from stain_aglr.tables import PAPER_NAMES, beside_printed, mean_and_spread, mean_over_sites, printed_rows, printed_table
 
 
 def test_printed_means_recompute_to_what_the_specification_says():
@@ -31,13 +31,33 @@ def test_no_such_table():
 
 
 def test_mean_over_laboratories_is_unweighted_and_undefined_with_one_of_them():
-    def row(seed, site, auc):
-        return {"method": "hed", "seed": seed, "site": site, "auc": auc}
+    def row(seed, site, auc, trained_on="c"):
+        return {"trained_on": trained_on, "method": "hed", "seed": seed, "site": site, "auc": auc}
 
-    rows = [row(0, "a", 0.5), row(0, "b", 1.0), row(1, "a", 0.9), row(1, "b", None)]
+    rows = [row(0, "a", 0.5), row(0, "b", 1.0), row(1, "a", 0.9), row(1, "b", None), row(0, "a", 0.2, "d")]
     assert mean_over_sites(rows) == [
-        {"method": "hed", "seed": 0, "auc": 0.75},
-        {"method": "hed", "seed": 1, "auc": None},
+        {"trained_on": "c", "method": "hed", "seed": 0, "auc": 0.75},
+        {"trained_on": "c", "method": "hed", "seed": 1, "auc": None},
+        {"trained_on": "d", "method": "hed", "seed": 0, "auc": 0.2},
     ]
     assert mean_and_spread(None, None) == "–"
     assert mean_and_spread(0.5, None) == "0.5000"
+
+
+def test_numbers_stand_beside_the_printed_ones_of_the_same_training_laboratory():
+    def measured(*sites):
+        rows = [{"method": "hed", "group": site, "unseen": True, "mean": 0.5, "std": None} for site in sites]
+        own = {"method": "hed", "group": "RUMC (val)", "unseen": False, "mean": 0.9, "std": None}
+        return [own, *rows], [{"method": "hed", "mean": 0.5, "std": 0.1}]
+
+    assert beside_printed("centre1", *measured("centre2", "centre3")) == [
+        ("hed", "centre2", "0.5000", "0.7527 ± 0.0320"),
+        ("hed", "centre3", "0.5000", "0.8657 ± 0.0210"),
+    ]
+    rows = beside_printed("RUMC", *measured("CWZ", "RST", "UMCU", "LPON"))
+    assert [row[1] for row in rows] == ["CWZ", "RST", "UMCU", "LPON", "MEAN"]
+    assert rows[-1] == ("hed", "MEAN", "0.5000 ± 0.1000", "0.9546")
+    # A mean over other laboratories, or after training on another one, cannot be compared.
+    assert [row[1] for row in beside_printed("RUMC", *measured("CWZ", "RST"))] == ["CWZ", "RST"]
+    assert [row[1] for row in beside_printed("RUMC", *measured("CWZ", "RST", "UMCU", "LPON", "X"))][-1] == "LPON"
+    assert beside_printed("CWZ", *measured("RST", "UMCU", "LPON")) == []

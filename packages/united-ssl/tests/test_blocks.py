@@ -22,6 +22,7 @@ from united_ssl.blocks import (
     split_blocks,
     with_gap,
 )
+from united_ssl.losses import discriminative_loss
 
 ORDERS = st.permutations(range(8))
 CUBE = torch.arange(4 * 6 * 2, dtype=torch.float32).reshape(1, 4, 6, 2)
@@ -127,8 +128,14 @@ def test_three_blocks_in_four_are_turned():
     axes = draw_axes(4000, torch.Generator().manual_seed(1), torch.device("cpu"))
     share = float((axes > 0).double().mean())
     assert abs(share - 0.75) < 4 * math.sqrt(0.75 * 0.25 / axes.numel())
-    p = torch.tensor(0.75, dtype=torch.float64)
-    assert float(-(p * p.log() + (1 - p) * (1 - p).log())) == pytest.approx(0.5623, abs=5e-5)
+
+
+def test_always_answering_three_in_four_costs_the_entropy_of_the_flags():
+    flags = torch.tensor([1, 1, 1, 0] * 2).repeat(5, 1)
+    always = torch.full((5, 8), math.log(3))  # sigmoid 0.75
+    certain = torch.zeros(5, 1)  # one order: nothing to learn
+    loss = discriminative_loss((always, certain), (flags, torch.zeros(5, dtype=torch.int64)))
+    assert float(loss) == pytest.approx(0.5623, abs=5e-5)
 
 
 def test_refusals():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -102,6 +103,11 @@ def test_pretexts_and_strategies(folder, words, tiny, command, tmp_path, request
         (("--pretext", "transvw", "--form", "as-coded"), "no as-coded form of --pretext transvw"),
         (("--pretext", "rubik", "--form", "as-coded"), "sides from 32 on that are multiples of 16"),
         (("--rotations", 24, "--form", "as-coded"), "--rotations 24 is for"),
+        (
+            ("--genesis", "--form", "as-coded"),
+            "as-coded form of --pretext rotation has no transforms of Models Genesis",
+        ),
+        (("--genesis", "--form", "as-coded", "--pretext", "jigsaw"), "leave --genesis out"),
         (("--minimax",), "--minimax is a form of --adversarial log"),
         (("--halve-every", 3, "--halve-on-plateau", 2), "contradict each other"),
         (("--steps", "joint", "--init-from", "x"), "starts from scratch"),
@@ -144,6 +150,45 @@ def test_init_from_a_later_step_is_refused(pretrained, cubes, tiny, command, tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--pretext", "rotation"), "--pretext was jigsaw there and is rotation here"),
+        (("--pretext", "jigsaw", "--permutations", 20), "--permutations was 10 there and is 20 here"),
+        (("--pretext", "jigsaw", "--permutations", 10, "--genesis"), "--genesis was False there and is True here"),
+    ],
+)
+def test_init_from_another_pretext_task_is_refused(words, message, pretrained, cubes, tiny, command, tmp_path):
+    given = ("--steps", "DRA", "--init-from", pretrained / "step-DR", *words, "--out", tmp_path / "run")
+    finished = command("pretrain", "--cubes", cubes, *tiny, *given)
+    assert finished.status == 2
+    assert f"step-DR: {message}; give the pretext task of the earlier step" in finished.line
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_from_other_orders_is_refused(cubes, tiny, command, tmp_path):
+    """Those of the as-coded forms are drawn by the seed."""
+    words = ("--cubes", cubes, *tiny, "--max-epochs", 1, "--pretext", "jigsaw", "--permutations", 10)
+    for form, status in (("as-coded", 2), ("corrected", 0)):
+        out = tmp_path / form
+        assert command("pretrain", *words, "--form", form, "--steps", "D", "--out", out).status == 0
+        given = ("--form", form, "--steps", "DR", "--init-from", out, "--seed", 1, "--out", tmp_path / f"{form}-DR")
+        finished = command("pretrain", *words, *given)
+        assert finished.status == status
+        assert (tmp_path / f"{form}-DR").exists() == (status == 0)
+        if status:
+            assert "--seed was 0 there and is 1 here" in finished.line
+
+
+def test_a_part_of_one_cube_has_no_batch_statistics(cubes, tiny, command, tmp_path):
+    words = ("--head", "fully_connect", "--steps", "D", "--max-epochs", 1, "--out", tmp_path / "run")
+    finished = command("pretrain", "--cubes", cubes, *tiny, "--accumulate", 3, *words)
+    assert finished.status == 2
+    assert "--head fully_connect normalises over the cubes of a part of a batch, and there is but one" in finished.line
+    assert not (tmp_path / "run").exists()
+    assert command("pretrain", "--cubes", cubes, *tiny, "--accumulate", 2, *words).status == 0
+
+
 def test_throughput_is_taken_between_steps_without_validation():
     lines = [
         {"step": 0, "time": 0.0, "loss": 1}, {"step": 2, "time": 4.0, "loss": 1}, {"step": 2, "time": 9.0, "epoch": 1},
@@ -177,6 +222,38 @@ def tuned(cubes, masked, pretrained, call, tiny, tmp_path_factory) -> dict[str, 
         assert call("predict", *words) == 0
         found[name] = root / name
     return found
+
+
+def test_fine_tuning_starts_bitwise_from_what_is_transferred(
+    cubes, masked, pretrained, tiny, command, tmp_path, monkeypatch
+):
+    import united_ssl.tuning
+
+    started = {}
+    train = united_ssl.tuning._train
+
+    def spy(run, given, network, *rest):
+        started[run.out.name] = {key: value.clone() for key, value in network.state_dict().items()}
+        return train(run, given, network, *rest)
+
+    monkeypatch.setattr(united_ssl.tuning, "_train", spy)
+    init = ("--init", pretrained)
+    for name, folder, words in (
+        ("s-random", masked, ()), ("s-both", masked, init), ("s-encoder", masked, (*init, "--transfer", "encoder")),
+        ("c-random", cubes, ()), ("c-encoder", cubes, init),
+    ):  # fmt: skip
+        given = (*tiny, "--max-epochs", 1, *words, "--out", tmp_path / name)
+        assert command("fine-tune", "--cubes", folder, *given).status == 0
+    source, _ = load_weights(pretrained / "model.safetensors")
+    for name in ("s-both", "s-encoder", "c-encoder"):
+        moved = ("encoder.", "decoder.steps.") if name == "s-both" else ("encoder.",)
+        fresh = started[f"{name[0]}-random"]  # the same seed
+        for key, value in started[name].items():
+            assert torch.equal(value, source[key] if key.startswith(moved) else fresh[key]), (name, key)
+        for part in ("encoder.", "decoder.steps.")[: 2 if name[0] == "s" else 1]:
+            keys = [key for key in source if key.startswith(part) and key.endswith("weight") and source[key].dim() == 5]
+            assert keys
+            assert all(not torch.equal(source[key], fresh[key]) for key in keys)  # so that the two can be told apart
 
 
 def test_transfer(tuned, pretrained):
@@ -228,24 +305,66 @@ def test_evaluate(tuned, command, tmp_path):
 def test_targets_are_told_apart_by_their_cubes(cubes, tuned, command, tmp_path):
     """Two classifications with the same initialisations and seeds, as NCC and ECC in Table 2 and Fig. 3."""
     other = shutil.copytree(cubes, tmp_path / "ECC")
+    swapped = {"val": "test", "test": "val", "train": "train"}
+    rows = read_cubes(other).rows
+    write_index(other, [dataclasses.replace(row, split=swapped[row.split]) for row in rows])
     folders = [tuned["c-random"], tuned["c-jigsaw"]]
     for name in ("c-random", "c-jigsaw"):
         folders.append(tmp_path / name)
-        words = ("--model", tuned[name].with_name(name), "--split", "val", "--device", "cpu", "--out", folders[-1])
+        words = ("--model", tuned[name].with_name(name), "--device", "cpu", "--out", folders[-1])
         assert command("predict", "--cubes", other, *words).status == 0
     finished = command("evaluate", "--predictions", *folders, "--device", "cpu", "--out", tmp_path / "evaluation")
     assert finished.status == 0, finished.err
     found = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     rows = {(row["task"], row["method"]): row["mean"] for row in found["over_seeds"]["auc"]}
     assert len(rows) == 4
-    for folder, split, task in zip(
-        folders, ("test", "test", "val", "val"), ("cubes", "cubes", "ECC", "ECC"), strict=True
-    ):
+    for folder, task in zip(folders, ("cubes", "cubes", "ECC", "ECC"), strict=True):
         content = json.loads((folder / "metrics.json").read_text())
-        assert rows[f"{task}: classification", content["model"]["name"]] == pytest.approx(content["auc"][split])
+        assert rows[f"{task}: classification", content["model"]["name"]] == pytest.approx(content["auc"]["test"])
     assert {(row["task"], row["method"]) for row in found["compared"]["auc"]} == {
         ("cubes: classification", "jigsaw ((D)+R)+A"), ("ECC: classification", "jigsaw ((D)+R)+A")
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "measure"), [("c", "auc"), ("s", "iou")])
+def test_test_cubes_alone_are_scored(kind, measure, cubes, masked, tuned, command, tmp_path):
+    """Whatever `predict --split` has put beside them."""
+    model = tuned[f"{kind}-random"].with_name(f"{kind}-random")
+    words = ("--cubes", cubes if kind == "c" else masked, "--model", model, "--device", "cpu")
+    scores = {}
+    for split in ("all", "val"):
+        assert command("predict", *words, "--split", split, "--out", tmp_path / split).status == 0
+    for name, folder in (("test", tuned[f"{kind}-random"]), ("all", tmp_path / "all")):
+        out = tmp_path / f"evaluation-{name}"
+        assert command("evaluate", "--predictions", folder, "--device", "cpu", "--out", out).status == 0
+        scores[name] = rows_of(out / "scores.csv")[0]
+    for column in (measure, "cubes", *(("iou_per_case",) if kind == "s" else ())):
+        assert scores["all"][column] == scores["test"][column]
+    assert scores["all"]["cubes"] == "8"
+    finished = command("evaluate", "--predictions", tmp_path / "val", "--device", "cpu", "--out", tmp_path / "none")
+    assert finished.status == 2
+    assert "val: holds no test cube; run `united-ssl predict` with --split test" in finished.line
+    assert not (tmp_path / "none").exists()
+
+
+def test_label_savings_go_to_the_largest_share_of_the_baseline():
+    """Shares that the two do not have in common; the baseline's curve over its seeds ends with 0.8."""
+    from united_ssl.evaluation import saving_rows
+
+    points = {
+        "random": {0.2: (0.5,), 0.6: (0.7,), 0.8: (0.7, 0.9)},
+        "ours": {0.2: (0.6,), 0.4: (0.7,), 0.6: (0.9,)},
+        "late": {0.8: (0.7,), 1.0: (0.9,)},
+        "once": {1.0: (0.9,)},
+    }
+    results = [
+        {"task": "t", "method": name, "fraction": f, "seed": seed, "auc": value}
+        for name, curve in points.items() for f, values in curve.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    found = {
+        row["method"]: row["saving"] for row in saving_rows(results, "random", "auc") if row["baseline"] == "random"
+    }
+    assert found == {"ours": pytest.approx(1 - 0.5 / 0.8), "late": pytest.approx(1 - 0.9 / 0.8)}
 
 
 def test_evaluate_with_an_extractor(tuned, command, tmp_path):
@@ -352,6 +471,18 @@ def test_decoder_of_step_d_is_not_transferred(masked, pretrained, command, tmp_p
     finished = command("fine-tune", "--cubes", masked, *words)
     assert finished.status == 2
     assert "the decoder of a run of step D is untrained; give --transfer encoder" in finished.line
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 2), (2, 3), (0, 5)])
+def test_patience_counts_as_keras_does(patience, epochs, cubes, tiny, command, tmp_path, monkeypatch):
+    """The first epoch is the best one; the training ends with the last of so many after it."""
+    import united_ssl.tuning
+
+    monkeypatch.setattr(united_ssl.tuning, "scores", lambda *given: {"validation_loss": 1.0, "validation_auc": 0.5})
+    words = ("--patience", patience, "--max-epochs", 5, "--out", tmp_path / "run")
+    assert command("fine-tune", "--cubes", cubes, *tiny, *words).status == 0
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (content["steps"], content["best_epoch"]) == (3 * epochs, 1)
 
 
 def test_labels_that_do_not_fit(tiny, command, tmp_path):
@@ -464,6 +595,149 @@ def test_prepare_segmentation(livers, command, tmp_path):
     checked = command("check-data", "--data", tmp_path / "cubes")
     assert checked.status == 0
     assert "no problems" in checked.out
+
+
+def noise_scan(file: Path, seed: int, shape: tuple[int, int, int] = (20, 18, 17)) -> None:
+    """A scan of whole grey values from 0 to 99."""
+    values = np.random.default_rng(seed).integers(0, 100, shape).astype(np.int16)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), file)
+
+
+def test_dots_in_names_of_scans(command, tmp_path):
+    """Only a known ending is cut off: the series of LUNA16 begin alike, and so do scans that are numbered with a dot."""
+    import SimpleITK as sitk
+
+    from united_ssl.preparing import open_source
+
+    folder, small = tmp_path / "scans", ("--size", 16, 16, 16, "--crops", 1, "--acceptance", "none")
+    for i in range(3):
+        noise_scan(folder / f"a.{i}.nii.gz", i)
+    noise_scan(folder / "b.NII", 3)
+    for i in range(3):
+        image = sitk.GetImageFromArray(np.random.default_rng(i).integers(0, 100, (17, 18, 20)).astype(np.int16))
+        sitk.WriteImage(image, str(folder / f"1.3.6.1.4.1.{i}.mhd"))
+    names = {*(f"1.3.6.1.4.1.{i}" for i in range(3)), *(f"a.{i}" for i in range(3)), "b"}
+    rows, _ = open_source(folder)
+    assert {row.subject for row in rows} == names
+    assert command("prepare", "--data", folder, *small, "--out", tmp_path / "cubes").status == 0
+    cubes = read_cubes(tmp_path / "cubes").rows
+    assert {row.file.name for row in cubes} == {f"{name}.npy" for name in names}
+    assert {row.split for row in cubes} == {"train", "val"}
+
+
+@pytest.mark.parametrize("words", [(), ("--words", 2, "--scan-size", 16, 16, 16, "--width", 1, "--max-epochs", 1)])
+def test_a_truncated_scan_leaves_nothing_behind(words, command, tmp_path):
+    folder, small = tmp_path / "scans", ("--size", 16, 16, 16, "--crops", 2, "--device", "cpu")
+    for i in range(5):
+        noise_scan(folder / f"s{i}.nii.gz", i)
+    whole = (folder / "s3.nii.gz").read_bytes()
+    (folder / "s3.nii.gz").write_bytes(whole[: len(whole) // 2])  # its header is good
+    out = tmp_path / "cubes"
+    finished = command("prepare", "--data", folder, *small, *words, "--out", out)
+    assert finished.status == 2
+    assert "s3.nii.gz" in finished.last_line
+    assert not out.exists()
+    out.mkdir()
+    assert command("prepare", "--data", folder, *small, *words, "--out", out).status == 2
+    assert list(out.iterdir()) == []  # the folder was there before
+
+
+def test_a_truncated_scan_costs_a_resumed_command_nothing(command, tmp_path):
+    folder, out = tmp_path / "scans", tmp_path / "cubes"
+    for i in range(5):
+        noise_scan(folder / f"s{i}.nii.gz", i)
+    words = ("--data", folder, "--size", 16, 16, 16, "--crops", 2, "--out", out)
+    assert command("prepare", *words).status == 0
+    (out / "index.csv").unlink()  # stopped before the last scan was cut
+    (out / "cubes" / "s4.npy").unlink()
+    whole = (folder / "s4.nii.gz").read_bytes()
+    (folder / "s4.nii.gz").write_bytes(whole[: len(whole) // 2])
+    assert command("prepare", *words, "--resume").status == 2
+    assert len(list((out / "cubes").glob("*.npy"))) == 4
+    (folder / "s4.nii.gz").write_bytes(whole)
+    assert command("prepare", *words, "--resume").status == 0
+    assert len(read_cubes(out)) == 10
+
+
+def test_prepare_a_decathlon_folder(livers, command, tmp_path):
+    """It names training and test scans, and no masks for the latter."""
+    rows = rows_of(livers)
+    for i, row in enumerate(rows):
+        for kind, folder in (("image", "imagesTr"), ("mask", "labelsTr")):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            shutil.copy(livers.parent / row[kind], tmp_path / folder / f"liver_{i}.nii.gz")
+    pairs = [{"image": f"./imagesTr/liver_{i}.nii.gz", "label": f"./labelsTr/liver_{i}.nii.gz"} for i in range(4)]
+    content = {"training": pairs, "test": ["./imagesTr/liver_4.nii.gz"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    words = ("--data", tmp_path, "--size", 16, 16, 16, "--crops", 2)
+    finished = command("prepare", *words, "--target", "segment", "--out", tmp_path / "segment")
+    assert finished.status == 0, finished.err
+    assert "left out: 1 test scans without a mask" in finished.err
+    cubes = read_cubes(tmp_path / "segment")
+    splits = [row.split for row in cubes.rows]
+    assert (splits.count("train"), splits.count("val"), splits.count("test")) == (6, 2, 0)
+    assert cubes.has_masks
+    assert (
+        command("prepare", *words, "--acceptance", "none", "--margin", 0, 0, 0, "--out", tmp_path / "none").status == 0
+    )
+    splits = [row.split for row in read_cubes(tmp_path / "none").rows]
+    assert (splits.count("train"), splits.count("val"), splits.count("test")) == (6, 2, 2)
+    content["test"] = [{**pairs[3], "image": "./imagesTr/liver_4.nii.gz"}]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert command("prepare", *words, "--target", "segment", "--out", tmp_path / "tested").status == 0
+    cubes = read_cubes(tmp_path / "tested").rows
+    assert {row.subject for row in cubes if row.split == "test"} == {"liver_4"}
+    subjects = {name: {row.subject for row in cubes if row.split == name} for name in ("train", "val")}
+    assert len(subjects["train"]) == 3
+    assert len(subjects["val"]) == 1
+    assert not subjects["train"] & subjects["val"]
+    content["training"] = pairs[:1]
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    finished = command("prepare", *words, "--target", "segment", "--out", tmp_path / "few")
+    assert finished.status == 2
+    assert "1 training subjects cannot be dealt to training and validation" in finished.line
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.parametrize("target", ["none", "classify", "segment"])
+def test_splits_are_named_for_all_rows_or_for_none(target, command, tmp_path):
+    folder = tmp_path / "scans"
+    for i in range(6):
+        noise_scan(folder / f"s{i}.nii.gz", i)
+    entries = [{"image": f"s{i}.nii.gz", "mask": f"s{i}.nii.gz", "label": str(i % 2), "split": ""} for i in range(6)]
+    entries[2]["split"] = "val"
+    (folder / "list.json").write_text(json.dumps({"training": entries}))
+    words = ("--data", folder / "list.json", "--size", 16, 16, 16, "--target", target, "--out", tmp_path / "cubes")
+    finished = command("prepare", *words)
+    assert finished.status == 2
+    assert "some rows name a split and some do not; fill the column split in" in finished.line
+    assert not (tmp_path / "cubes").exists()
+
+
+def test_corners_of_small_scans_are_places_in_the_scan(command, tmp_path):
+    """Padded evenly to the size of a cube: 6 voxels before and 6 behind of 4, and 1 before and 2 behind of 13."""
+    from dart_core.data.volumes import read_labels, read_volume
+
+    shape, lines = (4, 20, 13), ["image,mask,split"]
+    for i, split in enumerate(("train", "val", "test")):
+        noise_scan(tmp_path / f"s{i}.nii.gz", i, shape)
+        labels = np.random.default_rng(10 + i).integers(0, 3, shape).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), tmp_path / f"m{i}.nii.gz")
+        lines.append(f"s{i}.nii.gz,m{i}.nii.gz,{split}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    words = ("--target", "segment", "--size", 16, 16, 16, "--crops", 4, "--out", tmp_path / "cubes")
+    assert command("prepare", "--data", tmp_path / "list.csv", *words).status == 0
+    cubes = read_cubes(tmp_path / "cubes")
+    for i, row in enumerate(cubes.rows):
+        volume = read_volume(row.scan, "LPS")
+        labels = read_labels(Path(row.scan).with_name(Path(row.scan).name.replace("s", "m", 1)), volume)
+        corner = [int(c) for c in row.corner]
+        assert (corner[0], corner[2]) == (-6, -1)
+        assert 0 <= corner[1] <= 4
+        expected = np.zeros((16, 16, 16), np.uint8)
+        expected[6:10, :, 1:14] = labels[:, corner[1] : corner[1] + 16]
+        assert np.array_equal(cubes.mask(i), expected)
 
 
 def test_prepare_lits_and_brats(livers, command, tmp_path):
@@ -647,6 +921,26 @@ def test_visual_words(luna16, command, tmp_path):
     run = ("--cubes", tmp_path / "words", "--pretext", "transvw", "--steps", "D", "--width", 1, "--max-epochs", 1)
     assert command("pretrain", *run, "--device", "cpu", "--out", tmp_path / "run").status == 0
     assert load_pretrained(tmp_path / "run")[1].words == 3
+
+
+def test_the_auto_encoder_has_keras_s_patience(luna16, command, tmp_path, monkeypatch):
+    import united_ssl.words
+
+    seen = []
+    train = united_ssl.words.fine_tune
+
+    def spy(run, network, optimizer, batches, recipe, **given):
+        best = train(
+            run, network, optimizer, batches, recipe, **{**given, "validate": lambda net: {"validation_loss": 1.0}}
+        )
+        seen.append((run.step, batches.size))
+        return best
+
+    monkeypatch.setattr(united_ssl.words, "fine_tune", spy)
+    words = ("--words", 2, "--instances", 2, 1, "--scan-size", 16, 16, 16, "--width", 1, "--batch-size", 5)
+    given = (*words, "--patience", 2, "--max-epochs", 6, "--device", "cpu", "--out", tmp_path / "words")
+    assert command("prepare", "--data", luna16, *SMALL, *given).status == 0
+    assert seen == [(3, 5)]  # the first epoch is the best one, two follow
 
 
 def test_the_nearest_scans():

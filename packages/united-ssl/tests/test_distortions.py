@@ -13,6 +13,8 @@ from united_ssl.distortions import (
     elastic,
     genesis_appearance,
     genesis_flip,
+    noise_inside,
+    noise_outside,
     one_of,
     paint_inside,
     paint_outside,
@@ -74,6 +76,36 @@ def test_painting_with_one_grey_value():
                 sides = kept.amax([a for a in (1, 2, 3, 4) if a != axis]).sum(1)
                 assert side - 20 <= int(sides.min())
                 assert int(sides.max()) <= side - 10
+
+
+def test_painting_with_noise_in_one_block_or_window():
+    x = torch.full((60, 1, 64, 64, 32), 2.0)
+    ranges = {noise_inside: ((10, 21), (5, 10)), noise_outside: ((28, 37), (14, 19))}
+    for paint, (wide, narrow) in ranges.items():
+        y = paint(x, generator())
+        noise = y < 1
+        assert torch.equal(noise, y != 2)
+        box = noise if paint is noise_inside else ~noise
+        sides = torch.stack([box.amax([a for a in (1, 2, 3, 4) if a != axis]).sum(1) for axis in (2, 3, 4)], 1)
+        assert torch.equal(box.flatten(1).sum(1), sides.prod(1))  # one box, not several
+        for axis, (low, high) in enumerate((wide, wide, narrow)):
+            assert low <= int(sides[:, axis].min())
+            assert int(sides[:, axis].max()) <= high
+        assert float(y[noise].mean()) == pytest.approx(0.5, abs=0.01)
+        assert not torch.equal(y[0], y[1])
+
+
+def test_painting_of_transvw(monkeypatch):
+    """Which transforms paint; both take no other ones."""
+    x = torch.rand(3, 1, 16, 16, 16)
+    for painting, expected in (("constant", (paint_inside, paint_outside)), ("genesis", (noise_inside, noise_outside))):
+        given = []
+        monkeypatch.setattr(
+            distortions, "one_of", lambda part, transforms, g, given=given: given.append(transforms) or part
+        )
+        for restoring in (False, True):
+            transvw_distort(x, restoring, generator(), painting=painting)
+        assert [transforms[2:] for transforms in given] == [expected] * 2
 
 
 def test_exactly_one_of_each_with_the_same_chance():

@@ -10,7 +10,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from united_ssl import annotation_saving, frechet_distance, halving_lr
-from united_ssl.measures import case_iou, pooled_iou
+from united_ssl.measures import case_iou, curve_saving, pooled_iou
 from united_ssl.schedules import Plateau
 
 RNG = np.random.default_rng(0)
@@ -58,6 +58,16 @@ def test_annotation_saving():
     assert annotation_saving([1.0, 0.25, 0.5], [0.8, 0.6, 0.7], [0.9, 0.7, 0.8]) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="2 fractions"):
         annotation_saving([0.5, 1], [1], [1])
+
+
+def test_saving_between_curves_of_other_fractions():
+    base = {0.2: 0.5, 0.6: 0.7, 0.8: 0.8}
+    # The level is 0.8, that of the baseline at its largest share; ours is there half way from 0.4 to 0.6.
+    assert curve_saving(base, {0.2: 0.6, 0.4: 0.7, 0.6: 0.9}) == pytest.approx(1 - 0.5 / 0.8)
+    assert curve_saving({1.0: 0.8}, {0.4: 0.7, 0.8: 1.1}) == pytest.approx(0.5)
+    assert curve_saving(base, {0.8: 0.7, 1.0: 0.9}) == pytest.approx(1 - 0.9 / 0.8)
+    assert curve_saving(base, dict(base)) == 0
+    assert math.isnan(curve_saving(base, {0.2: 0.7, 1.0: 0.79}))
 
 
 def test_overlap():

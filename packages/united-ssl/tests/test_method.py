@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from dart_core.batches import Batches
+from dart_core.errors import SettingError
 from dart_core.run import Run
 from dart_core.settings import RunSettings
+from dart_core.testing import logged
+from united_ssl import method
 from united_ssl.cubes import read_cubes
 from united_ssl.method import _Adversarial, _Losses, carry_over, make_optimizer, train_step, validate
 from united_ssl.networks import Critic3d, UnitedUNet3d
@@ -80,6 +83,112 @@ def test_five_steps_of_the_critic_for_one_of_the_network(cubes, tmp_path, monkey
         monkeypatch.setattr(kind, "step", counted)
     run_step("joint", cubes, tmp_path, Training(batch_size=4, max_epochs=4, log_every=1))
     assert counts == {"critic": 12, "network": 2}
+
+
+def test_the_generators_losses_are_logged_at_the_default_ratio(cubes, tmp_path):
+    """Lines are due at steps 0, 10, 20, the generator steps at 4, 9, 14, 19."""
+    assert (Adversary().critic_steps, Training().log_every) == (5, 10)
+    run_step("joint", cubes, tmp_path, Training(batch_size=4, max_epochs=8))
+    lines = [line for line in logged(tmp_path / "run") if "epoch" not in line]
+    assert [line["step"] for line in lines] == [0, 10, 20]
+    names = {"loss", "loss_d", "loss_r", "loss_a"}
+    assert [names & line.keys() for line in lines] == [set(), names, names]
+    for line in lines[1:]:
+        assert line["loss"] == pytest.approx(line["loss_d"] + 100 * line["loss_r"] + line["loss_a"], rel=1e-5)
+    assert lines[1]["loss"] != lines[2]["loss"]
+
+
+def test_losses_that_wait_for_a_line_outlive_a_stop(cubes, tmp_path):
+    with Run(RunSettings(tmp_path / "run", device="cpu")) as run:
+        losses = _Losses(run, Task(Pretext("rotation")), torch.nn.Identity(), Training(), True, None)
+        losses.terms = {"loss": torch.tensor(1.1), "loss_a": torch.tensor(-0.3)}
+        other = _Losses(run, Task(Pretext("rotation")), torch.nn.Identity(), Training(), True, None)
+        other.load_state_dict(losses.state_dict())
+    assert other.terms == losses.terms
+
+
+def test_a_loss_of_the_generator_that_is_no_number_is_found_at_once(cubes, tmp_path, monkeypatch):
+    original = method.generator_loss
+    monkeypatch.setattr(method, "generator_loss", lambda *arguments: original(*arguments) * float("nan"))
+    training = Training(batch_size=4, max_epochs=8, log_every=1000)
+    with pytest.raises(SettingError, match="loss of step 4 is no number; lower --learning-rate"):
+        run_step("joint", cubes, tmp_path, training)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_terms_are_those_of_the_whole_batch(accumulate, cubes, tmp_path):
+    """Batch normalisation sees the parts, but the mean of what it gives is what was optimised."""
+    parts = read_cubes(cubes)
+    task, training = Task(Pretext("rotation")), Training(batch_size=4)
+    with Run(RunSettings(tmp_path / "run", device="cpu", seed=0, accumulate=accumulate)) as run:
+        network, critic = task.network(Network(width=1), parts.shape), Critic3d("instance", 1)
+        player = _Adversarial(run, critic, task, training, Adversary())
+        losses = _Losses(run, task, network, training, True, player)
+        views = task.views(
+            {"cube": parts.stack(range(4)), "index": torch.arange(4)}, True, torch.Generator().manual_seed(0)
+        )
+        with torch.no_grad():
+            pair = [player.values(cube, views.seen) for cube in (views.target, network(views.seen)[1])]
+        found = player.step(network, views, torch.Generator().manual_seed(0))
+        # The critic looks at each cube by itself.
+        assert float(found["critic_loss"]) == pytest.approx(float(pair[1].mean() - pair[0].mean()), rel=1e-3, abs=1e-5)
+        terms = losses.step(make_optimizer(network.parameters(), training, 1e-3), views)
+        expected = terms["loss_d"] + 100 * terms["loss_r"] + terms["loss_a"]
+        assert torch.allclose(terms["loss"], expected, rtol=1e-5)
+
+
+def test_the_critic_of_the_best_epoch_comes_back(cubes, tmp_path, monkeypatch):
+    errors, seen = iter([3.0, 1.0, 2.0]), []
+
+    def stand_in(run, task, network, *rest):
+        seen.append([p.detach().clone() for p in critics[0].parameters()])
+        return {"validation_loss": 0.0, "validation_restoration": next(errors)}
+
+    critics = []
+    original = Task.critic
+    monkeypatch.setattr(Task, "critic", lambda self, *a: critics.append(original(self, *a)) or critics[0])
+    monkeypatch.setattr(method, "validate", stand_in)
+    training = Training(batch_size=4, max_epochs=3)
+    *_, best, _ = run_step("joint", cubes, tmp_path, training, adversary=Adversary(critic_steps=1))
+    assert best.epoch == 2
+    assert not all(torch.equal(a, b) for a, b in zip(seen[1], seen[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(seen[1], critics[0].parameters(), strict=True))
+
+
+def test_a_rate_of_0_changes_nothing(cubes, tmp_path):
+    training = Training(batch_size=4, max_epochs=1, learning_rate=0.0, log_every=1)
+    network, first, *_ = run_step("joint", cubes, tmp_path, training, adversary=Adversary(critic_steps=1))
+    assert all(torch.equal(value, first[name]) for name, value in network.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("critic_lr", "rates"), [(None, [0.01, 0.005, 0.005]), (0.5, [0.5, 0.25, 0.25]), (0.0, [0.0, 0.0, 0.0])]
+)
+def test_the_critics_rate_is_halved_with_the_networks(critic_lr, rates, cubes, tmp_path, monkeypatch):
+    seen = []
+    original = _Adversarial.step
+
+    def spied(self, *arguments):
+        seen.append(self.optimizer.param_groups[0]["lr"])
+        return original(self, *arguments)
+
+    monkeypatch.setattr(_Adversarial, "step", spied)
+    training = Training(batch_size=12, max_epochs=3, learning_rate=0.01, halve_every=2)
+    run_step("joint", cubes, tmp_path, training, adversary=Adversary(critic_lr=critic_lr))
+    assert seen == rates
+
+
+def test_the_redrawn_outputs_of_deep_clustering_have_no_moments(cubes, tmp_path, monkeypatch):
+    """Three batches an epoch: after two epochs the outputs have been stepped three times, all else six times."""
+    made = []
+    original = method.make_optimizer
+    monkeypatch.setattr(method, "make_optimizer", lambda *a: made.append(original(*a)) or made[-1])
+    training = Training(batch_size=4, max_epochs=2, patience=0)
+    network, *_ = run_step("D", cubes, tmp_path, training, Pretext("deep-clustering", clusters=3, components=3))
+    outputs = set(network.head.outputs.parameters())
+    steps = {p: int(state["step"]) for p, state in made[0].state.items()}
+    assert {steps[p] for p in outputs} == {3}
+    assert {count for p, count in steps.items() if p not in outputs} == {6}
 
 
 def run_step(step, folder, out, training, settings=None, adversary=None, seed=0):

@@ -108,23 +108,40 @@ def test_the_same_draws_give_the_same_views(name):
 
 
 def test_pseudo_labels(cubes):
-    train = read_cubes(cubes).split("train")
+    parts = {name: read_cubes(cubes).split(name) for name in ("train", "val")}
+    train = parts["train"]
     task = Task(Pretext("deep-clustering", clusters=3, components=4), seed=1)
     network = task.network(Network(width=1), train.shape)
     before = network.head.outputs[0].weight.detach().clone()
-    task.relabel(network, train, 0, 4, CPU)
+    assert task.relabel(network, parts, 0, 4, CPU)
     labels = task.clusters.labels.clone()
     assert not torch.equal(before, network.head.outputs[0].weight)
     assert not network.head.outputs[0].bias.any()
     kept = network.head.outputs[0].weight.detach().clone()
-    task.relabel(network, train, 0, 4, CPU)  # done already
+    assert not task.relabel(network, parts, 0, 4, CPU)  # done already
     assert torch.equal(kept, network.head.outputs[0].weight)
     other = Task(Pretext("deep-clustering", clusters=3, components=4), seed=1)
     other.load_state_dict(task.state_dict())
     assert torch.equal(other.clusters.labels, labels)
     assert other.labelled_epoch == 0
-    extra = other.validation_labels(network, train, 4, CPU)
-    assert torch.equal(extra["pseudo"], labels)
+    assert torch.equal(task.clusters.assign(pooled_features(network, train, 4, CPU, centre_crop=True)), labels)
+
+
+def test_validation_cubes_are_labelled_with_the_network_that_made_the_clusters(cubes):
+    parts = {name: read_cubes(cubes).split(name) for name in ("train", "val")}
+    parts["val"] = parts["train"].take(range(4, 12))  # whose clusters are known
+    task = Task(Pretext("deep-clustering", clusters=4, components=4), seed=1)
+    network = task.network(Network(width=1), parts["train"].shape)
+    task.relabel(network, parts, 0, 4, CPU)
+    with torch.no_grad():
+        for parameter in network.encoder.parameters():  # an epoch of training
+            parameter.copy_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(3)) - 0.5)
+    other = Task(Pretext("deep-clustering", clusters=4, components=4), seed=1)
+    other.load_state_dict(task.state_dict())
+    for one in (task, other):
+        assert torch.equal(one.validation_labels(parts["val"])["pseudo"], task.clusters.labels[4:])
+    now = task.clusters.assign(pooled_features(network, parts["val"], 4, CPU, centre_crop=True))
+    assert not torch.equal(now, task.clusters.labels[4:])
 
 
 def test_features_are_pooled_in_evaluation_mode(cubes):

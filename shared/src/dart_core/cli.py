@@ -105,6 +105,8 @@ def main(prog: str, commands: Commands, version: str, description: str, argv: Se
         if debug:
             traceback.print_exc()
         status, line = _explain(error)
+        if status == 2 and "dart_core.run" in sys.modules:
+            sys.modules["dart_core.run"].give_back_folders()
         line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(line.split()))
         print(f"{prog}: {line}" if status > 128 else f"{prog}: error: {line}", file=sys.stderr, flush=True)
         return status

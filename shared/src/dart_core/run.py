@@ -60,6 +60,7 @@ CONFIG = "config.yaml"
 METRICS = "metrics.json"
 CHECKPOINTS = "checkpoints"
 _MARK = "# Settings of a dart-core run"
+_claims: dict[Path, bool] = {}  # folder that this process has claimed -> whether it made it
 _MAY_CHANGE = {"device", "workers", "processes", "out", "checkpoint_every", "track", "sharding"}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -529,9 +530,25 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
             # The settings file goes last: until then the folder is still known as a run.
             for path in sorted(out.iterdir(), key=lambda path: path == file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        made = not out.exists()
         out.mkdir(parents=True, exist_ok=True)
     header = f"{_MARK} (dart-core {__version__}, torch {torch.__version__}, Python {platform.python_version()})\n"
     write_atomic(file, header + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    _claims[out.absolute()] = made
+
+
+def give_back_folders() -> None:
+    """Undo the claims of this process that came to nothing: folders that hold config.yaml alone.
+
+    A command that refuses its input after the claim then leaves no trace, and is given again as it was.
+    """
+    for out, made in _claims.items():
+        with contextlib.suppress(OSError):
+            if [path.name for path in out.iterdir()] == [CONFIG]:
+                (out / CONFIG).unlink()
+                if made:
+                    out.rmdir()
+    _claims.clear()
 
 
 def _compare(file: Path, config: Mapping[str, Any]) -> None:

@@ -61,7 +61,7 @@ def test_written_and_read(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "line"),
     [
-        (["a.png,,,,1,2,x,4"], HEADER, "row 2, column xmax: 'x' is no number; correct the cell"),
+        (["a.png,,,,1,2,x,4"], HEADER, "row 2, column xmax: 'x' is no number; correct it"),
         (["a.png,,,,1,2,nan,4"], HEADER, "row 2, column xmax: 'nan' is not finite"),
         (["a.png,,,,1,2,3"], HEADER, "row 2: not 8 cells as the header has"),
         ([",,,,1,2,3,4"], HEADER, "row 2, column image: the cell is empty"),

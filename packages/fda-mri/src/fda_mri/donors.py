@@ -266,12 +266,12 @@ def crop_about_centre(slices: Tensor, half: int) -> Tensor:
         sum to zero is cropped about (h // 2, w // 2).
     """
     count, h, w = slices.shape
-    mass = slices.sum((1, 2), dtype=torch.float64)
+    profiles = [slices.sum(other, dtype=torch.float64) for other in (2, 1)]
+    mass = profiles[0].sum(1)
     empty = mass == 0
     mass = mass.masked_fill(empty, 1)
     corners = []
-    for other, side in ((2, h), (1, w)):
-        profile = slices.sum(other, dtype=torch.float64)
+    for profile, side in zip(profiles, (h, w), strict=True):
         centre = (profile @ torch.arange(side, dtype=torch.float64, device=slices.device) / mass).trunc().long()
         corners.append(centre.masked_fill(empty, side // 2) - half)
     square = torch.arange(2 * half, device=slices.device)

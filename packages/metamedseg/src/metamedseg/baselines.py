@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -94,7 +94,10 @@ def dawoud_losses(
 
 @dataclass
 class DawoudTrainer:
-    """Tasks of Dawoud et al.: every source is one in each meta-epoch; an inner epoch is one step on all its slices."""
+    """Tasks of Dawoud et al.: every source is one in each meta-epoch; an inner epoch is one step on all its slices.
+
+    A volumetric task is slices of one volume; the slices of the two other data sets are drawn from all of their volumes.
+    """
 
     sources: Sequence[SliceSet]
     definition: Tasks
@@ -120,25 +123,30 @@ class DawoudTrainer:
         """The network that is trained, its weights replaced at the start of each task."""
         return local_network(self.network, self.hardware)
 
-    def _draw(self, source: SliceSet, rng: np.random.Generator, device: torch.device) -> tuple[Tensor, Tensor]:
-        train = source.split("train")
-        images, masks = train.stack(draw_slices(train, self.definition, rng))
-        return images.to(device), masks.to(device)
-
     def _other(self, rng: np.random.Generator, *names: str) -> SliceSet:
         others = [source for source in self.sources if source.name not in names] or [
             source for source in self.sources if source.name != names[0]
         ]
         return others[int(rng.integers(len(others)))]
 
-    def train(self, step: int, theta: State, device: torch.device) -> TaskResult:
-        """Train the task of step `step`."""
+    def draw(self, step: int) -> tuple[list[tuple[SliceSet, list[int]]], np.random.Generator]:
+        """The three batches of a step (task, unlabelled, further) as data set and places of slices, and the generator to go on with."""
         rng = step_rng(self.seed, step)
         source = self.sources[step % len(self.sources)]
-        images, masks = self._draw(source, rng, device)
+        anywhere = replace(self.definition, tasks="standard")  # only the task is of one volume
+        task = source.split("train")
+        drawn = [(task, draw_slices(task, self.definition, rng))]
         second = self._other(rng, source.name)
         third = self._other(rng, source.name, second.name)
-        unlabelled, further = (self._draw(one, rng, device)[0] for one in (second, third))
+        for other in (second.split("train"), third.split("train")):
+            drawn.append((other, draw_slices(other, anywhere, rng)))
+        return drawn, rng
+
+    def train(self, step: int, theta: State, device: torch.device) -> TaskResult:
+        """Train the task of step `step`."""
+        ((task, places), *others), rng = self.draw(step)
+        images, masks = (part.to(device) for part in task.stack(places))
+        unlabelled, further = (one.stack(places)[0].to(device) for one, places in others)
         network = self.local.to(device)
         network.load_state_dict(theta)
         network.train()
@@ -163,11 +171,11 @@ class DawoudTrainer:
             optimizer.step()
             found.append(float(parts["total"].detach()))
         measured = float("nan")
-        val = source.split("val")
+        val = self.sources[step % len(self.sources)].split("val")
         if self.validation_slices and len(val):
             chosen = rng.choice(len(val), min(self.validation_slices, len(val)), replace=False)
             measured = mean_iou(network, val, sorted(chosen.tolist()), device)
-        return TaskResult(cpu_state(network), source.name, found, measured)
+        return TaskResult(cpu_state(network), task.name, found, measured)
 
 
 # --- Transfer (specification 4, item 2) ------------------------------------------------------------------------------

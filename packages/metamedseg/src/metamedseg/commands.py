@@ -43,10 +43,7 @@ def meta_train_command(command: of.MetaTrain) -> None:
             network.cpu()
         else:
             trainer = make_trainer(command, sources)
-            meta = command.meta
-            if command.method == "dawoud":  # all its tasks count alike (specification 4, item 3)
-                meta = dataclasses.replace(meta, weighting="average")
-            meta_train(run, network, trainer, meta, command.processes, command.threads)
+            meta_train(run, network, trainer, command.meta, command.processes, command.threads)
         if not run.is_main:
             return
         model = Model(

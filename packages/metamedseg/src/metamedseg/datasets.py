@@ -28,8 +28,8 @@ from dart_core.run import METRICS
 from metamedseg.settings import Slicing
 
 INDEX = "slices.csv"
-SLICING = "slicing"
-"""Key of metrics.json in a folder of slices: how they were made."""
+SLICING, CHANNELS = "slicing", "channels"
+"""Keys of metrics.json in a folder of slices that were made from volumes: how, and data set -> channel of the volumes."""
 COLUMNS = ("dataset", "organ", "name", "volume", "slice", "split", "pixels")
 SPLITS = ("train", "val", "test")
 TEST_SHARE, VAL_SHARE, SPLIT_SEED = 0.2, 0.1, 6
@@ -187,12 +187,23 @@ def find_set(sets: Mapping[str, SliceSet], name: str, folder: Path) -> SliceSet:
 
 
 def read_slicing(folder: Path) -> Slicing | None:
-    """How `prepare` made the slices; None where the folder does not say."""
+    """How `prepare` made the slices from volumes; None where the folder does not say."""
     try:
-        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        return Slicing(**content[SLICING])
+        return Slicing(**_metrics(folder)[SLICING])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def read_channel(folder: Path, name: str) -> int:
+    """The channel of the volumes that the slices of a data set were made from; 0 where the folder does not say."""
+    try:
+        return int(_metrics(folder)[CHANNELS][name])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def _metrics(folder: Path) -> Any:
+    return json.loads((folder / METRICS).read_text(encoding="utf-8"))
 
 
 def write_slice(folder: Path, name: str, image: NDArray[Any], mask: NDArray[Any]) -> None:

@@ -69,7 +69,18 @@ def compare(runs: Mapping[Path, Mapping[str, Any]], baseline: str) -> list[dict[
     """One row per run, IoU in per cent; where the baseline has the same target and setting, the difference to it.
 
     p is that of Wilcoxon's signed-rank test over test volumes, whose IoU is averaged over slices and selections first.
+
+    Raises:
+        InputError: runs on one target that were tested on different slices.
     """
+    scores = {folder: _scores(folder, one) for folder, one in runs.items()}
+    for folder, one in runs.items():
+        first = next(other for other, theirs in runs.items() if theirs["target"] == one["target"])
+        if scores[folder].keys() != scores[first].keys():
+            raise InputError(
+                f"its test slices of {one['target']} are not those of {first}", where=folder,
+                remedy="compare runs on one folder of slices",
+            )  # fmt: skip
     rows = []
     for folder, one in runs.items():
         row: dict[str, Any] = {
@@ -85,23 +96,30 @@ def compare(runs: Mapping[Path, Mapping[str, Any]], baseline: str) -> list[dict[
             same = (theirs["target"], theirs["shots"]) == (one["target"], one["shots"])
             if same and theirs["name"] == baseline != one["name"]:
                 row["difference"] = 100 * (one["mean"] - theirs["mean"])
-                ours, found = _by_volume(folder, one), _by_volume(other, theirs)
-                shared = sorted(ours.keys() & found.keys())
-                if len(shared) >= LEAST_VOLUMES:
-                    row["p"] = metrics.wilcoxon_signed_rank([ours[v] for v in shared], [found[v] for v in shared])[1]
+                ours, found = _by_volume(scores[folder]), _by_volume(scores[other])
+                if len(ours) >= LEAST_VOLUMES:
+                    row["p"] = metrics.wilcoxon_signed_rank(list(ours.values()), [found[v] for v in ours])[1]
         rows.append(row)
     return rows
 
 
-def _by_volume(folder: Path, one: Mapping[str, Any]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
+def _scores(folder: Path, one: Mapping[str, Any]) -> dict[tuple[str, str], list[float]]:
+    """(volume, slice) -> IoU in each selection."""
+    values: dict[tuple[str, str], list[float]] = {}
     for selection in one["selections"]:
         path = folder / f"selection-{selection}" / SCORES
         try:
             for line in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-                values.setdefault(line["volume"], []).append(float(line["iou"]))
+                values.setdefault((line["volume"], line["slice"]), []).append(float(line["iou"]))
         except (OSError, KeyError, ValueError) as error:
             raise InputError(f"cannot be read ({error})", where=path, remedy="fine-tune again") from error
+    return values
+
+
+def _by_volume(scores: Mapping[tuple[str, str], Sequence[float]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for (volume, _), found in sorted(scores.items()):
+        values.setdefault(volume, []).extend(found)
     return {volume: float(np.mean(found)) for volume, found in values.items()}
 
 
@@ -171,10 +189,11 @@ def pictures_of(runs: Mapping[Path, Mapping[str, Any]], folder: Path) -> list[tu
         order = sorted(range(len(test)), key=lambda place: test.rows[place].pixels)
         place = order[len(order) // 2]
         part = type(test)(test.name, test.organ, (test.rows[place],), test.folder)
-        settings = sorted({one["shots"] for one in runs.values() if one["target"] == target})
+        shots = {one["shots"] for one in runs.values() if one["target"] == target}
+        richest = 0 if 0 in shots else max(shots)  # 0 = full data, as in the paper's Fig. 2
         found = []
         for run, one in runs.items():
-            if (one["target"], one["shots"]) == (target, settings[0]):  # 0 = full data, as in the paper's Fig. 2
+            if (one["target"], one["shots"]) == (target, richest):
                 network, _ = load_model(run / f"selection-{next(iter(one['selections']))}", "target")
                 masks, values = segment_slices(network, part)
                 found.append((f"{one['name']}: {100 * values[0]:.0f} %", masks[0]))

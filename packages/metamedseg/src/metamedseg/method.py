@@ -100,6 +100,8 @@ def task_weights(
     else:
         shares = (distances + 1e-4) / (distances.sum() + 1e-4)
         weights = 1 - shares
+        if not weights.any():  # no task moved: each has the whole share
+            return even, distances
     return weights / weights.sum(), distances
 
 

@@ -32,11 +32,13 @@ class Model:
     """Data sets that an initialisation has seen."""
     target: str = ""
     shots: int = 0
-    """Training slices; 0 = all."""
+    """Training slices of this selection; 0 = all."""
     selection: int = 0
     """Seed of their selection."""
     slicing: dict[str, Any] = field(default_factory=dict)
     """How its slices were made from volumes; empty = unknown."""
+    channel: int = 0
+    """Channel of those volumes."""
 
 
 def method_name(command: MetaTrain) -> str:

@@ -33,7 +33,7 @@ class MetaUNet(nn.Module):
                 f"a U-Net with depth {depth}, width {width} and norm {norm!r}",
                 remedy="give a depth and a width of at least 1, and instance or batch",
             )
-        self.depth = depth
+        self.depth, self.norm = depth, norm
         filters = [width * 2**level for level in range(depth)]
         pairs = zip([1, *filters[:-1]], filters, strict=True)
         self.down = nn.ModuleList(_double(before, after, norm, affine) for before, after in pairs)
@@ -58,12 +58,19 @@ class MetaUNet(nn.Module):
         """(N, 1, H, W) -> logits (N, 1, H, W), with `return_bottleneck` also its features (N, 128, H/4, W/4).
 
         Raises:
-            InputError: a side that is no multiple of 2^(depth - 1), or another number of channels.
+            InputError: a side that is no multiple of 2^(depth - 1), another number of channels, or a bottleneck of one pixel,
+                of which a norm has no variance.
         """
         multiple = 2 ** (self.depth - 1)
         if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] % multiple or x.shape[3] % multiple:
             raise InputError(
                 f"images of shape {tuple(x.shape)}", remedy=f"give (N, 1, H, W) with sides that {multiple} divides"
+            )
+        values = (x.shape[2] // multiple) * (x.shape[3] // multiple) * (1 if self.norm == "instance" else len(x))
+        if values == 1 and (self.norm == "instance" or self.training):
+            raise InputError(
+                f"images of shape {tuple(x.shape)} shrink to a single pixel over {self.depth} levels",
+                remedy="give larger slices (prepare --size), or a smaller --depth",
             )
         skips = []
         for level, block in enumerate(self.down):

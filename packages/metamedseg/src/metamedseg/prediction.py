@@ -94,21 +94,22 @@ def _predict_volumes(command: of.Predict, network: MetaUNet, model: Model) -> No
     assert command.volumes is not None
     if not model.slicing:
         raise InputError(
-            "the network does not know how its slices were made", where=command.model,
-            remedy="fine-tune it on a folder that `metamedseg prepare` wrote, or predict --slices",
+            "the network does not know how slices like its own are made from volumes", where=command.model,
+            remedy="fine-tune it on what `metamedseg prepare` made from volumes (not from .npz files), or predict --slices",
         )  # fmt: skip
     slicing = of.Slicing(**model.slicing)
+    modality = model.channel if command.modality is None else command.modality
     files = volume_files(command.volumes)
     names = {_stem(file): file for file in files}
     if len(names) < len(files):
         raise InputError("two volumes have the same name", where=command.volumes, remedy="rename one of them")
     for file in files:  # a broken last file must not waste the work on the others
-        _channel(file, command.modality)
+        _channel(file, modality)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     rows, shown = [], []
     for name, file in names.items():
-        volume = _channel(file, command.modality)
+        volume = _channel(file, modality)
         mask = segment_volume(network, volume.array, slicing, command.batch_size)
         write_volume(out / f"{name}.nii.gz", mask, volume)
         rows.append((name, int(mask.sum()), round(float(mask.sum() * np.prod(volume.spacing)) / 1000, 3)))

@@ -24,6 +24,7 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from metamedseg import settings as of
 from metamedseg.datasets import (
+    CHANNELS,
     INDEX,
     SLICING,
     SliceRow,
@@ -34,7 +35,7 @@ from metamedseg.datasets import (
     write_slice,
 )
 from metamedseg.figures import slices_figure
-from metamedseg.regions import OrganTask, organ_task
+from metamedseg.regions import UNUSED, OrganTask, organ_task
 from metamedseg.slices import authors_picture, kept_slices, minmax, normalise_nonzero, resize_mask, resize_slice
 
 PACKAGE = "metamedseg"
@@ -96,9 +97,13 @@ def _write(command: of.Prepare, sources: Sequence[DecathlonSource | NpzSource]) 
         if without:
             say(f"{name}: {without} of {volumes[name]} volumes hold no slice with enough of it")
     counts = _counts(sets)
-    write_atomic(
-        out / METRICS, json.dumps({SLICING: dataclasses.asdict(command.slicing), "datasets": counts}, indent=2) + "\n"
-    )
+    content: dict[str, Any] = {"datasets": counts}
+    # Slices of a file were normalised one by one: a volume that is normalised as a whole does not give slices like them.
+    cut = [source for source in sources if isinstance(source, DecathlonSource)]
+    if len(cut) == len(sources):
+        channels = {name: channel for source in cut for name, channel in source.channels().items()}
+        content = {SLICING: dataclasses.asdict(command.slicing), CHANNELS: channels, **content}
+    write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     _report(command, sets, counts)
     write_index(out, sets)
     say(f"{sum(map(len, sets))} slices of {len(sets)} data sets: {out}   report: {out / 'report.html'}")
@@ -155,6 +160,10 @@ class DecathlonSource:
         """Names of its data sets, and their organ."""
         return [(name, self.organs.organ) for region in self.organs.regions for name in region.datasets.values()]
 
+    def channels(self) -> dict[str, int]:
+        """Data set -> channel of the volumes that it is made from."""
+        return {name: channel for region in self.organs.regions for channel, name in region.datasets.items()}
+
     def check(self) -> None:
         """Look at all labels."""
         for row in self.task.cases:
@@ -191,33 +200,25 @@ class DecathlonSource:
         """All slices that hold enough of a region, channel by channel."""
         for row in self.task.cases:
             labels = self._labels(row)
-            kept = {
-                region.label: kept_slices(
-                    labels,
-                    region.label,
-                    region.threshold if slicing.threshold is None else slicing.threshold,
-                    slicing.threshold_stage,
-                    slicing.size,
+            masks: dict[int, dict[int, NDArray[np.bool_]]] = {region.label: {} for region in self.organs.regions}
+            for region in self.organs.regions:
+                least = region.threshold if slicing.threshold is None else slicing.threshold
+                numbers = kept_slices(
+                    labels, region.label, least, slicing.threshold_stage, slicing.size, *_cut(slicing)
                 ).tolist()
-                for region in self.organs.regions
-            }
-            masks: dict[tuple[int, int], NDArray[np.bool_]] = {
-                (label, z): resize_mask(labels[..., z] == label, slicing.size, slicing.mask_cut)
-                for label, numbers in kept.items()
-                for z in numbers
-            }
+                for z in numbers:
+                    mask = resize_mask(labels[..., z] == region.label, slicing.size, *_cut(slicing))
+                    if mask.any() or not least:  # a small region may be gone after resizing
+                        masks[region.label][z] = mask
             for channel in sorted(self._channels()):
                 volume = normalised_volume(self.task.read_image(row, channel).array, slicing)
                 images: dict[int, NDArray[np.float32]] = {}
                 for region in self.organs.regions:
-                    for z in kept[region.label] if channel in region.datasets else ():
+                    for z, mask in masks[region.label].items() if channel in region.datasets else ():
                         if z not in images:
                             images[z] = finished_slice(volume[..., z], slicing)
                         name = f"{row.subject}_slice{z}"
-                        yield Slice(
-                            region.datasets[channel], self.organs.organ, name, row.subject, z, images[z],
-                            masks[region.label, z],
-                        )  # fmt: skip
+                        yield Slice(region.datasets[channel], self.organs.organ, name, row.subject, z, images[z], mask)
 
 
 def normalised_volume(volume: NDArray[Any], slicing: of.Slicing) -> NDArray[np.float32]:
@@ -236,6 +237,11 @@ def finished_slice(image: NDArray[np.float32], slicing: of.Slicing) -> NDArray[n
     if slicing.normalisation == "authors_png":
         return authors_picture(resized)
     return np.asarray(resized, dtype=np.float32)
+
+
+def _cut(slicing: of.Slicing) -> tuple[float, bool]:
+    """Where resized masks are cut, and whether that is a share of their maximum, as in the authors' pictures."""
+    return slicing.mask_cut, slicing.normalisation == "authors_png"
 
 
 # --- Files of slices -------------------------------------------------------------------------------------------------
@@ -296,9 +302,9 @@ class NpzSource:
         """All slices with enough foreground; without a threshold of their own, one pixel is enough."""
         least = 1 if slicing.threshold is None else slicing.threshold
         for name, image, mask in zip(self.names, self.images, self.masks, strict=True):
-            resized = resize_mask(mask, slicing.size, slicing.mask_cut)
+            resized = resize_mask(mask, slicing.size, *_cut(slicing))
             counted = mask if slicing.threshold_stage == "native" else resized
-            if np.count_nonzero(counted) < least:
+            if np.count_nonzero(counted) < least or (least and not resized.any()):
                 continue
             volume, number = volume_of(name)
             values = finished_slice(normalised_volume(image.astype(np.float32), slicing), slicing)
@@ -318,7 +324,14 @@ def volume_of(name: str) -> tuple[str, int]:
 def _folders(data: Path) -> list[Path]:
     if data.is_dir() and not (data / "dataset.json").is_file() and (found := sorted(data.glob("*.npz"))):
         return found
-    return [data] if data.suffix == ".npz" else decathlon.task_folders(data)
+    if data.suffix == ".npz":
+        return [data]
+    folders = decathlon.task_folders(data)
+    kept = [folder for folder in folders if folder.resolve().name != UNUSED]
+    if not kept or len(kept) == len(folders):
+        return folders
+    say(f"{UNUSED} is left out, as in the paper; give its folder alone, or rename it, to use it")
+    return kept
 
 
 def _source(path: Path) -> DecathlonSource | NpzSource:

@@ -83,7 +83,9 @@ TASKS: Mapping[str, OrganTask] = MappingProxyType(
         "Task10_Colon": OrganTask("colon", (Region(1, "colon.*", 400, {0: "colon"}),)),
     }
 )
-"""By the name of the folder. The liver (Task03) is not used in the paper; other folders get generic names."""
+"""By the name of the folder; other folders get generic names."""
+UNUSED = "Task03_Liver"
+"""The tenth task of the Decathlon, which the paper leaves out."""
 
 
 def organ_task(name: str, labels: Mapping[int, str], modalities: Sequence[str], where: Path) -> OrganTask:

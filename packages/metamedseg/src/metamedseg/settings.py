@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dart_core.errors import SettingError
 from dart_core.settings import OutputSettings, RunSettings, at_least
@@ -142,6 +143,29 @@ class Transfer:
         at_least(0, slices_per_set=self.slices_per_set)
 
 
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
+
+
+DAWOUD_DEFAULTS: Mapping[str, Any] = {
+    "definition": Tasks(replacement=True),
+    "inner": Inner(inner_epochs=30, inner_lr=0.001, weight_decay=5e-4, factor=1.0),
+    "meta": Meta(meta_epochs=300, meta_lr=1.0, weighting="average"),
+}
+"""What --method dawoud puts in the place of a group of `MetaTrain` in which nothing is given (specification 4, item 3)."""
+UNREAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "reptile": {"dawoud": _names(Dawoud), "transfer": _names(Transfer)},
+    "transfer": {"definition": _names(Tasks), "inner": _names(Inner), "meta": _names(Meta), "dawoud": _names(Dawoud)},
+    "dawoud": {
+        "definition": ("per_epoch",),
+        "inner": ("batch_size", "loss", "visit_decay"),
+        "meta": ("weighting", "distance_to"),
+        "transfer": _names(Transfer),
+    },
+}
+"""Method -> settings of each group that it never looks at."""
+
+
 # --- The commands ----------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +174,8 @@ class MetaRunSettings(RunSettings):
     """A run whose steps are tasks of many trainings each, so that each is worth a checkpoint."""
 
     checkpoint_every: int = 1
-    """Steps between checkpoints; the two newest are kept. A step of meta-training is one task."""
+    """Steps between checkpoints; the two newest are kept. A step is one task; with --method transfer it is one slice, and the
+    default 500."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +204,8 @@ class Slicing:
     threshold_stage: Literal["native", "resized"] = "native"
     """Count them as stored (the authors' program), or after resizing (paper 3.1)."""
     mask_cut: float = 0.5
-    """Foreground of a resized mask is above this (0.4235 by the authors' pictures)."""
+    """Foreground of a resized mask is above this; with authors_png above this share of its maximum, which is 0.4235 in the
+    authors' pictures."""
     clip_ct: bool = False
     """Clip to [-1000, 400] what looks like a CT (values below -500), as the authors' option does."""
 
@@ -219,10 +245,13 @@ class MetaTrain:
     slices: Path
     """Folder that `prepare` wrote."""
     method: Literal["reptile", "transfer", "dawoud"] = "reptile"
-    """reptile: the paper's method; transfer: supervised training on all sources; dawoud: the closest related work, whose rates
-    and numbers of epochs differ (configs/table1_dawoud_vol.yaml) and whose tasks all count alike."""
+    """reptile: the paper's method; transfer: supervised training on all sources; dawoud: the closest related work, whose tasks all
+    count alike. dawoud has defaults of its own: 30 --inner-epochs, --inner-lr 0.001, --weight-decay 0.0005 and --factor 1 where no
+    flag of the inner options is changed, 300 --meta-epochs and --meta-lr 1 where none of the meta options is, --replacement
+    where none of the definition options is. Flags that a method does not use are refused."""
     exclude: tuple[str, ...] = TARGETS
-    """Data sets that are no sources: the targets (the authors' configurations exclude colon as well)."""
+    """Data sets that are no sources: the targets, and what shares their patients (the authors' configurations exclude colon as
+    well)."""
     name: str = ""
     """What tables call it; default: from the method, such as IDW vol."""
     network: Network = field(default_factory=Network)
@@ -242,6 +271,27 @@ class MetaTrain:
             raise SettingError("--precision fp16 is not for meta-training", remedy="give bf16 or fp32")
         if self.run.accumulate > 1:
             raise SettingError("--accumulate is not for meta-training", remedy="give a smaller --batch-size")
+        self._refuse_unread()
+        # What acts shall stand in config.yaml and in the report.
+        if self.method == "dawoud":
+            for group, own in DAWOUD_DEFAULTS.items():
+                if getattr(self, group) == type(own)():
+                    object.__setattr__(self, group, own)
+            object.__setattr__(self, "meta", replace(self.meta, weighting="average"))  # all its tasks count alike
+        if self.method == "transfer" and self.run.checkpoint_every == MetaRunSettings.checkpoint_every:
+            object.__setattr__(self, "run", replace(self.run, checkpoint_every=RunSettings.checkpoint_every))
+
+    def _refuse_unread(self) -> None:
+        own = DAWOUD_DEFAULTS if self.method == "dawoud" else {}
+        for group, names in UNREAD[self.method].items():
+            given = getattr(self, group)
+            usual = type(given)()
+            for name in names:
+                fine = (getattr(usual, name), getattr(own.get(group, usual), name))
+                if getattr(given, name) not in fine:
+                    raise SettingError(
+                        f"--{name.replace('_', '-')} does nothing with the method {self.method}", remedy="leave it out"
+                    )
 
 
 @dataclass(frozen=True)
@@ -312,8 +362,8 @@ class Predict:
     """A NIfTI file, a folder of them, or a datalist (CSV, dataset.json): each gets a mask on its own grid."""
     split: Literal["train", "val", "test", "all"] = "test"
     """Of the slices."""
-    modality: int = 0
-    """Channel of 4-D volumes, from 0."""
+    modality: int | None = None
+    """Channel of 4-D volumes, from 0; default: that of the slices that the network learnt from. Give 0 for files that hold one."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto."""
     batch_size: int = 16
@@ -321,7 +371,7 @@ class Predict:
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size)
-        at_least(0, modality=self.modality)
+        at_least(0, modality=self.modality or 0)
         if (self.slices is None) == (self.volumes is None):
             raise SettingError("what to segment is not clear", remedy="give either --slices or --volumes")
 

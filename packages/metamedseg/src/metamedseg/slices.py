@@ -32,7 +32,8 @@ def normalise_nonzero(volume: Any) -> Any:
     def normalise(values: NDArray[Any]) -> NDArray[Any]:
         kind = values.dtype if values.dtype == np.float32 else np.float64
         inside = values[values != 0].astype(np.float64)
-        sigma = inside.std() if inside.size else 0.0
+        # One value many times: the rounding of its mean would pass for a spread.
+        sigma = inside.std() if inside.size and inside.min() < inside.max() else 0.0
         if sigma == 0:
             return np.zeros(values.shape, kind)
         return np.asarray((values - inside.mean()) / sigma, dtype=kind)
@@ -40,7 +41,15 @@ def normalise_nonzero(volume: Any) -> Any:
     return _like(volume, normalise)
 
 
-def kept_slices(label: Any, region: int, threshold: int, stage: Stage = "native", size: int = SIZE) -> Any:
+def kept_slices(
+    label: Any,
+    region: int,
+    threshold: int,
+    stage: Stage = "native",
+    size: int = SIZE,
+    cut: float = 0.5,
+    of_maximum: bool = False,
+) -> Any:
     """Which slices hold enough of a region.
 
     Args:
@@ -49,6 +58,8 @@ def kept_slices(label: Any, region: int, threshold: int, stage: Stage = "native"
         threshold: least number of its pixels in a slice.
         stage: "native": counted as stored (the authors' program); "resized": in the resized mask (paper 3.1).
         size: side of the resized mask.
+        cut: where it is cut, see `resize_mask`.
+        of_maximum: likewise.
 
     Returns:
         Numbers of the slices, ascending.
@@ -59,7 +70,10 @@ def kept_slices(label: Any, region: int, threshold: int, stage: Stage = "native"
         counts = np.count_nonzero(inside, axis=(0, 1))
         if stage == "resized":
             counts = np.array(
-                [np.count_nonzero(resize_mask(inside[..., z], size)) if counts[z] else 0 for z in range(len(counts))]
+                [
+                    np.count_nonzero(resize_mask(inside[..., z], size, cut, of_maximum)) if counts[z] else 0
+                    for z in range(len(counts))
+                ]
             )
         return np.flatnonzero(counts >= threshold)
 
@@ -71,18 +85,25 @@ def resize_slice(image: Any, size: int = SIZE) -> Any:
     return _like(image, lambda values: _resize(values, size))
 
 
-def resize_mask(mask: Any, size: int = SIZE, cut: float = 0.5) -> Any:
+def resize_mask(mask: Any, size: int = SIZE, cut: float = 0.5, of_maximum: bool = False) -> Any:
     """Resize a mask (h, w) of 0 and 1 as `resize_slice` does, then cut it.
 
     Args:
         mask: 0 and 1 in any type.
         size: side of the result.
-        cut: foreground is what lies above it; 0.4235 is where the authors' pictures are cut.
+        cut: foreground is what lies above it.
+        of_maximum: `cut` is a share of the largest value of the resized mask, as the authors' pictures, which are scaled to their
+            own range, have it; theirs is 0.4235.
 
     Returns:
         bool (size, size).
     """
-    return _like(mask, lambda values: np.asarray(_resize(values.astype(np.float64), size) > cut))
+
+    def cut_at(values: NDArray[Any]) -> NDArray[Any]:
+        resized = _resize(values.astype(np.float64), size)
+        return np.asarray(resized > (cut * resized.max() if of_maximum else cut))
+
+    return _like(mask, cut_at)
 
 
 def greys_r(levels: Any) -> Any:

@@ -22,7 +22,7 @@ from dart_core.run import CONFIG, Run
 from metamedseg import settings as of
 from metamedseg.baselines import Pooled, train_supervised
 from metamedseg.commands import device_of
-from metamedseg.datasets import SliceSet, find_set, read_slices, read_slicing
+from metamedseg.datasets import SliceSet, find_set, read_channel, read_slices, read_slicing
 from metamedseg.figures import overlay_figure
 from metamedseg.measures import iou_score
 from metamedseg.method import draw_slices
@@ -36,7 +36,8 @@ SHOWN = 6
 
 def fine_tune_command(command: of.FineTune) -> None:
     """Fine-tune once for each selection, test each on the same slices; write networks, scores and report.html."""
-    slices = find_set(read_slices(command.slices), command.target, command.slices)
+    sets = read_slices(command.slices)
+    slices = find_set(sets, command.target, command.slices)
     train, test = slices.split("train"), slices.split("test")
     for part, name in ((train, "training"), (test, "test")):
         if not len(part):
@@ -58,17 +59,26 @@ def fine_tune_command(command: of.FineTune) -> None:
             raise SettingError(
                 f"{command.init} was trained on {command.target}", remedy="give an initialisation that excluded it"
             )
-    slicing = read_slicing(command.slices)
+    slicing, channel = read_slicing(command.slices), read_channel(command.slices, command.target)
     selections = command.selections if command.shots else command.selections[:1]
     name = command.name or ("supervised" if init is None else init.name)
     scores: dict[int, NDArray[np.float64]] = {}
+    counts: dict[int, int] = {}
     with Run(command.run, command) as run:
+        kin = [] if init is None else [one for one in init.sources if one in sets and sets[one].organ == slices.organ]
+        if run.is_main and kin:
+            say(
+                f"warning: {command.init} learnt from {', '.join(kin)}, of the same organ as {command.target}: pictures of its "
+                "test patients may be among them; --exclude them from meta-train for a test on new patients"
+            )
         for selection in selections:
             folder = run.out / f"selection-{selection}"
             chosen = select(train, command, selection)
+            counts[selection] = len(chosen)
             model = Model(
                 "target", name, dataclasses.asdict(network_settings), () if init is None else init.sources,
-                command.target, command.shots, selection, {} if slicing is None else dataclasses.asdict(slicing),
+                command.target, len(chosen) if command.shots else 0, selection,
+                {} if slicing is None else dataclasses.asdict(slicing), channel,
             )  # fmt: skip
             if not (folder / WEIGHTS).is_file():
                 settings = dataclasses.replace(
@@ -83,7 +93,7 @@ def fine_tune_command(command: of.FineTune) -> None:
                 say(f"{name}, {command.target}, selection {selection}: IoU {100 * scores[selection].mean():.2f} %")
         if not run.is_main:
             return
-        content = summary(model, slices, scores)
+        content = summary(model, slices, scores, counts)
         run.finish(content)
         _report(run, command, content, test, scores)
     say(f"{name} on {command.target}: IoU {text_of(content)} %   report: {run.out / 'report.html'}")
@@ -141,8 +151,17 @@ def segment_slices(
     return np.concatenate(masks), np.concatenate(values)
 
 
-def summary(model: Model, slices: SliceSet, scores: dict[int, NDArray[np.float64]]) -> dict[str, Any]:
-    """What metrics.json says: IoU over slices and over volumes, mean and sample standard deviation over selections."""
+def summary(
+    model: Model, slices: SliceSet, scores: dict[int, NDArray[np.float64]], counts: dict[int, int]
+) -> dict[str, Any]:
+    """What metrics.json says: IoU over slices and over volumes, mean and sample standard deviation over selections.
+
+    Args:
+        model: of any selection.
+        slices: of the target.
+        scores: selection -> IoU of the test slices (n,).
+        counts: selection -> how many training slices it has. "shots" is the most of them, and 0 for all slices.
+    """
     test = slices.split("test")
     means = [float(values.mean()) for values in scores.values()]
     groups = test.volumes().values()
@@ -150,8 +169,8 @@ def summary(model: Model, slices: SliceSet, scores: dict[int, NDArray[np.float64
     return {
         "name": model.name,
         "target": model.target,
-        "shots": model.shots,
-        "training_slices": model.shots or len(slices.split("train")),
+        "shots": max(counts.values()) if model.shots else 0,
+        "training_slices": {str(selection): count for selection, count in counts.items()},
         "test_slices": len(test),
         "test_volumes": len(test.volumes()),
         "mean": float(np.mean(means)),
@@ -165,7 +184,10 @@ def summary(model: Model, slices: SliceSet, scores: dict[int, NDArray[np.float64
 def _report(
     run: Run, command: of.FineTune, content: dict[str, Any], test: SliceSet, scores: dict[int, NDArray[np.float64]]
 ) -> None:
-    shots = f"{command.shots} slices" if command.shots else "all training slices"
+    used = content["training_slices"].values()
+    shots = "all training slices"
+    if command.shots:  # of one volume there may be fewer, in each selection another number
+        shots = f"{max(used)} slices" if min(used) == max(used) else f"{min(used)} to {max(used)} slices"
     report = Report(f"{content['name']} on {command.target}", f"fine-tuned on {shots}", package=PACKAGE)
     report.text(
         f"Mean IoU of {len(test)} test slices of {content['test_volumes']} volumes: {text_of(content)} %"
@@ -173,8 +195,11 @@ def _report(
         f"Volume by volume it is {100 * content['volume_mean']:.2f} %. The weights are those of the last epoch."
     )
     report.table(
-        ("selection (seed)", "IoU in %", "IoU by volume in %"),
-        [(key, 100 * mean, 100 * content["volume_means"][key]) for key, mean in content["selections"].items()],
+        ("selection (seed)", "training slices", "IoU in %", "IoU by volume in %"),
+        [
+            (key, content["training_slices"][key], 100 * mean, 100 * content["volume_means"][key])
+            for key, mean in content["selections"].items()
+        ],
         "Each selection of training slices is a training of its own; all have the same test slices",
     )
     first = next(iter(scores))

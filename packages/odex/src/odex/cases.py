@@ -59,7 +59,7 @@ class Stage:
             InputError: there is none.
         """
         names = ("train", "val", "test") if split == "all" else (split,)
-        found = list({row.image: row for name in names for row in self.rows[name]}.values())
+        found = list({scan_of(row): row for name in names for row in self.rows[name]}.values())
         if not found:
             raise InputError(
                 f"stage {self.name} has no case for {split}",
@@ -67,6 +67,11 @@ class Stage:
                 remedy=f"write {split} into the column split of some subjects, or take --split all",
             )
         return found
+
+
+def scan_of(row: Row) -> tuple[Path, int | None]:
+    """What tells one scan from another: the file, and the frame of a 4-D one."""
+    return row.image, frame_of(row)
 
 
 def read_stage(path: Path, name: str = "") -> Stage:
@@ -89,30 +94,36 @@ def read_stage(path: Path, name: str = "") -> Stage:
     else:
         listed = open_datalist(path)
         given = bool(listed.splits)
-    own = name or (path.resolve().parent.name if path.name in (DATALIST, "dataset.json") else path.resolve().stem)
+    whole = path.resolve().parent if path.name in (DATALIST, "dataset.json") else path.resolve()
+    own = whole.name if whole.is_dir() else whole.stem
     if given:
         rows = {split: tuple(row for row in listed if row.split == split) for split in ("train", "val", "test")}
     else:
         rows = _held_out(listed)
-    return Stage(own, rows, labels, path)
+    return Stage(name or own, rows, labels, path)
 
 
 def _held_out(listed: Datalist) -> dict[str, tuple[Row, ...]]:
     ordered = sorted(listed, key=lambda row: row.image.name)
-    if len(ordered) < FOLDS:
+    people = list(dict.fromkeys(map(subject_of, ordered)))
+    if len(people) < FOLDS:
         return {"train": tuple(ordered), "val": (), "test": ()}
     from sklearn.model_selection import KFold
 
-    train, out = next(iter(KFold(FOLDS, shuffle=True, random_state=FOLD_SEED).split(ordered)))
-    held_out = tuple(ordered[i] for i in out)
-    return {"train": tuple(ordered[i] for i in train), "val": held_out, "test": held_out}
+    _, out = next(iter(KFold(FOLDS, shuffle=True, random_state=FOLD_SEED).split(people)))
+    chosen = {people[i] for i in out}
+    train, held_out = (tuple(row for row in ordered if (subject_of(row) in chosen) == out) for out in (False, True))
+    return {"train": train, "val": held_out, "test": held_out}
 
 
 def joined(stages: Sequence[Stage]) -> Stage:
-    """The union of stages."""
+    """The union of stages; their labels too, where all of them name these."""
     names = ("train", "val", "test")
     rows = {split: tuple(row for stage in stages for row in stage.rows[split]) for split in names}
-    return Stage("+".join(stage.name for stage in stages), rows, stages[0].labels, stages[0].source)
+    labels: dict[int, str] | None = {}
+    for stage in reversed(stages):
+        labels = None if labels is None or stage.labels is None else {**labels, **stage.labels}
+    return Stage("+".join(stage.name for stage in stages), rows, labels, stages[0].source)
 
 
 # --- Cases -----------------------------------------------------------------------------------------------------------

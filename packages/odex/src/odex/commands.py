@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.errors import DartError
 from odex import settings as of
-from odex.cases import LEAST_FILLED, Stage, check_foreground, read_case, read_stage, stage_cases
+from odex.cases import LEAST_FILLED, Stage, check_foreground, read_case, read_stage, scan_of, stage_cases
 from odex.learning import NETWORK_COLUMNS, STAGE_COLUMNS, pool_rows
 from odex.store import read_pool
 
@@ -23,20 +22,20 @@ def check_data(command: of.CheckData) -> int:
     for path in command.stage:
         stage = read_stage(path)
         sizes: list[Size] = []
-        trained = {row.image for row in stage.rows["train"]}
+        trained = set(map(scan_of, stage.rows["train"]))
 
         def open_row(
-            row: Row, stage: Stage = stage, sizes: list[Size] = sizes, trained: set[Path] = trained
+            row: Row, stage: Stage = stage, sizes: list[Size] = sizes, trained: set[Any] = trained
         ) -> Iterator[tuple[str, DartError]]:
             try:
                 raw = read_case(row, command.data, stage.labels, need_mask=row.split != "test")
                 sizes.append((row.image.name, raw.inside.shape))
-                if row.image in trained:
+                if scan_of(row) in trained:
                     check_foreground(row, raw.known_labels)
             except DartError as error:
                 yield "image", error
 
-        rows = tuple({row.image: row for split in stage.rows.values() for row in split}.values())
+        rows = tuple({scan_of(row): row for split in stage.rows.values() for row in split}.values())
         problems = check(Datalist(rows, stage.source), open_row)
         for problem in problems:
             print(problem)
@@ -58,9 +57,7 @@ def show_pool(command: of.ShowPool) -> None:
     """Print networks, sizes and decisions."""
     pool = read_pool(command.pool)
     networks, stages = pool_rows(pool)
-    print(
-        f"{of.NAMES[pool.method]}: {len(networks)} network{'s' * (len(networks) > 1)}, {sum(pool.sizes) / 1e6:.1f} MB"
-    )
+    print(f"{of.NAMES[pool.method]}: {len(networks)} network{'s' * (len(networks) > 1)}, {pool.bytes / 1e6:.1f} MB")
     for columns, rows in ((NETWORK_COLUMNS, networks), (STAGE_COLUMNS, stages)):
         texts = [columns, *([_cell(value) for value in row] for row in rows)]
         widths = [max(len(row[i]) for row in texts) for i in range(len(columns))]

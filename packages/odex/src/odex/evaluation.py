@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +78,7 @@ def evaluate(command: of.Evaluate) -> None:
     )  # fmt: skip
     write_atomic(out / METRICS, json.dumps({"summary": rows}, indent=2) + "\n")
     report = Report("Evaluation", ", ".join(dict.fromkeys(c.method for c in courses)), package=PACKAGE)
-    sections(report, courses, rows)
+    sections(report, courses, rows, spread=command.spread)
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
@@ -109,6 +110,9 @@ def read_courses(folders: Sequence[Path], measure: Literal["dice", "patch_dice"]
         if not course.last or said["after"] > course.last["after"]:
             course.last, course.stages = said, list(said["stages"])
     for course in courses.values():
+        missing = [name for name in course.stages if all(name not in state for state in course.states.values())]
+        if missing and len(course.stages) > 1:
+            say(f"note: {course.method}: no prediction of stage {', '.join(missing)}; it has no BWT and no FWT")
         # `joint` learns everything at once, under one name; its stages are those that it was tested on.
         if len(course.stages) == 1:
             course.stages = list(course.states[1])
@@ -132,10 +136,20 @@ def _said(folder: Path) -> dict[str, Any]:
 
 def _by_stage(results: Sequence[Result]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for result in results:
-        cases = found.setdefault(result.pair[1], {})
-        cases[result.image.name] = result.dice
+    for result, name in zip(results, _case_names(results), strict=True):
+        found.setdefault(result.pair[1], {})[name] = result.dice
     return found
+
+
+def _case_names(listed: Sequence[Result | Prediction]) -> list[str]:
+    """A name for each case, the same in every state: that of its file, where this is not enough its path, of frames both names."""
+    stages = [one.pair[1] for one in listed]
+    names = [one.image.name for one in listed]
+    paths = [one.image.as_posix() for one in listed]
+    for finer in (paths, [f"{path} ({one.prediction.name})" for path, one in zip(paths, listed, strict=True)]):
+        counts = Counter(zip(stages, names, strict=True))
+        names = [f if counts[s, n] > 1 else n for s, n, f in zip(stages, names, finer, strict=True)]
+    return names
 
 
 def _patch_dice(folder: Path) -> dict[str, dict[str, float]]:
@@ -144,10 +158,10 @@ def _patch_dice(folder: Path) -> dict[str, dict[str, float]]:
     with (folder / PREDICTIONS).open(newline="", encoding="utf-8") as file:
         values = [row.get("patch_dice") for row in csv.DictReader(file)]
     found: dict[str, dict[str, float]] = {}
-    for prediction, value in zip(listed, values, strict=True):
+    for prediction, name, value in zip(listed, _case_names(listed), values, strict=True):
         try:
             if value:
-                found.setdefault(prediction.pair[1], {})[prediction.image.name] = float(value)
+                found.setdefault(prediction.pair[1], {})[name] = float(value)
         except ValueError:
             raise InputError(
                 f"patch_dice is {value!r}", where=prediction.where, remedy="run `odex predict` again"
@@ -265,7 +279,11 @@ def summary_line(row: Mapping[str, Any]) -> str:
 
 
 def sections(
-    report: Report, courses: Sequence[Course], rows: Sequence[Mapping[str, Any]], printed: bool = True
+    report: Report,
+    courses: Sequence[Course],
+    rows: Sequence[Mapping[str, Any]],
+    printed: bool = True,
+    spread: Literal["stages", "cases"] = "stages",
 ) -> None:
     """Tables and pictures of an evaluation."""
     report.section("Dice, forgetting, learning")
@@ -275,17 +293,17 @@ def sections(
         " gained on its test images. p: Wilcoxon's one-sided signed-rank test that the reference method is better, case by case."
     )
 
-    def spread(row: Mapping[str, Any], key: str) -> str | None:
+    def with_spread(row: Mapping[str, Any], key: str) -> str | None:
         return None if row[key] is None else f"{row[key]:.3f} ± {row[f'{key}_std']:.3f}"
 
     report.table(
         ("method", "seeds", "Dice", "BWT", "FWT", "networks", "MB", "seconds", "p"),
         [
-            (row["method"], row["seeds"], spread(row, "dice"), spread(row, "bwt"), spread(row, "fwt"), row["networks"],
+            (row["method"], row["seeds"], with_spread(row, "dice"), with_spread(row, "bwt"), with_spread(row, "fwt"), row["networks"],
              row["megabytes"], row["seconds"], row["p_wilcoxon"])
             for row in rows
         ],
-        "Means over seeds; ±: standard deviation over the stages",
+        f"Means over seeds; ±: standard deviation over the {spread} (BWT and FWT: over the stages)",
     )  # fmt: skip
     matrices, stages = mean_matrices(courses), _stages(courses)
     if matrices:

@@ -108,7 +108,7 @@ def fit_gaussian(features: Array, covariance: Covariance = "empirical", shrinkag
         shrinkage: a.
 
     Returns:
-        mean (d,) and covariance (d, d), of the kind and type of `features`.
+        mean (d,) and covariance (d, d), of the kind and type of `features` (whole numbers: float64).
 
     Raises:
         ValueError: not (n, d), one row, nan or infinite values, an unknown covariance, or a shrinkage outside [0, 1].
@@ -121,7 +121,8 @@ def fit_gaussian(features: Array, covariance: Covariance = "empirical", shrinkag
     found = Gaussian.fit(z, covariance, shrinkage)
     if covariance == "empirical" and (found.rank < z.shape[1] or len(z) <= z.shape[1]):
         warnings.warn(rank_warning(len(z), z.shape[1], found.rank), stacklevel=2)
-    mean, sigma = found.mean.to(z.dtype), found.covariance.to(z.dtype)
+    kind = z.dtype if z.is_floating_point() else torch.float64
+    mean, sigma = found.mean.to(kind), found.covariance.to(kind)
     return (mean.numpy(), sigma.numpy()) if isinstance(features, np.ndarray) else (mean, sigma)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from dart_core.errors import InputError, SettingError
 from dart_core.metrics import dice
 from dart_core.nets.nnunet import GenericUNet
 from dart_core.report import Report
-from dart_core.run import Run, find_device
+from dart_core.run import Run
 from dart_core.sliding_window import predict_volume
 from odex import settings as of
 from odex.cases import Case, Stage, check_foreground, joined, load_case, make_plan, read_stage, stage_cases, subjects
@@ -39,10 +40,9 @@ def learn(command: of.Learn) -> None:
         assert command.pool is not None
         check_same(before, command, command.pool)
     method: of.Method = before.method if before is not None else command.method or "odex"
-    stage = _stage(command, method, before)
-    plan = before.plan if before is not None else make_plan(stage, command.data, command.network)
+    stage, first = _stage(command, method, before)
+    plan = before.plan if before is not None else make_plan(first, command.data, command.network)
     distances = before.distances if before is not None else command.distances
-    device = find_device(command.run.device)
     pool = Stored(method, plan, distances, command.baselines, []) if before is None else before
     statistics = pool.statistics if before is not None else make_statistics(method, distances)
     if plan.norm == "instance" and distances.pooling == "1" and statistics is not None and method != "gram":
@@ -61,16 +61,22 @@ def learn(command: of.Learn) -> None:
             remedy="give images that differ",
         )
     with Run(command.run, command) as run:
+        if run.world_size > 1 and method == "lwf" and pool.baselines.compat != "none" and pool.stages:
+            raise SettingError(
+                "the frozen body of --method lwf as coded is not for several processes", remedy="run it in one process"
+            )
         say(f"stage {stage.name}: {stage_cases(stage)} cases")
         number = len(pool.stages)
-        parent, index, record = _decide(pool, statistics, stage, cases, device)
+        parent, index, record = run.from_main(
+            _decide(pool, statistics, stage, cases, run.device) if run.is_main else None
+        )
         network = plan.network() if parent is None else pool.load(parent)
         say(_words(record, method))
         regulariser = regulariser_of(method, pool.baselines, pool.memory, number)
         train_stage(run, network, cases, plan, command.training, regulariser)
         if not run.is_main:
             return
-        count = command.baselines.fisher_batches or command.training.batches
+        count = pool.baselines.fisher_batches or command.training.batches
         regulariser.end(network, lambda: fisher_batches(run, cases, plan, count, network))
         if statistics is not None:
             _record(statistics, network, pool, record, cases, held_out)
@@ -91,8 +97,8 @@ def learn(command: of.Learn) -> None:
     )
 
 
-def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
-    """The stage, with enough cases and a name of its own."""
+def _stage(command: of.Learn, method: str, before: Stored | None) -> tuple[Stage, Stage]:
+    """The stage, with enough cases and a name of its own; and the first one that it is made of (of joint)."""
     if not command.stage or (len(command.stage) > 1 and method != "joint"):
         raise SettingError(
             f"--stage names {len(command.stage)} stages", remedy="give one; only --method joint takes several at once"
@@ -121,7 +127,7 @@ def _stage(command: of.Learn, method: str, before: Stored | None) -> Stage:
             where=stage.source,
             remedy="give three training cases, or two rows of split val",
         )
-    return stage
+    return stage, stages[0]
 
 
 MOVED = 10.0
@@ -135,7 +141,7 @@ def _decide(
     pool: Stored, statistics: ModelPool | None, stage: Stage, cases: Sequence[Case], device: torch.device
 ) -> tuple[int | None, int, StageRecord]:
     """What to start from (None: random weights), which network to train, and why."""
-    record = StageRecord(stage.name, "expand", 0, None, cases=len(cases))
+    record = StageRecord(stage.name, "expand", 0, None, cases=len(cases), source=_source(pool, stage))
     if not pool.stages:
         return None, 0, record
     if statistics is None:
@@ -161,6 +167,11 @@ def _decide(
     return closest, index, record
 
 
+def _source(pool: Stored, stage: Stage) -> str:
+    """The file that lists a stage; several that are learned at once have none."""
+    return "" if pool.method == "joint" else str(stage.source.resolve())
+
+
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
 
@@ -176,7 +187,9 @@ def _record(
     """Statistics of the freshly trained network (2.2), and its reference distances (2.6)."""
     z = features_of(network, cases, pool)
     reference = features_of(network, held_out, pool) if len(held_out) > 1 else None
-    statistics.record(record.model, z, reference, action="update" if record.action == "update" else "expand")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below, in the command's own words
+        statistics.record(record.model, z, reference, action="update" if record.action == "update" else "expand")
     newest = statistics.histories[record.model][-1]
     if statistics.distance == "mahalanobis" and not newest.rank:
         raise InputError(

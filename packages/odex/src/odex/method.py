@@ -7,6 +7,7 @@ is in `features.py`, what a stage leaves behind of them (Eq. 3) in `gaussians.py
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -25,6 +26,7 @@ from odex.gaussians import (
     check_choice,
     check_covariance,
     checked_features,
+    rank_warning,
     summed_distance,
 )
 
@@ -193,7 +195,7 @@ class ModelPool:
         index = self.last["index"]
         own = self._per_model(features)[index] if len(self) else checked_features(_first(features))
         held_out = None
-        if validation_features is not None:
+        if validation_features is not None and len(_first(validation_features)) > 1:
             held_out = self._per_model(validation_features)[index] if len(self) else _first(validation_features)
         self.record(len(self) if action == "expand" else index, own, held_out)
         return action
@@ -233,6 +235,9 @@ class ModelPool:
 
         Raises:
             ValueError: no such model, or features that do not fit its history.
+
+        Warns:
+            UserWarning: an empirical covariance without full rank: distances ignore the directions that it lacks.
         """
         if action != "update" and index == self._parent and self._parent is not None:
             index = len(self)
@@ -241,6 +246,8 @@ class ModelPool:
         z = checked_features(features)
         fit = self._fit
         new = fit(z)
+        if self.distance == "mahalanobis" and self.covariance == "empirical" and new.rank < z.shape[1]:
+            warnings.warn(rank_warning(len(z), z.shape[1], new.rank), stacklevel=2)
         old: list[Gaussian] = []
         stages, bounds = [], []
         parent = index if index < len(self) else self.last["index"] if len(self) else None

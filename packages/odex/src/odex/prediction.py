@@ -16,6 +16,7 @@ from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.nnunet import CroppedCase
 from dart_core.data.scans import Scan, unique_names
+from dart_core.errors import InputError
 from dart_core.evaluation import write_prediction, write_predictions
 from dart_core.files import write_atomic
 from dart_core.nets.nnunet import GenericUNet
@@ -36,7 +37,12 @@ def predict(command: of.Predict) -> None:
     """Segment the cases of some stages; masks, predictions.csv, metrics.json and report.html."""
     device = find_device(command.device)
     pool = read_pool(command.pool)
-    stages = [read_stage(path) for path in command.stage]
+    stages = [_named(read_stage(path), pool) for path in command.stage]
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"stages of the same name ({', '.join(names)})", remedy="rename their folders, or give each once"
+        )
     # A broken last file must not waste the work on the others.
     rows = [(stage, row) for stage in stages for row in stage.of(command.split)]
     for stage, row in rows:
@@ -74,7 +80,7 @@ def predict(command: of.Predict) -> None:
     seed = _seed(command)
     content = {
         "method": method, "after": after, "stages": pool.names, "seed": seed, "networks": len(networks),
-        "bytes": sum(pool.sizes), "seconds": [stage.seconds for stage in pool.stages], "cases": len(table), "chosen": shares,
+        "bytes": pool.bytes, "seconds": [stage.seconds for stage in pool.stages], "cases": len(table), "chosen": shares,
     }  # fmt: skip
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     report = Report("Predictions", f"{method} after {after} stages, {len(table)} images", package=PACKAGE)
@@ -92,6 +98,12 @@ def predict(command: of.Predict) -> None:
     report.settings(command)
     report.write(out / "report.html")
     say(f"masks: {out}   report: {out / 'report.html'}   next: odex evaluate --predictions ... --out ...")
+
+
+def _named(stage: Stage, pool: Stored) -> Stage:
+    """The stage by the name that it was learned by (`learn --name`)."""
+    source = str(stage.source.resolve())
+    return replace(stage, name=next((known.name for known in pool.stages if known.source == source), stage.name))
 
 
 def _read(pool: Stored, row: Row) -> CroppedCase:

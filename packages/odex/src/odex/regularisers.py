@@ -125,7 +125,7 @@ class EWC(Regulariser):
         """Fisher information at the stage's end."""
         from odex.training import base_loss, resting_norms
 
-        network.seg_outputs[0].requires_grad_(False)
+        network.seg_outputs[0].requires_grad_(deep_supervision_weights(len(network.seg_outputs))[-1] != 0)
         with resting_norms(network):
             if self.as_coded:
                 image, labels = list(batches())[-1]
@@ -159,7 +159,10 @@ class RW(Regulariser):
         """Look at parameters and gradients."""
         self.spent = True
         own = learning(network)
-        self.tracker.update(own, {name: parameter.grad for name, parameter in own.items()})
+        gradients = {name: parameter.grad for name, parameter in own.items()}
+        # An overflow of half precision, whose step the scaler has skipped, is no gradient to remember.
+        if all(bool(torch.isfinite(g).all()) for g in gradients.values() if g is not None):
+            self.tracker.update(own, gradients)
 
     def end(self, network: GenericUNet, batches: FisherBatches) -> None:
         """Normalise and keep what was tracked."""

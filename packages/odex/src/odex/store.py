@@ -54,6 +54,8 @@ class StageRecord:
     steps: int = 0
     seconds: float = 0.0
     """Wall time of the stage's command up to here, without what lay before a resume."""
+    source: str = ""
+    """File that lists the stage, by which `predict` knows it again."""
 
 
 @dataclass
@@ -80,6 +82,12 @@ class Stored:
     def sizes(self) -> list[int]:
         """Bytes of each network's file."""
         return [path.stat().st_size for path in self.networks]
+
+    @property
+    def bytes(self) -> int:
+        """All that the pool takes on the disk: networks, statistics, and what a baseline remembers."""
+        rest = (self.networks[0].parent / name for name in (STATISTICS, MEMORY))
+        return sum(self.sizes) + sum(path.stat().st_size for path in rest if path.is_file())
 
     def load(self, index: int) -> GenericUNet:
         """A network in evaluation mode.

@@ -6,14 +6,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.scans import frame_of, unique_names
+from dart_core.data.scans import frame_of, subject_of, unique_names
 from dart_core.data.volumes import Volume, read_labels, read_volume, write_volume
 from dart_core.errors import InputError
 from dart_core.run import claim_folder, flat_settings
@@ -25,8 +25,9 @@ SCALE, DEGREES, TRANSLATION = 0.2, 15.0, 5.0
 """Of the strongest transform: scales 0.8 to 1.2, degrees and mm."""
 PERCENTILE = 10.0
 
+Item = TypeVar("Item")
 Key: TypeAlias = tuple[str, str]
-"""File name and source of a case."""
+"""Name and source of a case."""
 Stretch = Literal["percentiles", "linear", "torchio-percent"]
 
 
@@ -43,7 +44,11 @@ def stream(command: of.Stream) -> None:
         by_source = {name: [key for key in cases if key[1] == name] for name in names}
         stages = smooth_stream(by_source, command.counts())
     else:
-        stages = equal_parts(sorted(cases), command.stages)
+        of_subject: dict[str, list[Key]] = {}
+        for key in sorted(cases):
+            of_subject.setdefault(subject_of(cases[key]), []).append(key)
+        parts = equal_parts(list(of_subject), command.stages)
+        stages = [[key for subject in part for key in of_subject[subject]] for part in parts]
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     for number, stage in enumerate(stages):
@@ -56,18 +61,19 @@ def stream(command: of.Stream) -> None:
 
 
 def _cases(sources: Sequence[Stage]) -> dict[Key, Row]:
-    """Every case by file name and source; the site of each is its source."""
+    """Every case by name and source; the site of each is its source."""
     found = {}
     for source in sources:
-        for row in source.of("all"):
+        rows = source.of("all")
+        for row, name in zip(rows, unique_names(rows), strict=True):
             if row.mask is None:
                 raise InputError("no mask", where=row.where("mask"), remedy="give the mask of every case of a stream")
-            found[row.image.name, source.name] = replace(row, site=source.name)
+            found[name, source.name] = replace(row, site=source.name)
     return found
 
 
-def equal_parts(cases: Sequence[Key], stages: int) -> list[list[Key]]:
-    """Cases in their order, in stages of sizes that differ by one at most.
+def equal_parts(cases: Sequence[Item], stages: int) -> list[list[Item]]:
+    """Cases (or subjects) in their order, in stages of sizes that differ by one at most.
 
     Raises:
         InputError: fewer than two cases for each stage.
@@ -79,15 +85,17 @@ def equal_parts(cases: Sequence[Key], stages: int) -> list[list[Key]]:
 
 
 def with_splits(rows: Sequence[Row]) -> list[Row]:
-    """Rows whose split is train, or for a fifth (every fifth case in the order of the list) val and test by turns.
+    """Rows with a split: every fifth subject in the order of the list is for test, one in ten for the reference distances (val).
 
-    Stages of fewer than ten cases have the last one for test and no val.
+    Stages of fewer than ten subjects have the last one for test and no val.
     """
-    if len(rows) < 10:
-        return [replace(row, split="train" if i < len(rows) - 1 else "test") for i, row in enumerate(rows)]
-    # One in five for test, one in ten for the reference distances.
-    splits = ["test" if i % 5 == 4 else "val" if i % 10 == 2 else "train" for i in range(len(rows))]
-    return [replace(row, split=split) for row, split in zip(rows, splits, strict=True)]
+    people = list(dict.fromkeys(map(subject_of, rows)))
+    if len(people) < 10:
+        splits = ["train"] * (len(people) - 1) + ["test"]
+    else:
+        splits = ["test" if i % 5 == 4 else "val" if i % 10 == 2 else "train" for i in range(len(people))]
+    of_subject = dict(zip(people, splits, strict=True))
+    return [replace(row, split=of_subject[subject_of(row)]) for row in rows]
 
 
 def write_stage(out: Path, number: int, rows: Sequence[Row]) -> Path:
@@ -131,8 +139,8 @@ def transform_case(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """One case as the stage of strength s sees it, by TorchIO.
 
-    Scales U(1 - 0.2 s, 1 + 0.2 s), angles U(-15 s, 15 s) degrees and shifts U(-5 s, 5 s) mm along each axis; then the contrast:
-    percentiles: stretched between the percentiles 10 s and 100 - 10 s; linear: to the range (0.1 s, 1 - 0.1 s), which any z-score
+    First the contrast, then scales U(1 - 0.2 s, 1 + 0.2 s), angles U(-15 s, 15 s) degrees and shifts U(-5 s, 5 s) mm along each
+    axis. Contrast: percentiles: stretched between the percentiles 10 s and 100 - 10 s; linear: to the range (0.1 s, 1 - 0.1 s), which any z-score
     undoes; torchio-percent: between the percentiles 0.1 and 0.9 (whatever s), as TorchIO takes (0.1, 0.9). Labels: nearest.
 
     Args:
@@ -163,6 +171,7 @@ def transform_case(
     else:
         contrast = tio.RescaleIntensity((0, 1), percentiles=(0.1, 0.9))
     move = tio.Affine(scales, degrees, shift)
-    image, mask = contrast(move(original)).data[0].numpy(), move(labelled).data[0].numpy()
+    # In this order: the border that the movement fills in must not count among the percentiles.
+    image, mask = move(contrast(original)).data[0].numpy(), move(labelled).data[0].numpy()
     # A shift of 1: nnU-Net's non-zero mask would else cut the darkest voxels away.
     return np.asarray(image + 1, dtype=np.float32), mask.astype(np.uint8)

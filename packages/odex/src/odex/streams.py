@@ -12,9 +12,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item", bound="SupportsRichComparison")
 
-SOURCES = ("HarP", "Dryad", "Decathlon")
 COMPOSITION = ((58, 0, 0), (44, 8, 6), (24, 9, 25), (9, 8, 41), (0, 0, 58))
-"""Cases of each source in the five stages. The paper's own table is in a supplement that is not available; the sums are its
+"""Cases of each source (HarP, Dryad, Decathlon, in this order) in the five stages. The paper's own table is in a supplement that is not available; the sums are its
 135, 25 and 130."""
 
 

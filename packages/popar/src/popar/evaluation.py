@@ -20,11 +20,11 @@ from dart_core.files import write_atomic, write_csv
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from popar import settings as of
-from popar.models import PACKAGE, Tuned
-from popar.networks import parse_options
+from popar.models import PACKAGE, Tuned, network_name, tuned_of
 from popar.prediction import NAME
 from popar.recipes import scores_of
 from popar.tables import PRINTED_TABLES, TARGETS, TITLES, printed_rows
+from popar.transfer import RANDOM
 
 SCORES = "scores.csv"
 
@@ -48,7 +48,12 @@ def evaluate(command: of.Evaluate) -> None:
     scored = [read_scored(folder) for folder in command.predictions]
     results = result_rows(scored)
     summary = over_seeds(results)
-    compared = comparisons(results, command.baseline)
+    there = list(dict.fromkeys(row["init"] for row in results))
+    if command.baseline is not None and command.baseline not in there:
+        raise InputError(
+            f"no network here starts from {command.baseline!r}", remedy=f"give one of {', '.join(map(repr, there))}"
+        )
+    compared = comparisons(results, command.baseline or RANDOM)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     columns = ("site", "method", "init", "backbone", "image_size", "seed", "measure", "score", "labels_without_auc", "pictures", "folder")  # fmt: skip
@@ -77,10 +82,8 @@ def read_scored(folder: Path) -> Scored:
     """
     predictions = read_predictions(folder, PACKAGE)
     try:
-        fields = json.loads((folder / METRICS).read_text(encoding="utf-8"))["model"]
-        tuples = {name: tuple(fields[name]) for name in ("labels", "reported")}
-        about = Tuned(**{**fields, **tuples, "network": parse_options(fields["network"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        about = tuned_of(json.loads((folder / METRICS).read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"cannot be read as scores of {PACKAGE} ({error})",
             where=folder,
@@ -109,10 +112,13 @@ def result_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
     rows = []
     for one in scored:
         about = one.about
+        elsewhere = f"trained on {about.site}" if about.site != one.site else ""
+        variant = ", ".join(part for part in (about.variant, elsewhere) if part)
         found = scores_of(one.truth, one.scores, about.labels, about.multi_label, about.reported)
         rows.append({
-            "site": one.site, "method": about.name, "init": about.init, "backbone": about.backbone,
-            "image_size": about.image_size, "seed": about.seed, "measure": "mean AUC" if about.multi_label else "accuracy",
+            "site": one.site, "method": network_name(about.init, about.backbone, about.image_size, variant),
+            "init": about.init, "backbone": about.backbone, "image_size": about.image_size, "variant": variant,
+            "seed": about.seed, "measure": "mean AUC" if about.multi_label else "accuracy",
             "score": found["mean_auc"] if about.multi_label else found["accuracy"], "auc": found["auc"],
             "labels_without_auc": ", ".join(found["undefined"]), "pictures": len(one.truth), "folder": str(one.folder),
         })  # fmt: skip
@@ -133,9 +139,10 @@ def over_seeds(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def comparisons(results: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
-    """Each network against the one of the same backbone and size whose initial weights are the baseline."""
-    rows = compare_seeds(results, baseline, ("site", "measure", "backbone", "image_size"), "score", "init")
-    return [{**row, "method": f"{row['init']}, {row['backbone']} at {row['image_size']}"} for row in rows]
+    """Each network against the one that differs from it in nothing but its initial weights, which are the baseline."""
+    network = ("backbone", "image_size", "variant")
+    rows = compare_seeds(results, baseline, ("site", "measure", *network), "score", "init")
+    return [{**row, "method": network_name(row["init"], *(row[name] for name in network))} for row in rows]
 
 
 def spread(row: dict[str, Any]) -> str:
@@ -173,7 +180,7 @@ def score_sections(
                 (r["site"], r["method"], r["baseline"], 100 * r["difference"], r["p_t"], r["p_wilcoxon"], r["pairs"])
                 for r in compared
             ],
-            "Initial weights compared over seeds, same backbone and size: difference in points, Student's two-sample t-test, "
+            "Initial weights compared over seeds, all else alike: difference in points, Student's two-sample t-test, "
             "Wilcoxon's signed-rank test over shared seeds",
         )
     for site in dict.fromkeys(row["site"] for row in results):

@@ -55,6 +55,11 @@ def distort(
         raise InputError(
             f"the images are {images.dtype} of shape {tuple(images.shape)}", remedy="give (N, C, H, W) float"
         )
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise InputError(
+            f"the images have values from {float(images.min()):g} to {float(images.max()):g}",
+            remedy="give values in [0, 1]",
+        )
     if not len(images):
         return images.clone()
     draws = torch.rand(len(images), 8, generator=generator, device=images.device)

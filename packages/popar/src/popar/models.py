@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.errors import CheckpointError
 from popar.networks import POPAR, Classifier, parse_options
-from popar.settings import Head, Normalisation, Subtask
+from popar.settings import FineTuning, Head, Normalisation, Subtask
 
 WEIGHTS = "model.safetensors"
 PACKAGE = "popar"
@@ -76,18 +77,50 @@ class Tuned:
     """Of the weights: the one with the lowest validation loss."""
     reported: tuple[str, ...] = field(default=())
     """Labels whose mean AUC is reported; empty: all."""
+    lists: dict[str, tuple[str, ...]] | None = None
+    """Split -> names of pictures, where the authors' lists were given; None: the file is too old to say."""
+
+    @property
+    def variant(self) -> str:
+        """What is unusual: changes of the architecture, another head, another normalisation. Empty where nothing is."""
+        usual = FineTuning()
+        found = [f"{key}={_text(value)}" for key, value in sorted(self.network.items())]
+        found += [f"{self.head} head"] if self.head != usual.head else []
+        found += [f"normalisation {self.normalisation}"] if self.normalisation != usual.normalisation else []
+        return ", ".join(found)
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"{self.init}, {self.backbone} at {self.image_size}"
+        return network_name(self.init, self.backbone, self.image_size, self.variant)
+
+
+def network_name(init: str, backbone: str, image_size: int, variant: str = "") -> str:
+    """What tables call a fine-tuned network: all that tells it from others, the seed apart."""
+    return f"{init}, {backbone} at {image_size}" + (f", {variant}" if variant else "")
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def tuned_of(fields: Mapping[str, Any]) -> Tuned:
+    """A `Tuned` from what JSON made of one.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not its fields.
+    """
+    tuples = {name: tuple(fields[name]) for name in ("labels", "reported")}
+    lists = fields.get("lists")
+    lists = None if lists is None else {split: tuple(names) for split, names in lists.items()}
+    return Tuned(**{**fields, **tuples, "lists": lists, "network": parse_options(fields["network"])})
 
 
 def version_of(origin: Pretrained | Tuned, image_size: int) -> str:
     """What tables call initial weights: POPAR and its downgraded versions, the sub-tasks, or a supervised training."""
     if isinstance(origin, Tuned):
         return f"supervised on {origin.site}"
-    if origin.name != "POPAR":
+    if origin.name != "POPAR" or origin.network:  # the versions are of the paper's networks
         return origin.name
     return _VERSIONS.get((origin.backbone, origin.image_size, image_size), origin.name)
 
@@ -127,10 +160,8 @@ def describe(path: Path) -> Pretrained | Tuned | None:
                 **{**fields, "network": parse_options(fields["network"]), "subtasks": tuple(fields["subtasks"])}
             )
         if _TUNED in metadata:
-            fields = json.loads(metadata[_TUNED])
-            tuples = {name: tuple(fields[name]) for name in ("labels", "reported")}
-            return Tuned(**{**fields, **tuples, "network": parse_options(fields["network"])})
-    except (ValueError, TypeError, KeyError) as error:
+            return tuned_of(json.loads(metadata[_TUNED]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
             f"its description cannot be read ({error})", where=file, remedy="train again with this version"
         ) from error

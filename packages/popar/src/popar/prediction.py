@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 
 from dart_core.classification import group_table, roc_figure, scores_section, write_predictions
 from dart_core.cli import say
+from dart_core.data.catalog import radiographs
 from dart_core.data.datalist import Datalist
 from dart_core.data.pictures import Pictures, sites_of
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from popar import settings as of
 from popar.models import PACKAGE, Tuned, load_tuned
-from popar.radiographs import Radiographs, open_datalist
+from popar.radiographs import Radiographs, in_lists, listed_names, open_datalist
 from popar.recipes import RECIPES, labelled_parts, read_labels, scores_of
 from popar.transfer import predict_pictures
 
@@ -43,7 +44,8 @@ def predict(command: of.Predict) -> None:
     scores = predict_pictures(network, about, files, device, command.crops, command.batch_size)
     write_predictions(out, _rows(pictures, scores))
     found = scores_of(pictures.truth, scores, about.labels, about.multi_label, about.reported)
-    content = {"model": dataclasses.asdict(about), "split": command.split, "pictures": len(pictures), **found}
+    told = dataclasses.asdict(dataclasses.replace(about, lists=None))  # a hundred thousand names stay with the weights
+    content = {"model": told, "split": command.split, "pictures": len(pictures), **found}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     _report(command, about, pictures, scores, found["mean_auc"], found.get("accuracy"))
     if found["undefined"]:
@@ -54,17 +56,18 @@ def predict(command: of.Predict) -> None:
 def choose(command: of.Predict, about: Tuned) -> Pictures:
     """The pictures to score, with the labels of the network; unknown ones are nan.
 
-    Splits that the data name are kept; where none is named they are drawn as for the training.
+    Splits that the data name are kept; where none is named they are drawn as for the training. Lists are those of the training.
 
     Raises:
         InputError: no such site, or a cell that is no label.
+        SettingError: other lists than those of the training.
     """
     label = of.LabelSettings(
         target=about.target,  # type: ignore[arg-type]
         labels=about.labels, site=command.site, split_seed=about.split_seed, frontal=about.frontal,
         test=about.test,  # type: ignore[arg-type]
     )  # fmt: skip
-    datalist = open_datalist(command.data, label)
+    datalist = _open(command, about, label)
     if not command.site and len(sites_of(datalist)) > 1 and about.site in sites_of(datalist):
         datalist = datalist.select(site=about.site)
     there = {name for row in datalist for name in row.labels}
@@ -81,6 +84,27 @@ def choose(command: of.Predict, about: Tuned) -> Pictures:
     for place, name in enumerate(known):
         truth[:, about.labels.index(name)] = pictures.truth[:, place]
     return dataclasses.replace(pictures, labels=about.labels, truth=truth)
+
+
+def _open(command: of.Predict, about: Tuned, label: of.LabelSettings) -> Datalist:
+    """The data, in the lists of the training if they are the folder that it was on."""
+    datalist, data = open_datalist(command.data, label), command.data
+    if radiographs.recognise(data.datalist) != about.site:
+        return datalist
+    if about.lists is None:
+        say(
+            f"warning: {command.model} does not say which lists it was trained with; if any, give the same, or this may score "
+            "pictures that it was trained on"
+        )
+        return datalist
+    for split, names in listed_names(data.lists).items():
+        if about.lists.get(split) != names:
+            other = "with another" if split in about.lists else "without"
+            raise SettingError(f"was trained {other} --{split}-list", where=command.model, remedy="leave it out")
+    if not about.lists:
+        return datalist
+    whole = dataclasses.replace(data, train_list=None, val_list=None, test_list=None)
+    return in_lists(open_datalist(whole, label), about.lists)
 
 
 def _unlabelled(datalist: Datalist) -> Pictures:

@@ -26,6 +26,7 @@ from popar.radiographs import (
     pretraining_rows,
     three_channels,
 )
+from popar.recipes import with_drawn_test
 
 EXAMPLES = "examples"
 MEASURES = {
@@ -43,8 +44,10 @@ def pretrain(command: of.Pretrain) -> None:
     options = parse_options(given.network)
     with torch.device("meta"):  # whether it can be built, and its sizes
         plan = POPAR(given.name, given.image_size, command.pretraining.drop_path, **options)
-    datalist = open_datalist(command.data, of.LabelSettings())
-    left_out = excluded(command.exclude)
+    datalist, drawn = open_datalist(command.data, of.LabelSettings(split_seed=command.split_seed)), 0
+    if "test" not in command.splits:
+        datalist, drawn = with_drawn_test(datalist, command.split_seed)
+    left_out = excluded(command.exclude, datalist)
     training, held_out = pretraining_rows(
         datalist, command.splits, left_out, command.pretraining.held_out, command.run.seed
     )
@@ -63,6 +66,13 @@ def pretrain(command: of.Pretrain) -> None:
         fixed = FixedDistortions(three_channels(shown.stack(range(len(shown)))), plan.patch, objective)
     pictures.read_all()
     with Run(command.run, command) as run:
+        if run.is_main and left_out:
+            say(f"{len(left_out)} pictures left out ({command.exclude})")
+        if run.is_main and drawn:
+            say(
+                f"{drawn} pictures not trained on: no split names a test, and fine-tune --split-seed {command.split_seed} draws "
+                "these for it"
+            )
         network = POPAR(given.name, given.image_size, command.pretraining.drop_path, **options)
         progress = _Progress(run, command, network, about, fixed)
         weights = pretrain_network(
@@ -77,8 +87,7 @@ def pretrain(command: of.Pretrain) -> None:
         found = {} if fixed is None else fixed.measure(progress.network, run.device)
         run.finish({
             "subtasks": list(about.subtasks), "pictures": len(training), "measured_pictures": len(held_out),
-            "excluded": sum(row.image.stem in left_out for row in datalist), "epochs": about.epochs, "steps": run.step,
-            **found,
+            "excluded": len(left_out), "epochs": about.epochs, "steps": run.step, **found,
         })  # fmt: skip
         progress.report(about.epochs, found)
     say(f"network: {run.out}   report: {run.out / 'report.html'}   next: {PACKAGE} fine-tune --init {run.out} ...")

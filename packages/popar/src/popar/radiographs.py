@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 from dart_core.batches import Batches
 from dart_core.data.catalog import radiographs, rsna_pneumonia
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.images import read_image
+from dart_core.data.images import ENDINGS, read_image
 from dart_core.data.picture_views import CHESTXRAY14, IMAGENET
 from dart_core.errors import InputError
 from popar.settings import DataSettings, LabelSettings, Normalisation
@@ -24,6 +26,8 @@ from popar.settings import DataSettings, LabelSettings, Normalisation
 Statistics = tuple[tuple[float, float, float], tuple[float, float, float]] | None
 STATISTICS: dict[Normalisation, Statistics] = {"chestxray14": CHESTXRAY14, "imagenet": IMAGENET, "none": None}
 """Mean and standard deviation of each channel, of values in [0, 1]."""
+_LABELS = re.compile(r"(\.[A-Za-z]\w*)(?:[\s,]+-?\d+(?:\.\d+)?)+$")
+"""Numbers behind the name of a file, as in the authors' lists."""
 
 
 # --- Datalists -------------------------------------------------------------------------------------------------------
@@ -39,29 +43,79 @@ def open_datalist(data: DataSettings, label: LabelSettings) -> Datalist:
     return found.select(site=label.site) if label.site else found
 
 
-def excluded(path: Path | None) -> frozenset[str]:
-    """Names, without ending, of pictures that a pretraining leaves out: a list of names, or the RSNA's JSON file.
+def listed_names(lists: Mapping[str, Path] | None) -> dict[str, tuple[str, ...]]:
+    """What the authors' lists say, for a network to keep: split -> names of pictures without ending, sorted.
+
+    Args:
+        lists: split -> text file that `open_datalist` has read.
+    """
+    found = {}
+    for split, path in (lists or {}).items():
+        lines = path.read_text("utf-8-sig").splitlines()
+        names = {Path(re.split(r"[\s,]", line.strip(), maxsplit=1)[0]).stem for line in lines}
+        found[split] = tuple(sorted(names - {""}))
+    return found
+
+
+def in_lists(datalist: Datalist, lists: Mapping[str, Sequence[str]]) -> Datalist:
+    """The rows that lists name, in their splits, as if the lists had been given.
+
+    Args:
+        datalist: the folder of a data set, opened without lists.
+        lists: of `listed_names`.
 
     Raises:
-        InputError: the file cannot be read, or names nothing.
+        InputError: none of the pictures is in the lists.
+    """
+    split_of = {name.upper(): split for split, names in lists.items() for name in names}
+    named = [(row, split_of.get(row.image.stem.upper())) for row in datalist]
+    rows = tuple(replace(row, split=split) for row, split in named if split)
+    if not rows:
+        raise InputError(
+            "none of its pictures is in the lists of the training", where=datalist.source, remedy="check the folder"
+        )
+    return Datalist(rows, datalist.source)
+
+
+def excluded(path: Path | None, datalist: Datalist) -> frozenset[Path]:
+    """Pictures that a pretraining leaves out: those that a list, or the RSNA's JSON file, names.
+
+    A line of the list is a name, or a path with so many folders as tell the picture from others (CheXpert calls nearly all of
+    them view1_frontal.jpg); endings do not count. Behind a name with its ending, labels may stand.
+
+    Raises:
+        InputError: the file cannot be read, or names none of the pictures.
     """
     if path is None:
         return frozenset()
     if path.suffix.lower() == ".json":
-        return frozenset(Path(name).stem for name in rsna_pneumonia.read_mapping(path).values())
-    try:
-        names = frozenset(
-            Path(line.split()[0]).stem for line in path.read_text("utf-8-sig").splitlines() if line.split()
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot be read ({error})", where=path, remedy="give a text file") from error
-    if not names:
+        lines = list(rsna_pneumonia.read_mapping(path).values())
+    else:
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot be read ({error})", where=path, remedy="give a text file") from error
+    if not lines:
         raise InputError("names no picture", where=path, remedy="write the name of a picture in each line")
-    return names
+    names = {_parts(Path(_LABELS.sub(r"\1", line))) for line in lines}
+    depths = {len(name) for name in names}
+    pictures = {row.image: _parts(row.image.absolute()) for row in datalist}
+    found = frozenset(image for image, parts in pictures.items() if any(parts[-depth:] in names for depth in depths))
+    if not found:
+        raise InputError(
+            f"names none of the pictures of {datalist.source}", where=path,
+            remedy="write names or the ends of paths, one in each line",
+        )  # fmt: skip
+    return found
+
+
+def _parts(path: Path) -> tuple[str, ...]:
+    """Folders and name, without the ending of a picture."""
+    return path.with_suffix("").parts if path.suffix.lower() in ENDINGS else path.parts
 
 
 def pretraining_rows(
-    datalist: Datalist, splits: Sequence[str], left_out: frozenset[str], held_out: int, seed: int
+    datalist: Datalist, splits: Sequence[str], left_out: frozenset[Path], held_out: int, seed: int
 ) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Rows to train on, and rows that fixed distortions are measured on.
 
@@ -71,14 +125,14 @@ def pretraining_rows(
     Args:
         datalist: all rows.
         splits: to train on; rows without a split count as train.
-        left_out: names without ending that are in neither.
+        left_out: pictures that are in neither.
         held_out: most rows to measure.
         seed: of the draws.
 
     Raises:
         InputError: nothing to train on.
     """
-    rows = [row for row in datalist if row.image.stem not in left_out]
+    rows = [row for row in datalist if row.image not in left_out]
     training = [row for row in rows if (row.split or "train") in splits]
     if not training:
         raise InputError(

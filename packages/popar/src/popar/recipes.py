@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from dart_core.data.catalog import chestxray14, chexpert, rsna_pneumonia, shenzhen
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.pictures import Pictures, filled, read_pictures, sites_of, split_pictures
+from dart_core.data.pictures import (
+    Pictures,
+    filled,
+    label_columns,
+    read_pictures,
+    site_rows,
+    sites_of,
+    split_pictures,
+)
 from dart_core.errors import InputError, SettingError
 from dart_core.settings import UncertainLabels
 from popar.settings import FineTuning, LabelSettings, Target
@@ -98,10 +106,34 @@ def labelled_parts(datalist: Datalist, label: LabelSettings, recipe: Recipe) -> 
         InputError: several data sets, no such label, a cell that is no label, or a class that is not exactly one.
     """
     pictures, uncertain = read_labels(datalist, label, recipe)
-    split_by: Literal["patient", "image"] = "patient" if all(row.subject for row in pictures.rows) else "image"
-    parts = split_pictures(pictures, split_by, TEST_SHARE, VAL_SHARE, label.split_seed)
+    parts = _split(pictures, label.split_seed)
     place = {id(row): i for i, row in enumerate(pictures.rows)}
     return {name: Labelled(part, uncertain[[place[id(row)] for row in part.rows]]) for name, part in parts.items()}
+
+
+def _split(pictures: Pictures, seed: int) -> dict[str, Pictures]:
+    split_by: Literal["patient", "image"] = "patient" if all(row.subject for row in pictures.rows) else "image"
+    return split_pictures(pictures, split_by, TEST_SHARE, VAL_SHARE, seed)
+
+
+def with_drawn_test(datalist: Datalist, seed: int) -> tuple[Datalist, int]:
+    """The rows with split test where `labelled_parts` draws them for it, so that a pretraining can leave them out; how many.
+
+    Each data set is drawn from by itself, as it is fine-tuned on. One that names test pictures, or has no label columns and
+    therefore cannot be fine-tuned on, stays as it is.
+
+    Args:
+        datalist: rows of one or more data sets.
+        seed: the `split_seed` of the fine-tuning.
+    """
+    drawn: set[int] = set()
+    for site in sites_of(datalist):
+        rows = site_rows(datalist, site)
+        if all(row.split != "test" for row in rows) and label_columns(rows, _ADVICE):
+            parts = _split(Pictures(site, (), rows, np.zeros((len(rows), 0), np.float32)), seed)
+            drawn |= {id(row) for row in parts["test"].rows}
+    rows = tuple(replace(row, split="test") if id(row) in drawn else row for row in datalist)
+    return Datalist(rows, datalist.source), len(drawn)
 
 
 def read_labels(
@@ -129,6 +161,10 @@ def read_labels(
     pictures = read_pictures(Datalist(rows, datalist.source), sites[0], recipe.labels, False, _ADVICE)
     marked = [[row.labels.get(name, "") in UNCERTAIN for name in pictures.labels] for row in datalist.rows]
     uncertain = np.array(marked, dtype=bool).reshape(pictures.truth.shape)
+    if label.target == "chexpert":
+        # What a report does not mention counts as absent (specification 5), as in the folder of the owners.
+        absent = np.isnan(pictures.truth) & ~uncertain
+        pictures = replace(pictures, truth=np.where(absent, np.float32(0), pictures.truth))
     if labelled:
         _check_labelled(pictures, uncertain, recipe)
     return pictures, uncertain

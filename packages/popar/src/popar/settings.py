@@ -22,6 +22,9 @@ RESIZED = {224: 256, 256: 293, 384: 440, 448: 512, 512: 585}
 """Side of the crops -> shorter side that pictures are resized to before (specification 4)."""
 
 
+_NO_RATE = "--epochs is 1, and in the last epoch the learning rate is 0, so that nothing would be learned"
+
+
 def resized_side(size: int) -> int:
     """Shorter side that pictures are resized to before crops of side `size` are taken from them: about 8/7 of it."""
     return RESIZED.get(size, round(size * 8 / 7))
@@ -35,7 +38,8 @@ class DataSettings:
     """CSV with the column image, and if there are any subject, site, split (train, val, test) and one column per label; or
     the folder of ChestX-ray14, CheXpert, Shenzhen, VinDr-CXR or RSNA Pneumonia as published."""
     train_list: Path | None = None
-    """Published folders: text file with a picture's name in each line, the authors' training list; likewise below."""
+    """Published folders: text file with a picture's name in each line, the authors' training list; likewise below. A network
+    keeps the lists that it was fine-tuned with, so that predict needs none."""
     val_list: Path | None = None
     """Its validation list."""
     test_list: Path | None = None
@@ -130,6 +134,8 @@ class Pretraining:
             measure_every=self.measure_every, examples=self.examples, log_every=self.log_every,
         )  # fmt: skip
         at_least(0, learning_rate=self.learning_rate, warmup=self.warmup)
+        if self.epochs == 1 and self.warmup == 0:
+            raise SettingError(_NO_RATE, remedy="give at least 2, or a --warmup")
         _share("weight", self.weight, 1.0)
         _share("drop-path", self.drop_path, 0.999)
 
@@ -164,6 +170,8 @@ class FineTuning:
     def __post_init__(self) -> None:
         given = 1 if self.batch_size is None else self.batch_size
         at_least(1, epochs=self.epochs, batch_size=given, log_every=self.log_every)
+        if self.epochs == 1:
+            raise SettingError(_NO_RATE, remedy="give at least 2")
         at_least(0, patience=self.patience, learning_rate=self.learning_rate or 0)
         _share("drop-path", self.drop_path, 0.999)
 
@@ -179,7 +187,7 @@ class LabelSettings:
     """Label columns; default those of the target, for your own data every column of 0, 1 and empty cells."""
     uncertain: UncertainLabels = "lsr-ones"
     """chexpert: what a label of -1 becomes in training: a number from 0.55 to 0.85 drawn anew each time, one from 0 to 0.3,
-    1, or 0. In other data -1 is an error."""
+    1, or 0. In other data -1 is an error. An empty cell is 0 for chexpert, unknown in other data."""
     frontal: bool = False
     """chexpert: leave lateral views out."""
     test: Literal["valid", "test"] = "valid"
@@ -231,10 +239,13 @@ class Pretrain:
     distortions: Distortions = field(default_factory=Distortions)
     pretraining: Pretraining = field(default_factory=Pretraining)
     splits: tuple[Split, ...] = ("train", "val")
-    """Splits to train on; rows that name none count as train."""
+    """Splits to train on; rows that name none count as train. Where data with labels name no test, the pictures that fine-tune
+    draws for it are left out, unless test is one of these splits."""
     exclude: Path | None = None
-    """Text file with a picture's name in each line, or the RSNA's JSON file with the origin of its pictures: they are left
-    out, so that a later test does not hold pictures of the pretraining."""
+    """Text file with a name or the end of a path in each line, or the RSNA's JSON file with the origin of its pictures: they
+    are left out, so that a later test does not hold pictures of the pretraining."""
+    split_seed: int = 0
+    """Of the draw of test pictures where the data name none: that of the later fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -281,8 +292,8 @@ class Evaluate:
     output: OutputSettings
     predictions: tuple[Path, ...]
     """Folders that `predict` wrote: one for each network and seed."""
-    baseline: str = "random"
-    """Initial weights (as the table calls them) that the others are compared with."""
+    baseline: str | None = None
+    """Initial weights (as the table calls them) that the others are compared with; default: random, where they are there."""
 
 
 @dataclass(frozen=True)

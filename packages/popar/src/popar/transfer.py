@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -34,9 +35,9 @@ from popar import settings as of
 from popar.method import fine_tune_lr
 from popar.models import PACKAGE, Pretrained, Tuned, describe, save_tuned, version_of
 from popar.networks import Classifier, parse_options
-from popar.radiographs import STATISTICS, Radiographs, open_datalist, three_channels
+from popar.radiographs import STATISTICS, Radiographs, listed_names, open_datalist, three_channels
 from popar.recipes import Labelled, Recipe, label_loss, labelled_parts, optimizer_of, part_of, recipe_of, scores_of
-from popar.weights import load_popar_weights
+from popar.weights import is_of_the_authors, load_popar_weights
 
 CROPS_AT_ONCE = 160
 RANDOM = "random"
@@ -44,7 +45,7 @@ RANDOM = "random"
 
 def fine_tune(command: of.FineTune) -> None:
     """Fine-tune a backbone; write the weights of the epoch with the lowest validation loss, and report.html."""
-    about, settings = _plan(command)
+    about, origin = _plan(command)
     recipe = recipe_of(command.label, command.fine_tuning)
     datalist = open_datalist(command.data, command.label)
     parts = labelled_parts(datalist, command.label, recipe)
@@ -53,8 +54,13 @@ def fine_tune(command: of.FineTune) -> None:
         name: Radiographs(part.pictures.rows, None, command.data.colour, command.data.memory)
         for name, part in (("train", train), ("val", val))
     }
-    about = dataclasses.replace(about, labels=train.pictures.labels, multi_label=recipe.multi_label, site=train.pictures.name, reported=recipe.reported)  # fmt: skip
+    about = dataclasses.replace(
+        about, labels=train.pictures.labels, multi_label=recipe.multi_label, site=train.pictures.name,
+        reported=recipe.reported, lists=listed_names(command.data.lists),
+    )  # fmt: skip
     batches = training_batches(pictures["train"], train, recipe, about.image_size, command)
+    if about.head == "mlp":
+        _check_parts(batches, command.run.accumulate)
     for some in pictures.values():
         some.read_all()
     drop_path = command.fine_tuning.drop_path
@@ -66,10 +72,11 @@ def fine_tune(command: of.FineTune) -> None:
 
     if command.init is not None:
         load_popar_weights(command.init, build())  # weights that do not fit must not cost the output folder
+    theirs = _normalisation(command, origin)
     with Run(command.run, command) as run:
         network = build()
         found = None if command.init is None else load_popar_weights(command.init, network)
-        _say_start(run, command, about, settings, found)
+        _say_start(run, command, about, theirs, found)
         statistics = STATISTICS[about.normalisation]
         prepared = run.prepare(network)
         validation = _validation(run, pictures["val"], val, about, command.label.uncertain, recipe)
@@ -137,18 +144,39 @@ def _plan(command: of.FineTune) -> tuple[Tuned, Pretrained | Tuned | None]:
     return about, origin
 
 
+def _check_parts(batches: Batches, accumulate: int) -> None:
+    """Batch norm has no statistics of a single picture.
+
+    Raises:
+        SettingError: a part of a batch holds one.
+    """
+    share = batches.share(int(os.environ.get("WORLD_SIZE", "1")))
+    if share // min(accumulate, share) < 2:
+        raise SettingError(
+            f"--head mlp has batch norm, and a batch of {batches.batch_size} leaves parts of one picture",
+            remedy="give a larger --batch-size, or a smaller --accumulate",
+        )
+
+
+def _normalisation(command: of.FineTune, origin: Pretrained | Tuned | None) -> of.Normalisation | None:
+    """That of the initial weights, as far as their file tells."""
+    if origin is not None:
+        return origin.normalisation
+    return "chestxray14" if command.init is not None and is_of_the_authors(command.init) else None
+
+
 def _say_start(
-    run: Run, command: of.FineTune, about: Tuned, origin: Pretrained | Tuned | None, found: Conversion | None
+    run: Run, command: of.FineTune, about: Tuned, theirs: of.Normalisation | None, found: Conversion | None
 ) -> None:
     if not run.is_main:
         return
     if found is not None:
         kept = len(found.missing) + len(found.shape_mismatch)
         say(f"{command.init}: {len(found.loaded)} tensors loaded, {kept} of the backbone's left as they were")
-    if origin is not None and origin.normalisation != about.normalisation:
+    if theirs is not None and theirs != about.normalisation:
         say(
-            f"warning: the pretraining normalised with {origin.normalisation}, this fine-tuning with {about.normalisation} (as "
-            f"in the authors' code); --normalisation {origin.normalisation} makes them equal"
+            f"warning: the pretraining normalised with {theirs}, this fine-tuning with {about.normalisation} (as in the "
+            f"authors' code); --normalisation {theirs} makes them equal"
         )
 
 
@@ -254,18 +282,26 @@ def _report(run: Run, command: of.FineTune, about: Tuned, content: Mapping[str, 
     report = Report(
         f"Fine-tuning: {about.name}", f"{about.site}; {content['training_pictures']} training pictures", package=PACKAGE
     )
-    score = content.get("validation_auc", content.get("validation_accuracy"))
+    # No class may have both labels in a small validation part, so that there is no AUC.
+    names = {"validation_auc": "mean AUC", "validation_accuracy": "accuracy"}
+    score = next(
+        (
+            f"{text} on the validation pictures {content[key]:.4f}"
+            for key, text in names.items()
+            if content.get(key) is not None
+        ),
+        None,
+    )
     report.text(
         f"Initial weights: {about.init}. The weights kept are those of epoch {about.epoch}, whose validation loss "
         f"{content['validation_loss']:.4f} was the lowest"
-        + ("" if score is None else f"; mean AUC on the validation pictures {score:.4f}")
+        + ("" if score is None else f"; {score}")
         + f". Labels: {', '.join(about.labels)}."
     )
     figures.training_curves(report, run.out, {"loss": "training batch"}, "loss", "Loss during training")
     figures.training_curves(
         report, run.out, {"validation_loss": "validation pictures"}, "loss", "Validation loss after each epoch"
     )
-    names = {"validation_auc": "mean AUC", "validation_accuracy": "accuracy"}
     figures.training_curves(report, run.out, names, "score", "Validation pictures after each epoch")
     figures.training_curves(report, run.out, {"learning_rate": "learning rate"}, "learning rate", "Learning rate")
     report.section("Settings")

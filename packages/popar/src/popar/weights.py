@@ -20,6 +20,8 @@ from popar.networks import POPAR, Classifier
 LEAST = 0.95
 """Share of a backbone's tensors that a file must hold: below it, one would fine-tune a random network without noticing."""
 _PREFIX = re.compile(r"^(?:module\.|swin_model\.|vit_model\.|backbone\.|model\.|base_encoder\.|encoder\.)+")
+_AUTHORS = re.compile(r"(?:module\.)?(?:swin|vit)_model\.")
+"""How names begin in the files of the authors' pretraining, and in no others."""
 _BUFFERS = ("attn_mask", "relative_position_index")
 """Computed from the sizes; those of another image size would not fit."""
 _CONTAINERS = ("model", "state_dict", "model_state_dict", "network")
@@ -95,11 +97,7 @@ def standard_names(content: Mapping[str, Any], where: Path) -> tuple[dict[str, T
     Raises:
         CheckpointError: it holds no tensors by name.
     """
-    for key in _CONTAINERS:
-        if isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = _tensors(content)
     if not tensors:
         raise CheckpointError("holds no tensors by name", where=where, remedy="give a weight file")
     backbone: dict[str, Tensor] = {}
@@ -121,6 +119,21 @@ def standard_names(content: Mapping[str, Any], where: Path) -> tuple[dict[str, T
         # Before timm 0.9, as with the authors, a stage ends with the merging layer that now begins the next one.
         backbone = {_moved(name): value for name, value in backbone.items()}
     return backbone, heads
+
+
+def is_of_the_authors(path: Path) -> bool:
+    """Whether a file is of the authors' pretraining, which normalises with ChestX-ray14's statistics (specification 8.3).
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    return any(_AUTHORS.match(name) for name in _tensors(read_weight_file(weights_file(path))))
+
+
+def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a weight file by their own names, from below the key that some programs store them under."""
+    held = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), content)
+    return {name: value for name, value in held.items() if isinstance(value, Tensor)}
 
 
 def timm_state(model: POPAR | Classifier) -> dict[str, Tensor]:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dart_core.batches import Batches, Sample
-from dart_core.data.catalog import asan, atlas, fitzpatrick17k, isic, mclass
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.pictures import PictureFiles
 from dart_core.errors import InputError, SettingError
+from skintone_debias.datalists import normalised
+from skintone_debias.scores import TYPES
 from skintone_debias.settings import CaseSettings
 
-TYPES = range(1, 7)
 _LABELS = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
-_UNKNOWN = ("", "-1", "nan", "none")
 _IN_MEMORY = 512 * 2**20
 """Training pictures that take fewer bytes than this are kept once they are read."""
 
@@ -71,20 +68,18 @@ def label_of(row: Row, column: str, needed: bool = True) -> float:
 
 
 def cell_of(row: Row, column: str) -> str:
-    """What a column of the datalist says: one of its own, or the site."""
-    return (row.site if column == "site" else row.labels.get(column, "")).strip()
+    """What a column of the datalist says, one of its own or the site; empty where it is unknown."""
+    return normalised(row.site if column == "site" else row.labels.get(column, ""))
 
 
 def nuisance_of(row: Row, column: str) -> str | None:
-    """The value of a nuisance; None where it is unknown (empty, -1, nan). Whole numbers lose their decimals.
+    """The value of a nuisance; None where it is unknown (empty, -1, nan).
 
     Raises:
         InputError: a skin type other than 1 to 6, in a column whose name begins with fitzpatrick.
     """
     cell = cell_of(row, column)
-    if re.fullmatch(r"-?\d+\.0+", cell):
-        cell = cell.partition(".")[0]
-    if cell.lower() in _UNKNOWN:
+    if not cell:
         return None
     if column.startswith("fitzpatrick") and cell not in map(str, TYPES):
         raise InputError(
@@ -111,33 +106,6 @@ def has_column(rows: Sequence[Row], column: str) -> bool:
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
-
-
-def open_cases(path: Path) -> Datalist:
-    """A CSV datalist, or the folder of Fitzpatrick17k, ISIC, the Interactive Atlas (both views), ASAN or MClass as published.
-
-    Raises:
-        InputError: none of these, or one with something missing.
-    """
-    if path.name.lower().startswith("fitzpatrick17k") and path.suffix.lower() == ".csv":
-        return fitzpatrick17k.index(path)
-    if not path.is_dir() or (path / "dataset.json").is_file():
-        return Datalist.read(path)
-
-    def holds(*patterns: str) -> bool:
-        return any(next(path.glob(pattern), None) is not None for pattern in patterns)
-
-    if holds("fitzpatrick17k.csv"):
-        return fitzpatrick17k.index(path)
-    if holds("meta/meta.csv", "*/meta/meta.csv", "atlas_processed.csv"):
-        derm, clinic = atlas.index(path, "derm"), atlas.index(path, "clinic")
-        # One case has a picture of each view: the subject stays the same, and both are test pictures.
-        return Datalist((*derm, *clinic), derm.source)
-    if holds("Benchmark*", "MClass*"):
-        return mclass.index(path)
-    if holds("asan.csv", "malignantmelanoma", "*/malignantmelanoma"):
-        return asan.index(path)
-    return isic.index(path)
 
 
 def site_rows(datalist: Datalist, sites: Sequence[str]) -> list[Row]:
@@ -194,22 +162,31 @@ def read_cases(datalist: Datalist, settings: CaseSettings, unlearn: bool) -> tup
         )
     values = {name: ordered(str(nuisance_of(row, name)) for row in parts["train"]) for name in columns}
     cases = {name: _cases(found, settings.label, values) for name, found in parts.items()}
-    for value in (0, 1):
-        if not (cases["train"].labels == value).any():
-            kind = ("benign", "malignant")[value]
+    check_training(cases["train"], settings.label, columns if unlearn else (), str(datalist.source))
+    return cases, left_out
+
+
+def check_training(cases: Cases, label: str, nuisance: Iterable[str], where: str) -> None:
+    """Training pictures have both labels and two values of each nuisance; what a fold leaves of them may not.
+
+    Raises:
+        InputError: they have not.
+    """
+    for value, kind in enumerate(("benign", "malignant")):
+        if not (cases.labels == value).any():
             raise InputError(
-                f"no training picture is {kind} ({settings.label} {value})",
-                where=datalist.source,
+                f"no training picture is {kind} ({label} {value})",
+                where=where,
                 remedy="add some, or name another column: --label",
             )
-    for name in columns if unlearn else ():
-        if len(values[name]) < 2:
+    for name in nuisance:
+        there = [value for value, count in zip(cases.values[name], cases.counts(name), strict=True) if count]
+        if len(there) < 2:
             raise InputError(
-                f"all training pictures have {name} {values[name][0]}, so that there is nothing to unlearn",
-                where=datalist.source,
+                f"all training pictures have {name} {there[0]}, so that there is nothing to unlearn",
+                where=where,
                 remedy="name another column: --nuisance, or give --debias none",
             )
-    return cases, left_out
 
 
 def _cases(rows: Sequence[Row], label: str, values: Mapping[str, list[str]]) -> Cases:

@@ -20,22 +20,24 @@ from dart_core.errors import DartError, InputError, SettingError
 from dart_core.export import check_file, export_onnx
 from dart_core.figures import training_curves
 from dart_core.files import write_atomic
+from dart_core.metrics import auc_standard_error
 from dart_core.report import Report
 from dart_core.run import METRICS, Run, claim_folder, find_device, flat_settings
 from skintone_debias import settings as of
 from skintone_debias.cases import (
     Cases,
     cell_of,
+    check_training,
     has_column,
     label_of,
     nuisance_of,
-    open_cases,
     ordered,
     read_cases,
     site_rows,
     take_fold,
 )
-from skintone_debias.networks import BEST, WEIGHTS, LesionNet, Model, build, load_model, save_model
+from skintone_debias.datalists import open_cases
+from skintone_debias.networks import BEST, WEIGHTS, LesionNet, Model, build, load_model, save_model, weight_file
 from skintone_debias.recipes import RECIPES
 from skintone_debias.training import Best, head_columns, train_network, validate
 from skintone_debias.views import score_rows
@@ -52,7 +54,10 @@ def check_data(command: of.CheckData) -> int:
     cases = command.cases
     datalist = open_cases(cases.datalist)
     rows = site_rows(datalist, cases.sites)
-    columns = [name for name in (cases.label, *cases.nuisance) if not has_column(rows, name)]
+    # A test set needs no nuisance, and none of the published ones but Fitzpatrick17k has it.
+    training = any(row.split != "test" for row in rows)
+    needed = (cases.label, *(cases.nuisance if training else ()))
+    columns = [name for name in needed if not has_column(rows, name)]
     found = [f"{datalist.source}: has no column {name!r}" for name in columns]
 
     def open_row(row: Row) -> Iterator[tuple[str, DartError]]:
@@ -75,7 +80,7 @@ def check_data(command: of.CheckData) -> int:
                 yield name, InputError(error.problem, remedy=error.remedy)
 
     found += [str(problem) for problem in check(Datalist(tuple(rows), datalist.source), open_row)]
-    if not found:
+    if training and not found:
         try:
             _, left_out = read_cases(datalist, cases, unlearn=True)
             if left_out:
@@ -128,7 +133,9 @@ def train(command: of.Train) -> None:
     cases, validation = parts["train"], parts["val"]
     if command.training.fold is not None:
         cases, validation = take_fold(cases, command.training.fold, command.training.folds, command.run.seed)
-        cases, validation = _within(cases), validation
+        cases = _within(cases)
+        where = f"{datalist.source}, without fold {command.training.fold}"
+        check_training(cases, settings.label, head_columns(recipe, settings.nuisance), where)
     model = _model(command, cases)
     _check_before(command, cases, model)
     if left_out:
@@ -189,6 +196,12 @@ def _save_best(path: Path, network: LesionNet, best: Best, model: Model) -> None
         network.load_state_dict(last)
 
 
+def _auc_error(auc: float, validation: Cases) -> float | None:
+    """Hanley and McNeil's standard error; None for an AUC of 1, 0 or nan, as in `dart_core.classification.binary_scores`."""
+    positives = int(validation.labels.sum())
+    return float(auc_standard_error(auc, positives, len(validation) - positives)) if 0 < auc < 1 else None
+
+
 def _report(
     run: Run, command: of.Train, network: LesionNet, cases: Cases, validation: Cases, model: Model, best: Best,
     left_out: int,
@@ -204,9 +217,11 @@ def _report(
     }
     if len(validation):
         loss, auc = validate(network, validation, model, command.training.batch_size)
-        content |= {"validation_loss": loss, "validation_auc": auc}
+        error = _auc_error(auc, validation)
+        content |= {"validation_loss": loss, "validation_auc": auc, "validation_auc_error": error}
     if best.weights:
-        content |= {"best_epoch": best.epoch, "best_validation_auc": best.score}
+        error = _auc_error(best.score, validation)
+        content |= {"best_epoch": best.epoch, "best_validation_auc": best.score, "best_validation_auc_error": error}
     run.finish(content)
     report = Report(f"Training: {model.method}", f"{len(cases)} pictures, {model.encoder}", package=PACKAGE)
     report.section("Training")
@@ -269,6 +284,7 @@ def predict(command: of.Predict) -> None:
     content = {
         "pictures": len(rows),
         "views": command.views,
+        "weights": weight_file(command.model).stem,
         "sites": {row["group"]: {key: row[key] for key in MEASURES} for row in table},
         "model": dataclasses.asdict(model),
     }

@@ -45,9 +45,10 @@ def demo(command: of.Demo) -> None:
     check_data(of.CheckData(cases))
     folders: list[Path] = []
     for unlearning in METHODS:
-        run = RunSettings(out / f"train-{unlearning.name}", seed=command.seed, device="cpu")
+        name = unlearning.name.partition(" (")[0]
+        run = RunSettings(out / f"train-{name}", seed=command.seed, device="cpu")
         train(of.Train(run, cases, unlearning, TRAINING))
-        folders.append(out / f"predict-{unlearning.name}")
+        folders.append(out / f"predict-{name}")
         predict(of.Predict(OutputSettings(folders[-1]), datalist, run.out, device="cpu"))
     evaluation = of.Evaluate(OutputSettings(out / "evaluation"), tuple(folders))
     evaluate(evaluation)

@@ -23,14 +23,15 @@ from dart_core.classification import (
     seed_table,
 )
 from dart_core.cli import say
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 from dart_core.files import write_atomic, write_csv
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from skintone_debias import settings as of
 from skintone_debias.cases import ordered
 from skintone_debias.commands import PACKAGE
-from skintone_debias.networks import Model, read_model
+from skintone_debias.datalists import normalised
+from skintone_debias.networks import WEIGHTS, Model, read_model
 from skintone_debias.recipes import PAPER_NAMES
 from skintone_debias.tables import dermatologists, printed_table, published_set
 
@@ -49,6 +50,10 @@ class Network:
     predictions: Predictions
     groups: tuple[str, ...]
     """Of each picture; "" where the predictions have no such column."""
+    weights: str = Path(WEIGHTS).stem
+    """Name of its weight file."""
+    apart: tuple[str, ...] = ()
+    """What tells it from networks of the same sites and method that it must not be averaged or compared with."""
 
     @property
     def sites(self) -> list[str]:
@@ -60,7 +65,8 @@ class Network:
         """What tells it from other networks; folds count as seeds."""
         model = self.model
         seed: int | str = model.seed if model.fold is None else f"{model.seed}, fold {model.fold}"
-        return {"trained_on": "+".join(model.sites) or "–", "method": model.method, "seed": seed}
+        trained_on = ", ".join(("+".join(model.sites) or "–", *self.apart))
+        return {"trained_on": trained_on, "method": model.method, "seed": seed}
 
 
 def evaluate(command: of.Evaluate) -> None:
@@ -94,12 +100,17 @@ def evaluate(command: of.Evaluate) -> None:
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
+    several = len({row["trained_on"] for row in by_site}) > 1
+
+    def named(row: Mapping[str, Any]) -> str:
+        return f"{row['method']:<12} seed {row['seed']}" + (f", trained on {row['trained_on']}" if several else "")
+
     for row in (*by_site, *by_group):
         place = f"{command.group_by} {row['group']}" if "group" in row else row["site"]
-        print(f"{row['method']:<12} seed {row['seed']}  {place}: {auc_text(row)}")
+        print(f"{named(row)}  {place}: {auc_text(row)}")
     for row in gaps:
         if row["gap"] is not None:
-            print(f"{row['method']:<12} seed {row['seed']}  gap {row['between']}: {row['gap']:+.3f}")
+            print(f"{named(row)}  gap {row['between']}: {row['gap']:+.3f}")
     say(f"report: {out / 'report.html'}")
 
 
@@ -113,15 +124,35 @@ def _place(method: str) -> tuple[int, str]:
 
 
 def read_networks(command: of.Evaluate) -> list[Network]:
-    """The predictions that a command names, in the order of the methods."""
-    return sorted((_read(folder, command) for folder in command.predictions), key=lambda n: _place(n.model.method))
+    """The predictions that a command names, in the order of the methods.
+
+    Raises:
+        InputError: a folder without predictions, or without the groups.
+        SettingError: none of them has the method that the others are to be compared with.
+    """
+    networks = [_read(folder, command) for folder in command.predictions]
+    networks = sorted((_told_apart(network, networks) for network in networks), key=lambda n: _place(n.model.method))
+    methods = dict.fromkeys(network.model.method for network in networks)
+    if command.baseline not in methods and command.baseline != type(command).baseline:
+        raise SettingError(f"--baseline is {command.baseline}", remedy=f"methods there: {', '.join(methods)}")
+    return networks
+
+
+def _told_apart(network: Network, networks: Sequence[Network]) -> Network:
+    apart = []
+    if len({other.model.encoder for other in networks}) > 1:
+        apart.append(f"encoder {network.model.encoder}")
+    if network.weights != type(network).weights:
+        apart.append(f"weights {network.weights}")
+    return dataclasses.replace(network, apart=tuple(apart))
 
 
 def _read(folder: Path, command: of.Evaluate) -> Network:
     predictions = read_predictions(folder, PACKAGE)
     file = folder / METRICS
     try:
-        model = read_model(json.loads(file.read_text(encoding="utf-8"))["model"])
+        content = json.loads(file.read_text(encoding="utf-8"))
+        model, weights = read_model(content["model"]), str(content.get("weights", Network.weights))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"does not say which network made the predictions ({error})",
@@ -130,15 +161,15 @@ def _read(folder: Path, command: of.Evaluate) -> Network:
         ) from error
     column = command.group_by
     if column not in predictions.columns and column == type(command).group_by:
-        return Network(model, predictions, ("",) * len(predictions))
-    cells = predictions.column(column)
-    return Network(model, predictions, tuple(group_of(cell, column, command.single_types) for cell in cells))
+        return Network(model, predictions, ("",) * len(predictions), weights)
+    groups = tuple(group_of(cell, column, command.single_types) for cell in predictions.column(column))
+    return Network(model, predictions, groups, weights)
 
 
 def group_of(cell: str, column: str, single_types: bool) -> str:
     """The group of a picture: skin types in pairs, as in the paper, unless they are to stand alone."""
-    cell = cell.strip()
-    if cell in ("", "-1"):
+    cell = normalised(cell)
+    if not cell:
         return UNKNOWN
     return PAIRS.get(cell, UNKNOWN) if column.startswith("fitzpatrick") and not single_types else cell
 
@@ -231,7 +262,9 @@ def _pivot(
         lines = []
         for method in dict.fromkeys(row["method"] for row in chosen):
             cells = {row[place]: row for row in means if row["method"] == method}
-            line: list[str | int | None] = [method, *(_mean_text(cells.get(name)) for name in places)]
+            ours = [row for row in chosen if row["method"] == method]
+            texts = (_mean_text(cells.get(name), [row for row in ours if row[place] == name]) for name in places)
+            line: list[str | int | None] = [method, *texts]
             if of_gap:
                 line.append(_mean_text(of_gap.get(method)))
             lines.append([*line, max(row["seeds"] for row in cells.values())])
@@ -239,15 +272,24 @@ def _pivot(
         report.table(
             heads,
             lines,
-            f"{caption}. Trained on {trained_on}; mean ± sample standard deviation over seeds where there are several; a dash "
-            "where a group has one class only, which gives no AUC",
+            f"{caption}. Trained on {trained_on}; {_SPREAD}; a dash where a group has one class only, which gives no AUC",
         )
 
 
-def _mean_text(row: Mapping[str, Any] | None) -> str | None:
+_SPREAD = (
+    "mean ± sample standard deviation over seeds where there are several, else in brackets Hanley and McNeil's standard error "
+    "of the one AUC"
+)
+
+
+def _mean_text(row: Mapping[str, Any] | None, results: Iterable[Mapping[str, Any]] = ()) -> str | None:
+    """A row of `seed_table`; with the results behind it the standard error of an AUC that is the only one."""
     if row is None or row["mean"] is None:
         return None
-    return f"{row['mean']:.3f}" if row["std"] is None else f"{row['mean']:.3f} ± {row['std']:.3f}"
+    if row["std"] is not None:
+        return f"{row['mean']:.3f} ± {row['std']:.3f}"
+    error = next((result["auc_error"] for result in results if result["auc"] is not None), None)
+    return f"{row['mean']:.3f}" if error is None else f"{row['mean']:.3f} ({error:.3f})"
 
 
 def _compared(
@@ -314,29 +356,36 @@ def _by_group(network: Network) -> dict[str, tuple[Any, Any]]:
 
 
 def _printed_beside(report: Report, by_site: Sequence[Mapping[str, Any]]) -> None:
-    """Table 2 beside ours, where the data sets are its own."""
+    """Table 2 beside ours for each set of training sites, where the data sets are its own."""
     columns = {row["site"]: column for row in by_site if (column := published_set(row["site"]))}
-    if not columns:
-        return
-    ours = {(row["method"], row["site"]): row for row in seed_table(by_site, ("method", "site"))}
     printed = {str(row["method"]): row for row in printed_table("table2")}
-    rows: list[list[str | float | None]] = []
-    names = {name: PAPER_NAMES.get(name, name) for name, _ in ours}
-    for method in dict.fromkeys([*names, ""]):
-        name = names.get(method, "Dermatologists")
-        line: list[str | float | None] = [name]
-        for site, column in columns.items():
-            line += [_mean_text(ours.get((method, site))), printed.get(name, {}).get(f"{column} AUC")]
-        rows.append(line)
     heads = ["method"]
     for column in columns.values():
         heads += [f"{column}, here", "printed"]
-    report.table(
-        heads,
-        rows,
-        "Table 2 of the paper beside this evaluation: AUC. The dermatologists' numbers are (sensitivity + specificity) / 2 of "
-        "one operating point, no areas; the curves below show the point",
-    )
+    for trained_on in dict.fromkeys(row["trained_on"] for row in by_site if row["site"] in columns):
+        ours = [row for row in by_site if row["trained_on"] == trained_on and row["site"] in columns]
+        means = {(row["method"], row["site"]): row for row in seed_table(ours, ("method", "site"))}
+        rows: list[list[str | float | None]] = []
+        for method in dict.fromkeys(row["method"] for row in ours):
+            # What departs from the defaults stands behind the name; the paper's own settings do.
+            base, bracket, departures = method.partition(" (")
+            name = PAPER_NAMES.get(base, base)
+            line: list[str | float | None] = [name + bracket + departures]
+            for site, column in columns.items():
+                results = [row for row in ours if (row["method"], row["site"]) == (method, site)]
+                line.append(_mean_text(means.get((method, site)), results))
+                line.append(printed.get(name, {}).get(f"{column} AUC"))
+            rows.append(line)
+        people = printed["Dermatologists"]
+        rows.append(
+            ["Dermatologists", *(cell for column in columns.values() for cell in (None, people[f"{column} AUC"]))]
+        )
+        report.table(
+            heads,
+            rows,
+            f"Table 2 of the paper beside this evaluation: AUC. Trained on {trained_on}; {_SPREAD}. The dermatologists' numbers "
+            "are (sensitivity + specificity) / 2 of one operating point, no areas; the curves below show the point",
+        )
 
 
 def _printed(report: Report, name: str, caption: str) -> None:

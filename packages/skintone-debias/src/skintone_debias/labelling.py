@@ -24,8 +24,10 @@ from dart_core.files import atomic_write, output_errors, write_atomic
 from dart_core.log import Log, plain_number
 from dart_core.report import Report
 from skintone_debias import settings as of
+from skintone_debias.datalists import normalised, reader_of
 from skintone_debias.photos import LabelOptions, Photo, label_photo, start_process
 from skintone_debias.scores import TYPES, Agreement, agreements, confusion
+from skintone_debias.tables import printed_table
 from skintone_debias.tone import CORNERS
 from skintone_debias.tone_figures import (
     PUBLISHED_SHARES,
@@ -40,7 +42,8 @@ COLUMNS = ("ita", "fitzpatrick", "patch", *(f"ita_{k}" for k in range(len(CORNER
 """What `label` adds to a datalist; a column of the same name that was there before is kept as `given_<name>`."""
 TRUTHS = ("fitzpatrick", "fitzpatrick_scale")
 """Columns that hold human types, where --truth does not name one."""
-UNKNOWN = ("", "-1", "nan")
+LABELLED_SITES = {f"isic{year}" for year in (2017, 2018, 2020)}
+"""Sites whose types come from a labeller, not from people."""
 _CHUNK = 8
 _LISTED = 50
 
@@ -70,10 +73,10 @@ def label(command: of.Label) -> None:
 
 
 def find_files(paths: Sequence[Path], leave_out: Iterable[Path] = ()) -> Datalist:
-    """The pictures of folders and files as a datalist, each once; or the datalist that is given.
+    """The pictures of folders and files as a datalist, each once; or the datalist or folder as published that is given.
 
     Args:
-        paths: folders, files, or one datalist.
+        paths: folders, files, one datalist, or one folder as published.
         leave_out: files that are none of the pictures (what an earlier `label` wrote).
 
     Raises:
@@ -81,11 +84,15 @@ def find_files(paths: Sequence[Path], leave_out: Iterable[Path] = ()) -> Datalis
     """
     if not paths:
         raise InputError("no picture is given", remedy=f"write {PACKAGE} label FOLDER")
-    lists = [path for path in paths if path.suffix.lower() in (".csv", ".json")]
-    if lists:
+    readers = {path: read for path in paths if (read := reader_of(path)) is not None}
+    for path, read in readers.items():
         if len(paths) > 1:
-            raise InputError("a datalist, and more beside it", where=lists[0], remedy="give the datalist alone")
-        return Datalist.read(lists[0])
+            kind = "data set as published" if path.is_dir() else "datalist"
+            raise InputError(f"a {kind}, and more beside it", where=path, remedy=f"give the {kind} alone")
+        datalist = read(path)
+        if path.is_dir():
+            say(f"{path}: read as {', '.join(datalist.sites) or 'dataset.json'}: {len(datalist)} pictures")
+        return datalist
     for path in paths:
         if not path.exists():
             raise InputError("not found", where=path, remedy="check the path")
@@ -109,6 +116,8 @@ def human_types(datalist: Datalist, column: str) -> list[int]:
         InputError: no such column, or a cell that is no type.
     """
     there = {name for row in datalist for name in row.labels}
+    if column == "auto" and any(row.site in LABELLED_SITES for row in datalist):
+        column = "none"
     if column == "auto":
         column = next((name for name in TRUTHS if name in there), "none")
     if column == "none":
@@ -122,11 +131,11 @@ def human_types(datalist: Datalist, column: str) -> list[int]:
 
 def _human_type(row: Row, column: str) -> int:
     text = row.labels.get(column, "")
-    if text.lower() in UNKNOWN:
+    cell = normalised(text)
+    if not cell:
         return -1
-    with contextlib.suppress(ValueError):
-        if (value := float(text)) in TYPES:
-            return int(value)
+    if cell in map(str, TYPES):
+        return int(cell)
     raise InputError(
         f"{text!r} is no Fitzpatrick type", where=row.where(column), remedy="write 1 to 6, or -1 for unknown"
     )
@@ -317,7 +326,7 @@ def _write_report(
             "--reject-neutral leaves such patches out."
         )
     if tables:
-        _truth_section(report, photos, truth, tables)
+        _truth_section(report, photos, truth, tables, command.published)
     if outputs["sheet"].exists():
         report.section("Pictures")
         report.picture(outputs["sheet"], _SHEET_CAPTIONS[command.method], "labelled pictures with their patches")
@@ -355,7 +364,9 @@ def _group_table(report: Report, kind: str, groups: Sequence[str], photos: Seque
     )
 
 
-def _truth_section(report: Report, photos: Sequence[Photo], truth: Sequence[int], tables: Sequence[Agreement]) -> None:
+def _truth_section(
+    report: Report, photos: Sequence[Photo], truth: Sequence[int], tables: Sequence[Agreement], published: bool
+) -> None:
     report.section("Beside the human types")
     columns = ("labeller", "pictures", "within one (%)", "exact (%)", *(f"type {k}" for k in TYPES), "mean over types")
     rows: list[tuple[str | int | float, ...]] = [
@@ -374,6 +385,15 @@ def _truth_section(report: Report, photos: Sequence[Photo], truth: Sequence[int]
         [(f"type {k}", *(int(value) for value in line)) for k, line in zip(TYPES, table, strict=True)],
         "Pictures by human type (rows) and type given here (columns)",
     )
+    for name, caption in _PUBLISHED.items() if published else ():
+        printed = printed_table(name)
+        report.table(list(printed[0]), [list(row.values()) for row in printed], caption)
+
+
+_PUBLISHED = {
+    "section4_2": "Section 4.2 of the paper, as printed: on Fitzpatrick17k",
+    "released_labels": "Not in the paper: the labels that the authors released beside constant answers, on Fitzpatrick17k; percent",
+}
 
 
 def _failures_section(report: Report, datalist: Datalist, photos: Sequence[Photo]) -> None:

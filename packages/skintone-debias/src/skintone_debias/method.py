@@ -270,14 +270,15 @@ def debias_step(
             alone; zero: set to 0 as PyTorch did before version 2, so that its momentum moves it in phase 2 too (B8).
         aux_first: phase 2 before phase 1, the order of the paper's text.
         aux_updates_encoder: False: phase 2 trains the heads alone, as in the original TABE; then nothing is reversed.
-        run: its precision and gradient scaling are used where it is given.
+        run: its precision and gradient scaling are used where it is given; of several processes each gives its share of the
+            mini-batch, and the mean of their losses is that of the whole.
 
     Returns:
         "loss_first": the scalar of phase 1; "loss_auxiliary": one scalar for each head; both without gradient.
 
     Raises:
         ValueError: unknown method; another number of heads, labels or weights than it has; gradients that are to be
-            reversed and never reach the encoder.
+            reversed and never reach the encoder; noise for the uniform target.
     """
     recipe = _recipe(method, len(aux_heads))
     heads = len(recipe.heads)
@@ -294,6 +295,8 @@ def debias_step(
             "gradients cannot be reversed where the auxiliary loss does not reach the encoder",
             remedy="leave aux_updates_encoder on, or give reverse=False",
         )
+    if target == "uniform" and any(drawn is not None for drawn in noise or ()):
+        raise SettingError("noise has no meaning for the target 'uniform'", remedy="leave it out")
     if zero_grad_mode not in ("none", "zero"):
         raise SettingError(f"unknown zero_grad_mode {zero_grad_mode!r}", remedy="give none or zero")
     main, confusion, auxiliary = optimizers["main"], optimizers["confusion"], list(optimizers["auxiliary"])
@@ -308,14 +311,15 @@ def debias_step(
         for k in recipe.entropy:
             loss = loss + weight * negative_entropy(logits[k])
         for k in from_heads:
-            loss = loss + confusion_loss(logits[k], alpha, target, noises[k] if target == "noise" else None)
+            loss = loss + confusion_loss(logits[k], alpha, target, noises[k])
         return loss
 
     def auxiliary_losses() -> list[Tensor]:
         with contextlib.nullcontext() if aux_updates_encoder else torch.no_grad():
             features = encoder(x)
         features = reverse_gradient(features, scale) if reverse else features
-        return [auxiliary_loss(aux_heads[k](features), s[k], class_weights[k]) for k in range(heads)]
+        losses = [auxiliary_loss(aux_heads[k](features), s[k], class_weights[k]) for k in range(heads)]
+        return [_joint(run, loss, s[k], class_weights[k]) for k, loss in enumerate(losses)]
 
     def phase_1() -> Tensor:
         _clear(every, zero_grad_mode)
@@ -338,6 +342,14 @@ def debias_step(
         losses = phase_2()
         return {"loss_first": phase_1(), "loss_auxiliary": losses}
     return {"loss_first": phase_1(), "loss_auxiliary": phase_2()}
+
+
+def _joint(run: Run | None, loss: Tensor, s: Tensor, weights: Tensor | ArrayLike) -> Tensor:
+    """A process's auxiliary loss, so that the mean over processes is divided by the weights of all samples, not of its own (B2)."""
+    if run is None or run.world_size == 1:
+        return loss
+    own = torch.as_tensor(weights, dtype=loss.dtype, device=loss.device)[s.long()].sum()
+    return loss * (own / run.mean(own))
 
 
 def _clear(optimizers: Iterable[torch.optim.Optimizer], mode: ZeroGradMode) -> None:

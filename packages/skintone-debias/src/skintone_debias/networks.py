@@ -124,6 +124,11 @@ def save_model(path: Path, network: nn.Module, model: Model) -> Path:
     return path
 
 
+def weight_file(path: Path) -> Path:
+    """The weight file that a run folder, or the path of the file itself, stands for."""
+    return path / WEIGHTS if path.is_dir() else path
+
+
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[LesionNet, Model]:
     """The network of a run folder or weight file, in evaluation mode, and what its file says of it.
 
@@ -132,7 +137,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[LesionNe
     """
     if path.is_dir() and not (path / WEIGHTS).is_file():
         raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    file = path / WEIGHTS if path.is_dir() else path
+    file = weight_file(path)
     text = read_metadata(file).get(_KEY)
     try:
         model = read_model(json.loads(text or ""))

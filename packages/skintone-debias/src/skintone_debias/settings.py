@@ -82,12 +82,12 @@ class Unlearning:
 
     @property
     def name(self) -> str:
-        """What tables call it: the method, lr-control, and what departs from the defaults in brackets."""
+        """What tables call it: the method or lr-control, and in brackets what departs from the defaults."""
         method = "lr-control" if self.encoder_lr is not None else self.debias
         other = []
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in ("debias", "encoder_lr") and value != item.default:
+            if item.name != "debias" and value != item.default:
                 words = item.name.replace("_", " ")
                 other.append(words if value is True else f"no {words}" if value is False else f"{words} {value}")
         return f"{method} ({', '.join(other)})" if other else method
@@ -137,7 +137,7 @@ class Training:
     @property
     def side(self) -> int:
         """Side of the pictures as the network sees them (B10)."""
-        return self.image_size or (299 if self.encoder == "inception_v3" else 256)
+        return self.image_size or (299 if self.encoder.partition(".")[0] == "inception_v3" else 256)
 
 
 @dataclass(frozen=True)
@@ -188,8 +188,8 @@ class Label:
     POSITIONAL: ClassVar[str] = "pictures"
 
     pictures: tuple[Path, ...]
-    """Folders (searched through), picture files, or one datalist (CSV with a column image); may stand first without its
-    flag."""
+    """Folders (searched through), picture files, one datalist (CSV with a column image), or one folder as published, see
+    `train`; may stand first without its flag."""
     out: Path = Path("tones.csv")
     """Table to write, ending in .csv: image, ita, fitzpatrick, patch, the eight values ita_0 to ita_7, reason, and what
     the datalist says of the picture."""
@@ -210,11 +210,11 @@ class Label:
     rulers, vignettes. Not in the paper, where they often are the lightest."""
     truth: str = "auto"
     """Column of the datalist with human Fitzpatrick types 1 to 6 (-1 or empty: unknown) to compare with; auto:
-    fitzpatrick or fitzpatrick_scale where there is one, none: no comparison."""
+    fitzpatrick or fitzpatrick_scale where there is one (not of ISIC, where a labeller gave them), none: no comparison."""
     sheet: int = 24
     """Pictures on the sheet, evenly spaced over the list; 0 for no sheet."""
     published: bool = False
-    """Show the paper's distribution (ISIC training pictures, Fig. 4) beside ours."""
+    """Show the paper's distribution (ISIC training pictures, Fig. 4) beside ours, and its agreement with human types."""
     workers: int | None = None
     """Processes that read and label; default: one per core, 0 for none but the command itself."""
 
@@ -295,13 +295,14 @@ class Evaluate:
 
     output: OutputSettings
     predictions: tuple[Path, ...]
-    """Folders that `predict` wrote."""
+    """Folders that `predict` wrote. Networks of several encoders, or of other weight files than model.safetensors, stand
+    apart."""
     group_by: str = "fitzpatrick"
     """Column of the predictions that says which group a picture belongs to."""
     single_types: bool = False
     """Score each skin type alone, not types 1 and 2, 3 and 4, 5 and 6 together (as the paper)."""
     baseline: str = "none"
-    """Method that the others are compared with, over seeds."""
+    """Method that the others are compared with, over seeds, by the name that the tables give it."""
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,10 @@ def label_skin_tone(
         angle is nan, type and patch are -1.
 
     Raises:
-        InputError: not uint8 (H, W, 3), or with pre_sized of another size.
+        InputError: not uint8 (H, W, 3), or with pre_sized of another size; whatever `on_error` says, an option that is unknown.
     """
+    if on_error not in ("raise", -1):
+        raise InputError(f"on_error is {on_error!r}", remedy="give raise or -1")
     try:
         rgb = checked(rgb_uint8)
         if not pre_sized:
@@ -208,11 +210,11 @@ def label_skin_tone(
             raise InputError(
                 f"the picture is {width} x {height}, not {SIDE} x {SIDE} pixels", remedy="leave out pre_sized"
             )
-        return tone_of_square(rgb, bands, angle, reject_neutral)
     except InputError:
         if on_error == "raise":
             raise
         return SkinTone(np.nan, -1, -1, np.full(len(CORNERS), np.nan), np.zeros(len(CORNERS), bool))
+    return tone_of_square(rgb, bands, angle, reject_neutral)
 
 
 def middle_square(image: Image.Image) -> Pixels:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +22,13 @@ from dart_core.data.datalist import Datalist, Row
 from dart_core.data.pictures import PictureFiles, Pictures, filled, read_pictures, sites_of, split_pictures
 from dart_core.errors import InputError, SettingError
 from dart_core.files import output_errors
+from stain_aglr.grid import VAL_SHARE, draw_validation
 from stain_aglr.light import as_float
 from stain_aglr.method import BalancedBatches
 from stain_aglr.networks import PatchClassifier, pooled
 from stain_aglr.settings import SplitBy
 
 LABEL = "label"
-VALIDATION_SHARE = 0.2
 SPLIT_SEED = 0
 """Of the validation patches where the datalist names none: the same for every run, so that runs can be compared."""
 HALVINGS = 32
@@ -64,10 +66,13 @@ def training_site(datalist: Datalist, site: str) -> str:
     return site or there[0]
 
 
-def site_parts(datalist: Datalist, site: str, split_by: SplitBy) -> dict[str, Pictures]:
+def site_parts(datalist: Datalist, site: str, split_by: SplitBy) -> tuple[dict[str, Pictures], tuple[str, ...] | None]:
     """Train, val and test patches of the training laboratory, all labelled, files all there.
 
-    Where its rows name no validation patches, a fifth of the training subjects (or patches) is drawn.
+    Where its rows name no validation patches, a fifth of the training subjects (or patches) is drawn, at least one.
+
+    Returns:
+        The parts, and the subjects (or patches) that were drawn; None where the rows name the validation patches.
 
     Raises:
         InputError: a file or label is missing, a split is empty, or one class is missing from the training patches.
@@ -75,7 +80,11 @@ def site_parts(datalist: Datalist, site: str, split_by: SplitBy) -> dict[str, Pi
     pictures = read_pictures(datalist, site, (LABEL,))
     for row in pictures.rows:
         exists(row)
-    parts = own_splits(pictures, split_by)
+    drawn = None
+    if all(row.split != "val" for row in pictures.rows):
+        units = {_unit(row, split_by) for row in pictures.rows if row.split != "test"}
+        drawn = tuple(sorted(draw_validation(units, SPLIT_SEED)))
+    parts = own_splits(pictures, split_by, drawn)
     for name in ("train", "val"):
         filled(parts[name], name, datalist)
     labels = labels_of(parts["train"])
@@ -84,13 +93,45 @@ def site_parts(datalist: Datalist, site: str, split_by: SplitBy) -> dict[str, Pi
             raise InputError(
                 f"no training patch of {site} has label {k}", where=datalist.source, remedy="both classes are needed"
             )
-    return parts
+    return parts, drawn
 
 
-def own_splits(pictures: Pictures, split_by: SplitBy) -> dict[str, Pictures]:
-    """train, val and test of the training laboratory: the same for the training and every later command."""
+def own_splits(pictures: Pictures, split_by: SplitBy, validation: Collection[str] | None = None) -> dict[str, Pictures]:
+    """train, val and test of the training laboratory: the same for the training and every later command.
+
+    Args:
+        pictures: of the laboratory.
+        split_by: what was drawn.
+        validation: the subjects (or patches) that the training drew. None: the rows name the splits; if they do not, as with
+            runs that stored no draw, each subject (or patch) is drawn by itself, in the order of the rows.
+    """
     by: Literal["patient", "image"] = "patient" if split_by == "subject" else "image"
-    return split_pictures(pictures, by, test_share=0.0, val_share=VALIDATION_SHARE, seed=SPLIT_SEED)
+    if validation is not None:
+        chosen = frozenset(validation)
+        rows = (
+            row if row.split == "test" else replace(row, split="val" if _unit(row, split_by) in chosen else "train")
+            for row in pictures.rows
+        )
+        pictures = replace(pictures, rows=tuple(rows))
+    return split_pictures(pictures, by, test_share=0.0, val_share=VAL_SHARE, seed=SPLIT_SEED)
+
+
+def _unit(row: Row, split_by: SplitBy) -> str:
+    """What is drawn as a whole: the row's subject, or its patch by its path from the datalist.
+
+    Raises:
+        InputError: the row names no subject.
+    """
+    if split_by == "image":
+        image, folder = (Path(os.path.abspath(path)) for path in (row.image, row.source.parent))
+        return (image.relative_to(folder) if image.is_relative_to(folder) else image).as_posix()
+    if not row.subject:
+        raise InputError(
+            "the row names no subject, so that a split by subject cannot be drawn",
+            where=row.where("subject"),
+            remedy="fill the column subject in, add a column split, or give --split-by image",
+        )
+    return row.subject
 
 
 def exists(row: Row) -> None:

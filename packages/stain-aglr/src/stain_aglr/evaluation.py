@@ -29,7 +29,7 @@ from stain_aglr import settings as of
 from stain_aglr.figures import embed, feature_figure, sensitivity_figure
 from stain_aglr.models import PACKAGE, Model
 from stain_aglr.prediction import FEATURES, MARGIN, group_name
-from stain_aglr.tables import PAPER_NAMES, mean_and_spread, mean_over_sites, printed_rows, printed_table
+from stain_aglr.tables import beside_printed, mean_and_spread, mean_over_sites, printed_rows
 
 SCORES = "scores.csv"
 
@@ -53,21 +53,46 @@ class Scored:
         return [group_name(site, split, self.model) for site, split in pairs]
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """The networks of one training laboratory: only these are compared, and only their MEAN is over the same laboratories."""
+
+    site: str
+    scored: list[Scored]
+    results: list[dict[str, Any]]
+    """`auc_rows` of them."""
+    per_site: list[dict[str, Any]]
+    """AUC of each method and laboratory over seeds."""
+    means: list[dict[str, Any]]
+    """`mean_over_sites` of the unseen laboratories, of each network."""
+    overall: list[dict[str, Any]]
+    """MEAN of each method over seeds."""
+    compared: list[dict[str, Any]]
+    """The methods compared in MEAN."""
+
+
 def evaluate(command: of.Evaluate) -> None:
     """Compare the predictions of one or more networks."""
     scored = [read_scored(folder) for folder in command.predictions]
     results = auc_rows(scored)
     if command.embedding == "umap" and any(one.features is not None for one in scored):
         embed(np.random.default_rng(0).random((16, 2)), "umap")  # an absent package must not cost the output folder
-    per_site, overall, compared = _over_seeds(command, scored, results)
+    blocks = _blocks(command, scored, results)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
-    columns = ("method", "seed", "site", "split", "positives", "negatives", "auc", "auc_error", "folder")
+    columns = (
+        "method", "seed", "trained_on", "site", "split", "positives", "negatives", "auc", "auc_error", "folder",
+    )  # fmt: skip
     write_csv(out / SCORES, columns, [[row[name] for name in columns] for row in results])
-    content = {"per_site": per_site, "mean": overall, "compared": compared}
+    overall = [row for block in blocks for row in block.overall]
+    content = {
+        "per_site": [row for block in blocks for row in block.per_site],
+        "mean": overall,
+        "compared": [row for block in blocks for row in block.compared],
+    }
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     report = Report("Evaluation", f"{len(scored)} predictions, {len(overall)} methods", package=PACKAGE)
-    network_sections(report, command, scored, results)
+    _sections(report, command, blocks, printed=True)
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
@@ -79,9 +104,10 @@ def evaluate(command: of.Evaluate) -> None:
             )
     if any(row["unseen"] and row["auc"] is None for row in results):
         say("MEAN needs the AUC of every laboratory; `predict --sites` leaves those of one class out")
-    width = max(len(row["method"]) for row in overall) if overall else 0
-    for row in overall:
-        print(f"{row['method']:<{width}}  mean AUC {mean_and_spread(row['mean'], row['std'])}  ({row['seeds']} seeds)")
+    names = [row["method"] + (f", trained on {row['trained_on']}" if len(blocks) > 1 else "") for row in overall]
+    for name, row in zip(names, overall, strict=True):
+        mean = mean_and_spread(row["mean"], row["std"])
+        print(f"{name:<{max(map(len, names))}}  mean AUC {mean}  ({row['seeds']} seeds)")
     say(f"scores: {out / SCORES}   report: {out / 'report.html'}")
 
 
@@ -92,7 +118,7 @@ def network_sections(
     results: Sequence[dict[str, Any]],
     printed: bool = True,
 ) -> None:
-    """Tables and pictures of some networks.
+    """Tables and pictures of some networks, for each training laboratory by itself.
 
     Args:
         report: where to.
@@ -101,20 +127,34 @@ def network_sections(
         results: `auc_rows` of them.
         printed: show the paper's tables beside them.
     """
-    per_site, overall, compared = _over_seeds(command, scored, results)
-    _tables(report, results, per_site, overall, compared)
+    _sections(report, command, _blocks(command, scored, results), printed)
+
+
+def _blocks(command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]) -> list[Block]:
+    blocks = []
+    for site in dict.fromkeys(one.model.site for one in scored):
+        own = [one for one in scored if one.model.site == site]
+        rows = [row for row in results if row["trained_on"] == site]
+        means = mean_over_sites([row for row in rows if row["unseen"]])
+        overall = seed_table(means, ("trained_on", "method"))
+        compared = compare_seeds(means, _baseline(command, own), ("trained_on",))
+        per_site = seed_table(rows, ("trained_on", "method", "group", "unseen"))
+        blocks.append(Block(site, own, rows, per_site, means, overall, compared))
+    return blocks
+
+
+def _sections(report: Report, command: of.Evaluate, blocks: Sequence[Block], printed: bool) -> None:
+    for block in blocks:
+        _tables(report, block, _after(block, blocks))
     if printed:
-        _printed(report, per_site, overall)
-    _pictures(report, command, scored, results)
+        _printed(report, blocks)
+    for block in blocks:
+        _pictures(report, command, block, _after(block, blocks))
 
 
-def _over_seeds(
-    command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each laboratory's AUC, the mean over unseen laboratories, and the methods compared in that mean."""
-    means = mean_over_sites([row for row in results if row["unseen"]])
-    compared = compare_seeds(means, _baseline(command, scored))
-    return seed_table(results, ("method", "group")), seed_table(means, ("method",)), compared
+def _after(block: Block, blocks: Sequence[Block]) -> str:
+    """What the headings of a block add where there are several."""
+    return f", trained on {block.site}" if len(blocks) > 1 else ""
 
 
 def read_scored(folder: Path) -> Scored:
@@ -164,7 +204,8 @@ def auc_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
                 first = int(np.flatnonzero(chosen)[0])
                 about = {"method": one.model.name, "seed": one.model.seed, "group": group, "folder": str(one.folder)}
                 unseen = sites[first] != one.model.site
-                rows.append({**about, "site": sites[first], "split": splits[first], "unseen": unseen, **found})
+                place = {"trained_on": one.model.site, "site": sites[first], "split": splits[first]}
+                rows.append({**about, **place, "unseen": unseen, **found})
     if not rows:
         raise InputError(
             "no patch has a label", where=scored[0].folder, remedy="predict with a datalist that has a column label"
@@ -176,15 +217,12 @@ def _baseline(command: of.Evaluate, scored: Sequence[Scored]) -> str:
     return next((one.model.name for one in scored if one.model.method == command.baseline), command.baseline)
 
 
-def _tables(
-    report: Report, results: Sequence[dict[str, Any]], per_site: Sequence[dict[str, Any]],
-    overall: Sequence[dict[str, Any]], compared: Sequence[dict[str, Any]],
-) -> None:  # fmt: skip
-    groups = list(dict.fromkeys(row["group"] for row in results))
-    cells = {(row["method"], row["group"]): row for row in per_site}
-    report.section("Area under the ROC curve")
+def _tables(report: Report, block: Block, after: str) -> None:
+    groups = list(dict.fromkeys(row["group"] for row in block.results))
+    cells = {(row["method"], row["group"]): row for row in block.per_site}
+    report.section(f"Area under the ROC curve{after}")
     rows = []
-    for mean in overall:
+    for mean in block.overall:
         found = [cells.get((mean["method"], group)) for group in groups]
         rows.append(
             [
@@ -201,27 +239,28 @@ def _tables(
         "mean over the laboratories that training did not see. A dash: no AUC, because only one class is there, and no MEAN "
         "with such a laboratory (`predict --sites` leaves it out)",
     )
-    counts = {row["group"]: (row["positives"], row["negatives"]) for row in results}
+    counts = {row["group"]: (row["positives"], row["negatives"]) for row in block.results}
     report.table(
         ("laboratory", "class 1", "class 0"), [(group, *counts[group]) for group in groups], "Labelled patches scored"
     )
-    if compared:
+    if block.compared:
         report.table(
             ("method", "against", "difference", "t-test p", "Wilcoxon p", "seeds in pairs"),
-            [[r["method"], r["baseline"], r["difference"], r["p_t"], r["p_wilcoxon"], r["pairs"]] for r in compared],
+            [
+                [r["method"], r["baseline"], r["difference"], r["p_t"], r["p_wilcoxon"], r["pairs"]]
+                for r in block.compared
+            ],
             "MEAN of the methods compared over seeds: Student's t-test, and Wilcoxon's signed-rank test over shared seeds. A "
             "dash: fewer than two seeds",
         )
 
 
-def _printed(report: Report, per_site: Sequence[dict[str, Any]], overall: Sequence[dict[str, Any]]) -> None:
-    cells = {(row["method"], row["group"]): row for row in per_site}
-    groups = list(dict.fromkeys(row["group"] for row in per_site))
+def _printed(report: Report, blocks: Sequence[Block]) -> None:
     report.section("Printed in the paper")
     for name, what in (("table1", "Camelyon17, trained on RUMC"), ("table2", "TUPAC, trained on centre 1")):
         columns, printed = printed_rows(name)
         report.table(columns, printed, f"Table {name[-1]} as printed, not measured here: AUC, {what}; ten seeds")
-    shown = _beside(overall, cells, groups)
+    shown = [row for block in blocks for row in beside_printed(block.site, block.per_site, block.overall)]
     if shown:
         report.table(
             ("method", "laboratory", "here", "printed"),
@@ -230,31 +269,11 @@ def _printed(report: Report, per_site: Sequence[dict[str, Any]], overall: Sequen
         )
 
 
-def _beside(
-    overall: Sequence[Mapping[str, Any]], cells: Mapping[tuple[str, str], Mapping[str, Any]], groups: Sequence[str]
-) -> list[list[str]]:
-    """Numbers that were measured here and printed in the paper."""
-    merged: dict[str, dict[str, Any]] = {}
-    for name in ("table1", "table2"):
-        for row in printed_table(name):
-            merged.setdefault(str(row["method"]), {}).update(row)
-    rows = []
-    for mean in overall:
-        of_paper = merged.get(PAPER_NAMES.get(mean["method"], ""), {})
-        for group in groups:
-            cell = cells.get((mean["method"], group))
-            if cell is not None and f"{group}_auc_mean" in of_paper:
-                pair = (of_paper[f"{group}_auc_mean"], of_paper[f"{group}_auc_std"])
-                rows.append([mean["method"], group, mean_and_spread(cell["mean"], cell["std"]), mean_and_spread(*pair)])
-    return rows
-
-
-def _pictures(
-    report: Report, command: of.Evaluate, scored: Sequence[Scored], results: Sequence[dict[str, Any]]
-) -> None:
+def _pictures(report: Report, command: of.Evaluate, block: Block, after: str) -> None:
+    scored = block.scored
     first = {one.model.name: one for one in reversed(scored)}
     first = {name: first[name] for name in dict.fromkeys(one.model.name for one in scored)}
-    report.section("Curves")
+    report.section(f"Curves{after}")
     curves = {}
     for name, one in first.items():
         tests = np.array(one.predictions.column("site"), dtype=object) != one.model.site
@@ -276,7 +295,7 @@ def _pictures(
         if one.features is not None and len(one.features) >= 5
     }
     if panels:
-        report.section("Feature space")
+        report.section(f"Feature space{after}")
         report.picture(
             feature_figure(panels, command.embedding),
             f"Pooled features of test patches and of the training laboratory's validation patches in two dimensions "
@@ -284,9 +303,9 @@ def _pictures(
             "Colour: laboratory; plus: class 0; dot: class 1. A network that is blind to the stain mixes the colours",
             "scatter plots of the feature space by laboratory and class",
         )
-    curves_of_weights = sensitivity(scored, mean_over_sites([row for row in results if row["unseen"]]))
+    curves_of_weights = sensitivity(scored, block.means)
     if curves_of_weights:
-        report.section("Sensitivity to the weights")
+        report.section(f"Sensitivity to the weights{after}")
         report.picture(
             sensitivity_figure(curves_of_weights),
             "Mean AUC over the test laboratories against the weight of one loss, the other's being 0 (Fig. 5 of the paper); "
@@ -299,7 +318,7 @@ def sensitivity(scored: Sequence[Scored], means: Sequence[Mapping[str, Any]]) ->
     """What Fig. 5 shows: weight -> mean AUC of each seed, for each loss of which there are at least two weights.
 
     Args:
-        scored: networks.
+        scored: networks of one training laboratory.
         means: of `mean_over_sites`.
     """
     of_network = {(row["method"], row["seed"]): row["auc"] for row in means}

@@ -6,7 +6,7 @@ that all patches of a slide are judged by a few array operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,6 +186,16 @@ def choose_patches(
     return chosen
 
 
+def draw_validation(units: Iterable[str], seed: int) -> set[str]:
+    """Draw a fifth of some subjects (or patches) for validation: at least one, but not the only one.
+
+    The draw depends on the names alone, not on their order.
+    """
+    own = sorted(set(units))
+    count = max(1, round(VAL_SHARE * len(own))) if len(own) > 1 else 0
+    return set(np.random.default_rng(seed).permutation(own)[:count].tolist())
+
+
 def assign_splits(subjects: Sequence[str], sites: Sequence[str], training_site: str, seed: int) -> list[str]:
     """Split the training laboratory by subject into train and val; all others are for test (specification 5).
 
@@ -195,9 +205,8 @@ def assign_splits(subjects: Sequence[str], sites: Sequence[str], training_site: 
         training_site: the laboratory to train on.
         seed: of the draw.
     """
-    own = sorted({subject for subject, site in zip(subjects, sites, strict=True) if site == training_site})
-    count = max(1, round(VAL_SHARE * len(own))) if len(own) > 1 else 0
-    validation = set(np.random.default_rng(seed).permutation(own)[:count].tolist())
+    own = (subject for subject, site in zip(subjects, sites, strict=True) if site == training_site)
+    validation = draw_validation(own, seed)
     return [
         "test" if site != training_site else "val" if subject in validation else "train"
         for subject, site in zip(subjects, sites, strict=True)

@@ -311,7 +311,6 @@ def train_network(
     losses: Losses,
     augmentation: Augmentation,
     validate: Callable[[PatchClassifier], Mapping[str, float]],
-    epoch_batches: int | None = None,
 ) -> BestEpoch:
     """Train until the learning rate has come down; resumes where the run was stopped.
 
@@ -323,9 +322,8 @@ def train_network(
         training: recipe.
         losses: options of the loss.
         augmentation: options of the altered patches.
-        validate: called after every epoch with the classifier in evaluation mode; gives "validation_loss" and what else is
-            to be logged.
-        epoch_batches: batches of an epoch; None: a pass over the patches.
+        validate: called after every epoch, in every process, with the classifier in evaluation mode; gives "validation_loss"
+            and what else is to be logged.
 
     Returns:
         The weights of the best epoch; `network` holds those of the last.
@@ -353,7 +351,7 @@ def train_network(
             losses.form,
         )  # fmt: skip
 
-    epoch_batches = epoch_batches or batches_per_epoch(batches.size, training.batch_size)
+    epoch_batches = batches_per_epoch(batches.size, training.batch_size)
     prepared.train()
     for step, batch in run.steps(batches, training.max_epochs * epoch_batches):
         generator = torch.Generator(run.device).manual_seed(_seed(run, step))
@@ -365,9 +363,7 @@ def train_network(
             run.log.write(step, loss=loss, learning_rate=optimizer.param_groups[0]["lr"])
         if (step + 1) % epoch_batches == 0:
             epoch = (step + 1) // epoch_batches
-            classifier.eval()
-            found = validate(classifier)
-            classifier.train()
+            found = _validated(run, classifier, validate)
             run.log.write(step, epoch=epoch, **found)
             best.offer(found["validation_loss"], epoch, unwrap(prepared))
             if plateau.step(found["validation_loss"]):
@@ -375,6 +371,21 @@ def train_network(
                 run.save()  # leaving the loop saves nothing
                 break
     return best
+
+
+def _validated(
+    run: Run, classifier: PatchClassifier, validate: Callable[[PatchClassifier], Mapping[str, float]]
+) -> dict[str, float]:
+    """What `validate` finds, averaged over the processes: batch norm saw another share of the batches in each, and all of them
+    must come to the same learning rate, best epoch and end."""
+    classifier.eval()
+    found = {name: float(value) for name, value in validate(classifier).items()}
+    classifier.train()
+    if run.world_size == 1:
+        return found
+    # On the CPU, where the numbers are float64.
+    means = run.mean(torch.tensor(list(found.values()), dtype=torch.float64))
+    return dict(zip(found, means.tolist(), strict=True))
 
 
 def _seed(run: Run, step: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.errors import CheckpointError
 from stain_aglr.method import LAMBDA1, LAMBDA2
 from stain_aglr.networks import PatchClassifier, StainGenerator
-from stain_aglr.settings import CONSISTENT, REGENERATING, SplitBy
+from stain_aglr.settings import CONSISTENT, REGENERATING, Halving, SplitBy, Upsampling
 
 WEIGHTS = "model.safetensors"
 GENERATOR = "generator.safetensors"
@@ -28,6 +29,7 @@ class Model:
     """The training laboratory."""
     width: int
     image_size: int
+    """Height of the patches."""
     resized: bool
     """Patches are resized to `image_size`; otherwise they must have that size."""
     seed: int
@@ -38,10 +40,22 @@ class Model:
     lambda2: float = 0.0
     split_by: SplitBy = "subject"
     """How validation patches were drawn where the datalist names none."""
+    validation: Sequence[str] | None = None
+    """The subjects (or patches) that were drawn; None where the datalist named them, and in files that do not say."""
+    image_width: int | None = None
+    """Width of the patches; None: as their height."""
+    halving: Halving = "second"
+    relu_logits: bool = False
+    upsampling: Upsampling = "nearest"
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the patches."""
+        return self.image_size, self.image_size if self.image_width is None else self.image_width
 
     @property
     def name(self) -> str:
-        """What tables call it: the method, with weights of the losses that are not the paper's."""
+        """What tables call it: the method, with weights of the losses and layers that are not the default ones."""
         name = self.method
         for letter, value, usual, methods in (
             ("λ1", self.lambda1, LAMBDA1, REGENERATING),
@@ -49,6 +63,9 @@ class Model:
         ):
             if self.method in methods and value != usual:
                 name += f" {letter}={value:g}"
+        for option in ("halving", "relu_logits", "upsampling"):
+            if getattr(self, option) != getattr(Model, option):
+                name += f" {option}={getattr(self, option)}"
         return name
 
 
@@ -72,7 +89,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[PatchCla
     text = read_metadata(file).get(PACKAGE)
     try:
         model = Model(**json.loads(text or ""))
-        network = PatchClassifier(model.width)
+        network = PatchClassifier(model.width, model.halving, model.relu_logits)
     except (ValueError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"is no patch classifier of {PACKAGE}", where=file, remedy="give a run folder of `stain-aglr train`"
@@ -93,7 +110,7 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> StainGener
         raise CheckpointError(
             f"a run of {model.method} without generator", where=folder, remedy="give one of hed-reg or stain-aglr"
         )
-    generator = StainGenerator(model.width)
+    generator = StainGenerator(model.width, model.upsampling)
     load_weights(folder / GENERATOR, generator)
     return generator.to(device).eval()
 

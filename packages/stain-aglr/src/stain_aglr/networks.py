@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stain_aglr.settings import Halving, Upsampling
+
 STAGES = 5
 DROPOUT = 0.5
-
-Halving = Literal["second", "first", "pool"]
 
 
 class FeatureExtractor(nn.Module):
@@ -77,7 +75,7 @@ class StainGenerator(nn.Module):
         upsampling: how the side is doubled: "nearest" or "bilinear".
     """
 
-    def __init__(self, width: int = 32, upsampling: Literal["nearest", "bilinear"] = "nearest") -> None:
+    def __init__(self, width: int = 32, upsampling: Upsampling = "nearest") -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = width << (STAGES - 1)
@@ -113,12 +111,14 @@ class PatchClassifier(nn.Module):
 
     Args:
         width: filters of the first stage.
+        halving: see `FeatureExtractor`.
+        relu_logits: see `StainClassifier`.
     """
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, halving: Halving = "second", relu_logits: bool = False) -> None:
         super().__init__()
-        self.features = FeatureExtractor(width)
-        self.classifier = StainClassifier(width)
+        self.features = FeatureExtractor(width, halving)
+        self.classifier = StainClassifier(width, relu_logits)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> logits (N, 2)."""
@@ -132,12 +132,18 @@ class StainAgLr(nn.Module):
     Args:
         width: filters of the first stage.
         regenerate: with the generator.
+        halving: see `FeatureExtractor`.
+        relu_logits: see `StainClassifier`.
+        upsampling: see `StainGenerator`.
     """
 
-    def __init__(self, width: int = 32, regenerate: bool = True) -> None:
+    def __init__(
+        self, width: int = 32, regenerate: bool = True, halving: Halving = "second", relu_logits: bool = False,
+        upsampling: Upsampling = "nearest",
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.patch_classifier = PatchClassifier(width)
-        self.generator = StainGenerator(width) if regenerate else None
+        self.patch_classifier = PatchClassifier(width, halving, relu_logits)
+        self.generator = StainGenerator(width, upsampling) if regenerate else None
 
     def forward(self, raw: Tensor | None, altered: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """One pass of raw and altered patches together, so that batch norm sees both (specification 2.1, item 5).

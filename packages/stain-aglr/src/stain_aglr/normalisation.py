@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dart_core.batches import Batches
 from dart_core.checkpoint import load_state, load_weights, read_metadata, save_tensors
+from dart_core.data.images import read_image
 from dart_core.errors import CheckpointError, InputError, SettingError
 from dart_core.run import Run
 from stain_aglr import dscsi, stst
@@ -95,8 +96,9 @@ def resized(images: Tensor, sides: tuple[int, int]) -> Tensor:
 
 
 def fit_normaliser(
-    run: Run, method: str, patches: PatchFiles, labels: NDArray[np.int64], gan: GanTraining, seed: int
-) -> Normaliser:
+    run: Run, method: str, patches: PatchFiles, labels: NDArray[np.int64], gan: GanTraining, seed: int,
+    unmixing: Normaliser | None = None,
+) -> Normaliser:  # fmt: skip
     """Fit a normaliser on the training patches of the training laboratory.
 
     Args:
@@ -106,16 +108,42 @@ def fit_normaliser(
         labels: (n,) their classes, 0 or 1.
         gan: recipe of the GANs.
         seed: of the batches.
+        unmixing: for macenko and vahadane, from `unmixing_of`; it is returned if it has a reference picture. None: the
+            method's defaults.
 
     Raises:
         InputError: a patch that cannot be read, or none near the mean colour that shows tissue.
         SettingError: several processes for a GAN.
     """
     if method in UNMIXING:
-        return fit_unmixing(UNMIXING[method](), patches)
+        unmixing = unmixing_of(method) if unmixing is None else unmixing
+        assert not isinstance(unmixing.how, nn.Module)
+        return unmixing if unmixing.reference is not None else fit_unmixing(unmixing.how, patches)
     if run.world_size > 1:
         raise SettingError(f"{method} takes batches that cannot be shared", remedy="start it without torchrun")
     return _train_gan(run, method, patches, labels, gan, seed)
+
+
+def unmixing_of(method: str, standardise_luminosity: bool = False, reference: Path | None = None) -> Normaliser:
+    """An unmixing normaliser, fitted to a picture file where one is given.
+
+    Args:
+        method: macenko or vahadane.
+        standardise_luminosity: see `VahadaneNormalizer`.
+        reference: the picture.
+
+    Raises:
+        InputError: the picture cannot be read or shows no stained tissue.
+    """
+    how = VahadaneNormalizer(standardise_luminosity) if method == "vahadane" else UNMIXING[method]()
+    if reference is None:
+        return Normaliser(method, how)
+    picture = read_image(reference)
+    try:
+        how.fit(picture)
+    except ValueError as error:
+        raise InputError("shows no stained tissue", where=reference, remedy="give another") from error
+    return Normaliser(method, how, reference=torch.from_numpy(picture).permute(2, 0, 1))
 
 
 def fit_unmixing(normaliser: Unmixing, patches: PatchFiles) -> Normaliser:

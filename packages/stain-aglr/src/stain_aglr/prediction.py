@@ -54,10 +54,12 @@ def predict(command: of.Predict) -> None:
     for patch in chosen:
         exists(patch.row)
     patches = PatchFiles([patch.row for patch in chosen], size)
-    if size is None and patches.shape != (model.image_size, model.image_size):
+    if size is None and patches.shape != model.sides:
+        height, width = model.sides
+        remedy = f"; give --image-size {height} if they show the same field" if height == width else ""
         say(
             f"warning: the patches have {patches.shape[0]} x {patches.shape[1]} pixels, those of the training had "
-            f"{model.image_size} x {model.image_size}; give --image-size {model.image_size} if they show the same field"
+            f"{height} x {width}{remedy}"
         )
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
@@ -69,7 +71,8 @@ def predict(command: of.Predict) -> None:
         _write_features(command, features.numpy())
     labels = np.array([patch.label if patch.label >= 0 else np.nan for patch in chosen])
     table = group_table(labels, scores, [group_name(patch.site, patch.split, model) for patch in chosen])
-    content = {"model": dataclasses.asdict(model), "patches": len(chosen), "auc": {r["group"]: r["auc"] for r in table}}
+    told = dataclasses.replace(model, validation=None)  # may be long, and predictions.csv has the splits
+    content = {"model": dataclasses.asdict(told), "patches": len(chosen), "auc": {r["group"]: r["auc"] for r in table}}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
     _report(command, model, table, chosen, labels, scores)
     report_undefined(table)
@@ -91,7 +94,7 @@ def choose(datalist: Datalist, model: Model, sites: Sequence[str], split: str = 
         pictures = read_pictures(datalist, site, (LABEL,) if has_label and _labelled(datalist, site) else (), False)
         if not has_label or LABEL not in pictures.labels:
             pictures = dataclasses.replace(pictures, labels=(), truth=np.zeros((len(pictures), 0), np.float32))
-        parts = own_splits(pictures, model.split_by) if site == model.site else {"test": pictures}
+        parts = own_splits(pictures, model.split_by, model.validation) if site == model.site else {"test": pictures}
         for name in ("train", "val", "test"):
             own_validation = site == model.site and name == "val"
             wanted = split == "all" or own_validation or (split == "test" and name == "test")

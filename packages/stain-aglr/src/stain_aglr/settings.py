@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,8 +15,14 @@ Quantise = Literal["round", "truncate", "none"]
 CrossEntropyOn = Literal["both", "altered", "raw"]
 RegenerationForm = Literal["pixel", "element"]
 SplitBy = Literal["subject", "image"]
+Halving = Literal["second", "first", "pool"]
+Upsampling = Literal["nearest", "bilinear"]
 
-NORMALISED = ("macenko", "vahadane", "stst-gan", "dscsi-gan")
+UNMIXED = ("macenko", "vahadane")
+"""Methods that find two stains in every patch, and give it those of a reference."""
+GANS = ("stst-gan", "dscsi-gan")
+"""Methods whose generator paints every patch anew."""
+NORMALISED = (*UNMIXED, *GANS)
 """Methods that give every patch the training laboratory's colours before it is classified."""
 ALTERED = ("hed", "hed-reg", "hed-cons", "stain-aglr")
 """Methods that train on patches with altered stains."""
@@ -24,6 +30,8 @@ REGENERATING = ("hed-reg", "stain-aglr")
 """Methods with the stain regeneration loss."""
 CONSISTENT = ("hed-cons", "stain-aglr")
 """Methods with the consistency loss."""
+DSCSI_ONLY = ("gan_backbone", "gan_weights", "feature_epochs")
+"""Settings of a GAN that stst-gan has not."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,13 @@ class Training:
 
     width: int = 32
     """Filters of the first stage, each further stage has twice as many (32: 4,846,050 parameters at inference)."""
+    halving: Halving = "second"
+    """What halves the side in each stage, which the paper does not print: stride 2 in its second convolution or in its first,
+    or 2x2 max pooling behind both."""
+    relu_logits: bool = False
+    """A ReLU on the logits, as Table 3 prints it; it kills half of the gradient."""
+    upsampling: Upsampling = "nearest"
+    """How the generator doubles the side."""
     batch_size: int = 64
     """Raw patches of a batch, over all processes together; methods with altered patches put twice as many through the
     network."""
@@ -141,21 +156,24 @@ class GanTraining:
     def __post_init__(self) -> None:
         if self.gan_size not in (32, 64, 128, 256):
             raise SettingError(f"--gan-size is {self.gan_size}", remedy="give 32, 64, 128 or 256")
-        at_least(1, gan_width=self.gan_width, gan_epochs=self.gan_epochs or 1, gan_log_every=self.gan_log_every)
+        at_least(1, gan_width=self.gan_width, gan_log_every=self.gan_log_every)
+        at_least(1, gan_epochs=1 if self.gan_epochs is None else self.gan_epochs)
         at_least(1, gan_batch_size=1 if self.gan_batch_size is None else self.gan_batch_size)
         at_least(0, feature_epochs=self.feature_epochs, gan_learning_rate=self.gan_learning_rate or 0)
 
     def epochs_of(self, method: str) -> int:
         """Passes of a method."""
-        return self.gan_epochs or {"stst-gan": 15, "dscsi-gan": 8}[method]
+        return {"stst-gan": 15, "dscsi-gan": 8}[method] if self.gan_epochs is None else self.gan_epochs
 
     def batch_of(self, method: str) -> int:
         """Batch size of a method."""
-        return self.gan_batch_size or {"stst-gan": 1, "dscsi-gan": 4}[method]
+        return {"stst-gan": 1, "dscsi-gan": 4}[method] if self.gan_batch_size is None else self.gan_batch_size
 
     def rate_of(self, method: str) -> float:
         """Learning rate of a method."""
-        return self.gan_learning_rate or {"stst-gan": 2e-4, "dscsi-gan": 1e-3}[method]
+        return (
+            {"stst-gan": 2e-4, "dscsi-gan": 1e-3}[method] if self.gan_learning_rate is None else self.gan_learning_rate
+        )
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -163,7 +181,7 @@ class GanTraining:
 
 @dataclass(frozen=True)
 class Demo:
-    """Run everything on phantom patches of three laboratories: train, predict, evaluate (about a minute)."""
+    """Run everything on phantom patches of four laboratories: train, predict, evaluate (about a minute)."""
 
     out: Path = Path("stain-aglr-demo")
     """Folder for phantoms, networks, predictions and report.html."""
@@ -180,6 +198,8 @@ class CheckData:
     patches: PatchSettings
     site: str = ""
     """Training laboratory: its training and validation patches must hold both classes."""
+    split_by: SplitBy = "subject"
+    """As for `train`: what is drawn for validation where the laboratory's rows name no split."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +235,7 @@ class Patches:
     def __post_init__(self) -> None:
         at_least(0, level=self.level, limit=self.limit)
         at_least(1, workers=self.workers)
-        at_least(16, size=self.size or 16)
+        at_least(16, size=16 if self.size is None else self.size)
         if not 0 < self.tissue <= 1:
             raise SettingError(f"--tissue is {self.tissue:g}", remedy="give a share above 0, at most 1")
         if self.resume and self.output.overwrite:
@@ -239,24 +259,40 @@ class Train:
     site: str = ""
     """Training laboratory; may be left out where the datalist has one only."""
     split_by: SplitBy = "subject"
-    """Where the laboratory's rows name no split, a fifth of its subjects (slides, cases) or of its patches validates."""
+    """Where the laboratory's rows name no split, a fifth of its subjects (slides, cases) or of its patches validates, at
+    least one."""
+    reference: Path | None = None
+    """macenko, vahadane: picture of that laboratory whose stains are given to all patches. Default: its training patch whose
+    mean colour is nearest to the mean of all."""
+    standardise_luminosity: bool = False
+    """vahadane: first scale the lightness so that its 95th percentile is white."""
     training: Training = field(default_factory=Training)
     losses: Losses = field(default_factory=Losses)
     augmentation: Augmentation = field(default_factory=Augmentation)
     gan: GanTraining = field(default_factory=GanTraining)
 
     def __post_init__(self) -> None:
-        for name, methods, what in (
-            ("lambda1", REGENERATING, "the regeneration loss"),
-            ("lambda2", CONSISTENT, "the consistency loss"),
+        for part, names, methods, what in (
+            (self.losses, ("lambda1", "form"), REGENERATING, "the regeneration loss"),
+            (self.losses, ("lambda2", "detach_target"), CONSISTENT, "the consistency loss"),
+            (self.losses, ("ce_on",), (*REGENERATING, *CONSISTENT), "raw and altered patches in one batch"),
+            (self.training, ("upsampling",), REGENERATING, "the generator that regenerates stains"),
+            (self.augmentation, _names(Augmentation), ALTERED, "altered patches"),
+            (self.gan, DSCSI_ONLY, ("dscsi-gan",), "the network whose features are kept"),
+            (self.gan, _names(GanTraining), GANS, "a GAN that normalises patches"),
+            (self, ("reference",), UNMIXED, "a reference picture"),
+            (self, ("standardise_luminosity",), ("vahadane",), "a choice of lightness"),
         ):
-            if getattr(self.losses, name) is not None and self.method not in methods:
-                raise SettingError(
-                    f"--{name} weighs {what}, which --method {self.method} has not",
-                    remedy=f"leave it out, or give --method {' or '.join(methods)}",
-                )
-        if self.losses.ce_on is not None and self.method in (*NORMALISED, "vanilla", "hed"):
-            raise SettingError(f"--ce-on has no meaning for --method {self.method}", remedy="leave it out")
+            for name in names:
+                if self.method not in methods and getattr(part, name) != getattr(type(part), name):
+                    raise SettingError(
+                        f"--{name.replace('_', '-')} is about {what}, which --method {self.method} has not",
+                        remedy=f"leave it out, or give --method {' or '.join(dict.fromkeys(methods))}",
+                    )
+
+
+def _names(settings: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(settings))
 
 
 @dataclass(frozen=True)

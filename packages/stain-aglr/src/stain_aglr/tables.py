@@ -24,6 +24,11 @@ PAPER_NAMES = {
     "stain-aglr": "HED-Light Aug + L_Reg + L_Cons (Stain-AgLr)",
 }
 """Methods as the paper's tables call them (Macenko is in its Fig. 4 only)."""
+PRINTED_SITES = {
+    "table1": ("RUMC", {name: name for name in ("CWZ", "RST", "UMCU", "LPON")}),
+    "table2": ("centre1", {"centre2": "Center2", "centre3": "Center3"}),
+}
+"""Training laboratory of a table, and its test laboratories: as datalists name them, and as the table's columns do."""
 
 
 def printed_table(name: str) -> list[dict[str, str | float]]:
@@ -79,17 +84,55 @@ def mean_over_sites(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """MEAN of Table 1 for each network: the unweighted mean of the laboratories' AUCs.
 
     Args:
-        results: one per network and laboratory with "method", "seed", "site" and "auc" (None = undefined).
+        results: one per network and laboratory with "trained_on" (the training laboratory), "method", "seed", "site" and "auc"
+            (None = undefined).
 
     Returns:
         One per network, "auc" None where a laboratory's is: a mean over fewer laboratories could not be compared.
     """
-    networks: dict[tuple[str, Any], list[float | None]] = {}
+    networks: dict[tuple[str, str, Any], list[float | None]] = {}
     for result in results:
-        networks.setdefault((result["method"], result["seed"]), []).append(result["auc"])
+        networks.setdefault((result["trained_on"], result["method"], result["seed"]), []).append(result["auc"])
     rows = []
-    for (method, seed), values in networks.items():
+    for (trained_on, method, seed), values in networks.items():
         defined = [value for value in values if value is not None]
         mean = float(np.mean(defined)) if defined and len(defined) == len(values) else None
-        rows.append({"method": method, "seed": seed, "auc": mean})
+        rows.append({"trained_on": trained_on, "method": method, "seed": seed, "auc": mean})
     return rows
+
+
+def beside_printed(
+    trained_on: str, per_site: Sequence[Mapping[str, Any]], overall: Sequence[Mapping[str, Any]]
+) -> list[tuple[str, str, str, str]]:
+    """Numbers that were measured here and printed in the paper, for networks of one training laboratory.
+
+    Args:
+        trained_on: that laboratory.
+        per_site: "method", "group" (the test laboratory), "unseen", "mean" and "std" over seeds.
+        overall: "method", "mean" and "std" of the mean over the unseen laboratories.
+
+    Returns:
+        (method, laboratory or MEAN, here, printed); MEAN only where it is over the laboratories of the table.
+    """
+    name = next((name for name, (site, _) in PRINTED_SITES.items() if site == trained_on), None)
+    if name is None:
+        return []
+    printed, columns = {row["method"]: row for row in printed_table(name)}, PRINTED_SITES[name][1]
+    rows = []
+    for mean in overall:
+        method, of_paper = mean["method"], printed.get(PAPER_NAMES.get(mean["method"], ""))
+        if of_paper is None:
+            continue
+        found = {row["group"]: row for row in per_site if row["method"] == method}
+        for site, column in columns.items():
+            if site in found:
+                pair = float(of_paper[f"{column}_auc_mean"]), float(of_paper[f"{column}_auc_std"])
+                rows.append((method, site, _of(found[site]), mean_and_spread(*pair)))
+        unseen = {site for site, row in found.items() if row["unseen"]}
+        if unseen == columns.keys() and "MEAN_auc" in of_paper:
+            rows.append((method, "MEAN", _of(mean), mean_and_spread(float(of_paper["MEAN_auc"]), None)))
+    return rows
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    return mean_and_spread(row["mean"], row["std"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +18,7 @@ from dart_core.cli import say
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.files import atomic_write
 from dart_core.report import Report
-from dart_core.run import CONFIG, Run
+from dart_core.run import CONFIG, Run, find_device
 from united_ssl import settings as of
 from united_ssl.cubes import Cubes, read_cubes
 from united_ssl.figures import SHOWN, restored_figure
@@ -37,6 +38,7 @@ def pretrain(command: of.Pretrain) -> None:
     if command.pretext.pretext == "transvw":
         words = max(int(part.labels().max()) for part in cubes.values()) + 1
     chain, before = _chain(command)
+    _check_parts(command)
     task = Task(command.pretext, words, command.run.seed)
     for part in cubes.values():
         task.extra(part)
@@ -77,7 +79,50 @@ def _chain(command: of.Pretrain) -> tuple[tuple[str, ...], Path | None]:
             f"is {found}, no earlier step of {command.steps}", where=command.init_from,
             remedy=f"give a run of --steps {' or '.join(chain[:-1])}",
         )  # fmt: skip
+    _same_pretext(command, model)
     return chain[chain.index(model.step) + 1 :], command.init_from
+
+
+def _same_pretext(command: of.Pretrain, earlier: Pretrained) -> None:
+    """Refuse to go on from another pretext task, whose answers the head has learnt.
+
+    Raises:
+        SettingError: a setting that differs.
+    """
+    there = of.Pretext(**earlier.pretext)
+    differences = [
+        (field.name, old, new)
+        for field in dataclasses.fields(there)
+        if (old := getattr(there, field.name)) != (new := getattr(command.pretext, field.name))
+    ]
+    if there.draws_orders and earlier.seed != command.run.seed:
+        differences.append(("seed", earlier.seed, command.run.seed))  # the orders of the blocks come from it
+    if differences:
+        name, old, new = differences[0]
+        raise SettingError(
+            f"--{name.replace('_', '-')} was {old} there and is {new} here", where=command.init_from,
+            remedy="give the pretext task of the earlier step",
+        )  # fmt: skip
+
+
+def _check_parts(command: of.Pretrain) -> None:
+    """Dense layers with batch normalisation need two cubes at once.
+
+    Raises:
+        SettingError: a part of a batch has one.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    # On CUDA, processes normalise together.
+    if command.network.head != "fully_connect" or (
+        processes > 1 and find_device(command.run.device, True).type == "cuda"
+    ):
+        return
+    share = command.training.batch_size // processes
+    if share // min(command.run.accumulate, max(share, 1)) < 2:
+        raise SettingError(
+            "--head fully_connect normalises over the cubes of a part of a batch, and there is but one",
+            remedy="give a larger --batch-size, or a smaller --accumulate",
+        )
 
 
 def _take_over(network: AnyUNet, before: Path) -> tuple[str, ...]:
@@ -141,10 +186,8 @@ def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], w
 @torch.no_grad()
 def _picture(run: Run, task: Task, network: AnyUNet, cubes: Cubes, step: str) -> None:
     """restored.png: validation cubes, what the network sees of them, and what it makes of that."""
-    shown = cubes.take(range(min(SHOWN, len(cubes))))
+    shown, extra = cubes.take(range(min(SHOWN, len(cubes)))), task.validation_labels(cubes)
     training = network.training
-    network.eval()
-    extra = task.validation_labels(network, shown, len(shown), run.device)
     network.eval()
     restoring = step in of.RESTORING
     (views,) = fixed_views(task, shown, extra, len(shown), restoring, run.settings.seed, run.device)

@@ -87,7 +87,7 @@ class CubeRow:
     """Class or visual word, as text; empty = unknown."""
     scan: str = ""
     corner: tuple[str, str, str] = ("", "", "")
-    """First voxel of the cube in the scan."""
+    """First voxel of the cube in the scan, before its first one where a small scan was padded."""
 
 
 @dataclass(frozen=True)

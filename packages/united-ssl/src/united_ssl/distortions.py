@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dart_core.augment.genesis import distort, inner_cutout, local_pixel_shuffle, nonlinear_intensity, outer_cutout
+from dart_core.augment.genesis import distort, local_pixel_shuffle, nonlinear_intensity
 
 ELASTIC_SIGMA, ELASTIC_ALPHA = 8.0, 991.0
 TABLE = 100_000
@@ -124,6 +124,20 @@ def paint_outside(x: Tensor, generator: torch.Generator | None = None) -> Tensor
     return torch.where(window, x, _constant(x, generator))
 
 
+def noise_inside(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """In-painting of TransVW's PyTorch program: one block with the noise and sides of Models Genesis, which has up to five."""
+    shape = x.shape[-3:]
+    block = _window(shape, [(side // 6, side // 3) for side in shape], len(x), generator, x)
+    return torch.where(block, _rand(x.shape, generator, x), x)
+
+
+def noise_outside(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Out-painting of TransVW's PyTorch program: one window as Models Genesis draws it is kept, outside of it is noise."""
+    shape = x.shape[-3:]
+    window = _window(shape, [(side - 4 * side // 7, side - 3 * side // 7) for side in shape], len(x), generator, x)
+    return torch.where(window, x, _rand(x.shape, generator, x))
+
+
 # --- Intensities and voxels ------------------------------------------------------------------------------------------
 
 
@@ -176,9 +190,9 @@ def transvw_distort(
         restoring: see above.
         generator: of all draws.
         blocks: of the local shuffling.
-        painting: one grey value, or as Models Genesis.
+        painting: one grey value, or noise and sides of Models Genesis.
     """
-    inside, outside = (inner_cutout, outer_cutout) if painting == "genesis" else (paint_inside, paint_outside)
+    inside, outside = (noise_inside, noise_outside) if painting == "genesis" else (paint_inside, paint_outside)
 
     def shuffle(part: Tensor, g: torch.Generator | None) -> Tensor:
         return local_shuffle(part, g, blocks)

@@ -22,7 +22,7 @@ from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from united_ssl import settings as of
 from united_ssl.cubes import CubeRow, Cubes
 from united_ssl.figures import increments_figure, label_curves, restored_figure
-from united_ssl.measures import annotation_saving, frechet_distance
+from united_ssl.measures import curve_saving, frechet_distance
 from united_ssl.models import PACKAGE, Pretrained, Target, load_model
 from united_ssl.prediction import ORIGINAL, OVERLAPS, RESTORED, iou_rows
 from united_ssl.tables import PRETEXT_NAMES, mean_and_spread, printed_rows, significance
@@ -117,35 +117,46 @@ def read_scored(folder: Path) -> Scored:
 
 
 def target_rows(one: Scored) -> list[dict[str, Any]]:
-    """The scores of one fine-tuned network on its cubes: AUC; or IoU of each class, pooled and as mean over cubes.
+    """The scores of one fine-tuned network on its test cubes: AUC; or IoU of each class, pooled and as mean over cubes.
 
     The folder of the cubes names the target, so that several of them can be shown beside each other.
+
+    Raises:
+        InputError: no test cube was predicted, or a file that is missing or damaged.
     """
     model = one.model
     assert isinstance(model, Target)
-    base = {
-        "method": model.name, "seed": model.seed, "fraction": model.fraction, "folder": str(one.folder),
-        "cubes": one.content["cubes"],
-    }  # fmt: skip
+    base = {"method": model.name, "seed": model.seed, "fraction": model.fraction, "folder": str(one.folder)}
     if model.task == "classification":
         predictions = read_predictions(one.folder, PACKAGE)
+        test = _test_cubes(one, predictions.column("split"))
         logits = np.array(predictions.column("logit"), dtype=float)
         return [
             {
                 **base,
+                "cubes": int(test.sum()),
                 "task": f"{one.content['data']}: classification",
-                "auc": binary_scores(predictions.labels, logits, 0.0)["auc"],
+                "auc": binary_scores(predictions.labels[test], logits[test], 0.0)["auc"],
             }
         ]
-    counts = read_overlaps(one.folder, model.classes)
-    rows = iou_rows(counts)
+    counts, splits = read_overlaps(one.folder, model.classes)
+    test = _test_cubes(one, splits)
+    rows = iou_rows(counts[test])
     last = rows[-1]
     task = f"{one.content['data']}: segmentation" + (", mean over classes" if len(rows) > 1 else "")
-    return [{**base, "task": task, "iou": last["pooled"], "iou_per_case": last["per_case"]}]
+    return [{**base, "cubes": int(test.sum()), "task": task, "iou": last["pooled"], "iou_per_case": last["per_case"]}]
 
 
-def read_overlaps(folder: Path, classes: int) -> NDArray[np.float64]:
-    """Intersections and unions (n, classes, 2).
+def _test_cubes(one: Scored, splits: Sequence[str]) -> NDArray[np.bool_]:
+    """Which cubes (n,) are test cubes; `predict --split all` writes down those of training as well."""
+    test = np.array([split == "test" for split in splits], dtype=bool)
+    if not test.any():
+        raise InputError("holds no test cube", where=one.folder, remedy=f"run `{PACKAGE} predict` with --split test")
+    return test
+
+
+def read_overlaps(folder: Path, classes: int) -> tuple[NDArray[np.float64], list[str]]:
+    """Intersections and unions (n, classes, 2), and the split of each cube.
 
     Raises:
         InputError: no such file, or a damaged one.
@@ -154,7 +165,7 @@ def read_overlaps(folder: Path, classes: int) -> NDArray[np.float64]:
     try:
         lines = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         values = np.array([(float(line["intersection"]), float(line["union"])) for line in lines])
-        return values.reshape(-1, classes, 2)
+        return values.reshape(-1, classes, 2), [line["split"] for line in lines[::classes]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"cannot be read ({error})", where=file, remedy=f"run `{PACKAGE} predict` on cubes with masks"
@@ -180,11 +191,9 @@ def saving_rows(results: Sequence[dict[str, Any]], baseline: str, measure: str) 
         curves = curves_of([row for row in results if row["task"] == task], measure)
         for name, points in curves.items():
             for other, base in curves.items():
-                shared = sorted(points.keys() & base.keys())
-                if other == name or len(shared) < 2 or name == baseline:
+                if other == name or len(points) < 2 or name == baseline:
                     continue
-                means = [[float(np.mean(curve[f])) for f in shared] for curve in (base, points)]
-                saving = annotation_saving(shared, *means)
+                saving = curve_saving(*({f: float(np.mean(curve[f])) for f in curve} for curve in (base, points)))
                 rows.append(
                     {
                         "task": task, "method": name, "baseline": other, "measure": MEASURES[measure],

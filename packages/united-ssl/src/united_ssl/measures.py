@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,17 +61,33 @@ def annotation_saving(fractions: ArrayLike, baseline: ArrayLike, ours: ArrayLike
         raise InputError(
             f"there are {f.size} fractions, {base.size} and {own.size} values", remedy="give as many, fractions above 0"
         )
-    order = np.argsort(f, kind="stable")
-    f, base, own = f[order], base[order], own[order]
-    if np.array_equal(base, own):
+    return curve_saving(*(dict(zip(f.tolist(), curve.tolist(), strict=True)) for curve in (base, own)))
+
+
+def curve_saving(baseline: Mapping[float, float], ours: Mapping[float, float]) -> float:
+    """`annotation_saving` of curves that need not be measured at the same fractions.
+
+    Args:
+        baseline: fraction of the labels -> measure, higher is better; its largest fraction counts.
+        ours: likewise.
+
+    Returns:
+        nan if ours never reaches it; negative if it needs more labels than the baseline had.
+    """
+    if baseline == ours:
         return 0.0
-    level = base[-1]
-    reached = np.flatnonzero(own >= level)
-    if not len(reached):
+    largest = max(baseline)
+    level = baseline[largest]
+    f = sorted(ours)
+    reached = [i for i, fraction in enumerate(f) if ours[fraction] >= level]
+    if not reached:
         return math.nan
-    i = int(reached[0])
-    at = f[i] if i == 0 else f[i - 1] + (f[i] - f[i - 1]) * (level - own[i - 1]) / (own[i] - own[i - 1])
-    return float(1 - at / f[-1])
+    i = reached[0]
+    at = f[i]
+    if i > 0:
+        before = ours[f[i - 1]]
+        at = f[i - 1] + (f[i] - f[i - 1]) * (level - before) / (ours[f[i]] - before)
+    return 1 - at / largest
 
 
 def pooled_iou(intersections: ArrayLike, unions: ArrayLike) -> float:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dart_core.batches import Batches
 from dart_core.checkpoint import unwrap
 from dart_core.errors import SettingError
 from dart_core.fine_tuning import BestEpoch, step_generator
@@ -134,7 +133,7 @@ def train_step(
         step_name: D, DR, DRA, joint or joint-DR.
         task: the pretext task.
         network: trained in place; holds the weights of the best epoch afterwards.
-        critic: trained in place, in adversarial steps; else None.
+        critic: likewise, in adversarial steps; else None.
         cubes: "train" and "val".
         training: recipe.
         adversary: that of the critic.
@@ -152,7 +151,7 @@ def train_step(
         network.decoder.requires_grad_(False)
     prepared = run.prepare(network)
     optimizer = make_optimizer(prepared.parameters(), training, training.learning_rate)
-    plateau = Plateau(training.learning_rate, training.halve_on_plateau, 0.0, 0.0)
+    plateau = Plateau(1.0, training.halve_on_plateau, 0.0, 0.0)
     best = BestEpoch()
     stateful: dict[str, Any] = {
         "network": prepared,
@@ -165,71 +164,100 @@ def train_step(
     if step_name in ADVERSARIAL:
         assert critic is not None
         player = _Adversarial(run, critic, task, training, adversary)
-        stateful |= {"critic": critic, "critic_optimizer": player.optimizer}
-    run.restore(**stateful)
     losses = _Losses(run, task, prepared, training, restoring, player)
+    if player is not None:
+        stateful |= {
+            "critic": critic,
+            "critic_optimizer": player.optimizer,
+            "best_critic": player.best,
+            "losses": losses,
+        }
+    run.restore(**stateful)
     epoch_batches = training.epoch_batches or -(-len(cubes["train"]) // training.batch_size)
     prepared.train()
-    for step, batch in _steps(run, task, network, cubes["train"], training, epoch_batches):
+    for step, batch in _steps(run, task, network, optimizer, cubes, training, epoch_batches):
         epoch, place = divmod(step, epoch_batches)
-        rate = (
+        factor = (
             plateau(epoch, best.validation_loss)
             if training.halve_on_plateau
-            else halving_lr(epoch, training.learning_rate, training.halving_of(step_name))
+            else halving_lr(epoch, 1.0, training.halving_of(step_name))
         )
-        _set_rate(optimizer, rate)
+        _set_rate(optimizer, training.learning_rate * factor)
         generator = step_generator(run, step)
         with torch.no_grad():
             views = task.views(batch, restoring, generator)
         numbers: dict[str, Tensor] = {}
         if player is not None:
-            _set_rate(player.optimizer, (adversary.critic_lr or training.learning_rate) * rate / training.learning_rate)
+            _set_rate(player.optimizer, player.learning_rate * factor)
             numbers |= player.step(prepared, views, generator)
         if player is None or (step + 1) % adversary.critic_steps == 0:
-            numbers |= losses.step(optimizer, views)
+            losses.step(optimizer, views)
+            if player is not None:  # the next line of the log may be some steps away
+                _must_be_finite(float(losses.terms["loss"]), f"loss of step {step}")
         if step % training.log_every == 0:
-            shown = {name: float(value) for name, value in numbers.items()}
+            # The generator seldom steps where a line is due; its losses are those of the last time.
+            numbers |= losses.terms
+            losses.terms = {}
+            joined = run.mean(torch.stack([value.double() for value in numbers.values()]))
+            shown = dict(zip(numbers, joined.tolist(), strict=True))
             for name, value in shown.items():
-                if not np.isfinite(value):
-                    raise SettingError(f"{name} of step {step} is no number", remedy="lower --learning-rate")
-            run.log.write(step, **shown, learning_rate=rate)
+                _must_be_finite(value, f"{name} of step {step}")
+            run.log.write(step, **shown, learning_rate=training.learning_rate * factor)
         if place + 1 == epoch_batches:
             _share_statistics(run, network)
             found = validate(run, task, network, cubes["val"], training, restoring, run.settings.seed)
             run.log.write(step, epoch=epoch + 1, **found)
             measure = "validation_restoration" if player is not None else "validation_loss"
-            if not np.isfinite(found[measure]):
-                raise SettingError(f"{measure} of epoch {epoch + 1} is no number", remedy="lower --learning-rate")
+            _must_be_finite(found[measure], f"{measure} of epoch {epoch + 1}")
             best.offer(found[measure], epoch + 1, prepared, found)
+            if player is not None:
+                player.best.offer(found[measure], epoch + 1, player.critic, found)
             if show is not None and run.is_main and training.show_every and (epoch + 1) % training.show_every == 0:
                 show(epoch + 1, network)
             if training.patience and best.bad_epochs >= training.patience:
                 break
     best.restore(prepared)
+    if player is not None:
+        player.best.restore(player.critic)
     network.requires_grad_(True)
     return best
 
 
 def _steps(
-    run: Run, task: Task, network: AnyUNet, cubes: Cubes, training: Training, epoch_batches: int
+    run: Run,
+    task: Task,
+    network: AnyUNet,
+    optimizer: torch.optim.Optimizer,
+    cubes: Mapping[str, Cubes],
+    training: Training,
+    epoch_batches: int,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """Steps and batches; deep clustering makes its labels anew before each epoch, so that its batches are those of one."""
     seed = run.settings.seed
     if not task.relabels:
-        yield from run.steps(task.batches(cubes, training.batch_size, seed), training.max_epochs * epoch_batches)
+        batches = task.batches(cubes["train"], training.batch_size, seed)
+        yield from run.steps(batches, training.max_epochs * epoch_batches)
         return
     for epoch in range(run.step // epoch_batches, training.max_epochs):
         _share_statistics(run, network)
-        task.relabel(network, cubes, epoch, training.batch_size, run.device)
+        if task.relabel(network, cubes, epoch, training.batch_size, run.device):
+            # The moments belong to the outputs before; DeepCluster makes the optimiser of its last layer anew as well.
+            for parameter in network.head.outputs.parameters():
+                optimizer.state.pop(parameter, None)
         # A cube between two clusters may fall to either where processes round differently; they must draw the same batches.
         task.load_state_dict(run.from_main(task.state_dict()))
-        batches: Batches = task.batches(cubes, training.batch_size, seed)
+        batches = task.batches(cubes["train"], training.batch_size, seed)
         yield from run.steps(batches, (epoch + 1) * epoch_batches, f"epoch {epoch + 1}")
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def _must_be_finite(value: float, what: str) -> None:
+    if not np.isfinite(value):
+        raise SettingError(f"{what} is no number", remedy="lower --learning-rate")
 
 
 def _parts(views: Views) -> dict[str, Tensor]:
@@ -240,8 +268,18 @@ def _labels(part: Mapping[str, Tensor], logits: Logits) -> Tensor | list[Tensor]
     return part["label0"] if isinstance(logits, Tensor) else [part[f"label{i}"] for i in range(len(logits))]
 
 
+def _add(terms: dict[str, Tensor], share: float, **found: Tensor) -> None:
+    """Add the terms of a part of a batch (--accumulate), weighted by its share of the batch."""
+    for name, value in found.items():
+        terms[name] = terms.get(name, 0.0) + share * value.detach()
+
+
 class _Losses:
-    """Loss and optimiser step of encoder, head and decoder (Eq. 4)."""
+    """Loss and optimiser step of encoder, head and decoder (Eq. 4).
+
+    Attributes:
+        terms: losses of the last step by name, until a line of the log has taken them; part of the checkpoints.
+    """
 
     def __init__(
         self, run: Run, task: Task, network: nn.Module, training: Training, restoring: bool, player: _Adversarial | None
@@ -249,52 +287,66 @@ class _Losses:
         self.run, self.task, self.network, self.training = run, task, network, training
         self.restoring, self.player = restoring, player
         self.terms: dict[str, Tensor] = {}
+        self._size = 0
 
     def step(self, optimizer: torch.optim.Optimizer, views: Views) -> dict[str, Tensor]:
         """One step of the optimiser; gives the losses by name."""
+        self.terms, self._size = {}, len(views.seen)
         critic = None if self.player is None else self.player.critic
         if critic is not None:
             critic.requires_grad_(False)
         loss = self.run.optimise(optimizer, self._loss, _parts(views), self.network)
         if critic is not None:
             critic.requires_grad_(True)
-        return {"loss": loss, **self.terms}
+        self.terms = {"loss": loss, **self.terms}
+        return self.terms
 
     def _loss(self, part: dict[str, Tensor]) -> Tensor:
-        t = self.training
+        t, share = self.training, len(part["seen"]) / self._size
         if not self.restoring:
             logits, _ = self.network(part["seen"], False)
             loss = discriminative_loss(logits, _labels(part, logits))
-            self.terms = {"loss_d": loss.detach()}
+            _add(self.terms, share, loss_d=loss)
             return t.lambda_d * loss
         logits, restored = self.network(part["seen"])
         labels, target = _labels(part, logits), part["target"]
         adversarial: Tensor | float = 0.0
         if self.player is not None:
             adversarial = self.player.generator_term(restored, part["seen"])
-            self.terms = {"loss_a": adversarial.detach()}
+            _add(self.terms, share, loss_a=adversarial)
         loss = united_loss(
             logits, labels, restored, target, adversarial, (t.lambda_d, t.lambda_r, t.lambda_a), t.norm
         )  # fmt: skip
         with torch.no_grad():
-            self.terms |= {
-                "loss_d": discriminative_loss(logits, labels),
-                "loss_r": restorative_loss(restored, target, t.norm),
-            }
+            loss_d, loss_r = discriminative_loss(logits, labels), restorative_loss(restored, target, t.norm)
+        _add(self.terms, share, loss_d=loss_d, loss_r=loss_r)
         return loss
+
+    def state_dict(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {name: float(value) for name, value in self.terms.items()}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take on what `state_dict` gave."""
+        self.terms = {name: torch.tensor(value, device=self.run.device) for name, value in state.items()}
 
 
 class _Adversarial:
-    """The critic and its optimiser step (Eq. 3)."""
+    """The critic and its optimiser step (Eq. 3).
+
+    Attributes:
+        learning_rate: of the critic, before it is halved.
+        best: the critic of the network's best epoch.
+    """
 
     def __init__(self, run: Run, critic: Critic3d, task: Task, training: Training, adversary: Adversary) -> None:
         self.run, self.task, self.settings = run, task, adversary
         self.critic = critic.to(run.device).train()
         _share_gradients(run, self.critic)
-        self.optimizer = make_optimizer(
-            self.critic.parameters(), training, adversary.critic_lr or training.learning_rate
-        )
+        self.learning_rate = training.learning_rate if adversary.critic_lr is None else adversary.critic_lr
+        self.optimizer = make_optimizer(self.critic.parameters(), training, self.learning_rate)
         self.weight = adversary.penalty_of(task.name)
+        self.best = BestEpoch()
 
     def values(self, cube: Tensor, seen: Tensor) -> Tensor:
         """The critic's map of cubes under the condition of what the network saw."""
@@ -318,15 +370,16 @@ class _Adversarial:
         def loss_of(part: dict[str, Tensor]) -> Tensor:
             # Second derivatives are taken in full precision, whatever that of the network.
             with torch.autocast(self.run.device.type, enabled=False):
+                share = len(part["seen"]) / len(views.seen)
                 real, seen, restored = (part[name].float() for name in ("target", "seen", "fake"))
                 loss = critic_loss(self.values(real, seen), self.values(restored, seen), self.settings.adversarial)
-                terms["critic_loss"] = loss.detach()
+                _add(terms, share, critic_loss=loss)
                 if self.weight:
                     look = self.task.as_critic_sees
                     penalty = gradient_penalty(
                         self.critic, look(real), look(restored), look(seen), None, self.settings.adversarial, generator
                     )  # fmt: skip
-                    terms["penalty"] = penalty.detach()
+                    _add(terms, share, penalty=penalty)
                     loss = loss + self.weight * penalty
                 return loss
 
@@ -367,8 +420,7 @@ def validate(
         validation_loss (lambda_d L_d + lambda_r L_r), validation_d, validation_accuracy (share of right answers; of Rubik's
         Cube the mean over flags and orders), and with restoration validation_restoration (L_r) and validation_mse.
     """
-    network.eval()
-    extra = task.validation_labels(network, cubes, training.batch_size, run.device)
+    extra = task.validation_labels(cubes)
     network.eval()
     sums = {"d": 0.0, "accuracy": 0.0, "restoration": 0.0, "mse": 0.0}
     for views in fixed_views(task, cubes, extra, training.batch_size, restoring, seed, run.device):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ from torch.nn import functional as F
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.volumes import Volume, read_grid, read_labels, read_volume, scale_percentile
-from dart_core.errors import DartError, InputError
+from dart_core.errors import DartError, InputError, SettingError
 from dart_core.files import write_atomic
 from dart_core.report import Report
-from dart_core.run import Run
+from dart_core.run import CONFIG, Run
 from united_ssl import settings as of
 from united_ssl.cubes import INDEX, CubeRow, crop_accepted, read_cubes, scale_hu, write_cubes, write_index
 from united_ssl.figures import SHOWN, masks_figure, restored_figure
@@ -66,7 +68,8 @@ def open_source(data: Path, target: str = "none", seed: int = 0, validation: flo
         data: see `Prepare.data`.
         target: see `Prepare.target`.
         seed: of splits that the data do not name.
-        validation: share of the subjects that validates (and of a target that tests) then.
+        validation: share of the subjects that validates (and of a target that tests) then; of the training subjects of a
+            datalist that names no others than training and test.
 
     Returns:
         Rows that all have a split, and what the data are: "luna16", "ct" or "".
@@ -85,24 +88,71 @@ def open_source(data: Path, target: str = "none", seed: int = 0, validation: flo
         rows, kind = list(luna16.index(data)), "luna16"
     elif data.is_dir() and not (data / "dataset.json").is_file():
         rows = [
-            Row(file, subject=file.name.split(".")[0], source=data)
+            Row(file, subject=_plain_name(file), source=data)
             for file in sorted(data.rglob("*")) if file.name.lower().endswith(_ENDINGS) and file.is_file()
         ]  # fmt: skip
         if not rows:
             raise InputError("holds no .nii, .nii.gz, .mhd or .mha", where=data, remedy="give a folder of scans")
     else:
-        needed = {"classify": ("image", "label"), "segment": ("image", "mask")}.get(target, ("image",))
-        rows = list(Datalist.read(data, needed))
-    if target in ("classify", "segment") and any(row.split == "" for row in rows) and any(row.split for row in rows):
+        rows = _listed(data, target)
+        if {row.split for row in rows} in ({"train"}, {"train", "test"}):  # as the Decathlon has it
+            return _with_validation(rows, seed, validation), kind
+    if any(row.split == "" for row in rows) and any(row.split for row in rows):
         raise InputError("some rows name a split and some do not", where=data, remedy="fill the column split in")
     return _with_splits(rows, target, seed, validation), kind
+
+
+def _listed(data: Path, target: str) -> list[Row]:
+    """Rows of a datalist. Those without a mask, which a dataset.json has for test, are left out for segmentation."""
+    needed = {"classify": ("image", "label"), "segment": ("image", "mask")}.get(target, ("image",))
+    rows = list(Datalist.read(data, needed))
+    if target != "segment":
+        return rows
+    masked = [row for row in rows if row.mask is not None]
+    if not masked:
+        raise InputError("no row has a mask", where=data, remedy="name the masks")
+    if len(masked) < len(rows):
+        say(f"left out: {len(rows) - len(masked)} test scans without a mask")
+    return masked
+
+
+def _plain_name(file: Path) -> str:
+    """Name of a scan without its ending; dots within it stay, as in the UIDs of LUNA16."""
+    name = file.name
+    return name[: len(name) - max((len(end) for end in _ENDINGS if name.lower().endswith(end)), default=0)]
+
+
+def _who(row: Row) -> str:
+    return row.subject or str(row.image)
+
+
+def _drawn(rows: Sequence[Row], seed: int) -> list[str]:
+    """The subjects in random order."""
+    subjects = sorted({_who(row) for row in rows})
+    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SPLIT,))).permutation(len(subjects))
+    return [subjects[i] for i in order]
+
+
+def _with_validation(rows: list[Row], seed: int, validation: float) -> list[Row]:
+    """Rows of which some of the training subjects validate, as the data name none for that."""
+    subjects = _drawn([row for row in rows if row.split == "train"], seed)
+    count = max(1, round(validation * len(subjects)))
+    if len(subjects) <= count:
+        raise InputError(
+            f"{len(subjects)} training subjects cannot be dealt to training and validation", where=rows[0].source,
+            remedy="give more, or name those that validate",
+        )  # fmt: skip
+    moved = set(subjects[:count])
+    return [
+        dataclasses.replace(row, split="val") if row.split == "train" and _who(row) in moved else row for row in rows
+    ]
 
 
 def _with_splits(rows: list[Row], target: str, seed: int, validation: float) -> list[Row]:
     """Rows that all have a split: their own, or drawn by subjects."""
     if all(row.split for row in rows):
         return rows
-    subjects = sorted({row.subject or str(row.image) for row in rows})
+    subjects = _drawn(rows, seed)
     parts = 1 if target == "none" else 2
     count = max(1, round(validation * len(subjects)))
     if len(subjects) <= parts * count:
@@ -110,11 +160,10 @@ def _with_splits(rows: list[Row], target: str, seed: int, validation: float) -> 
             f"{len(subjects)} subjects cannot be dealt to {'training and validation' if parts == 1 else 'three splits'}",
             where=rows[0].source if rows else None, remedy="give more, or name splits in a datalist",
         )  # fmt: skip
-    order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SPLIT,))).permutation(len(subjects))
-    split_of = {subjects[i]: "train" for i in order}
-    split_of |= {subjects[i]: "val" for i in order[:count]}
-    split_of |= {subjects[i]: "test" for i in order[count : parts * count]}
-    return [dataclasses.replace(row, split=split_of[row.subject or str(row.image)]) for row in rows]
+    split_of = dict.fromkeys(subjects, "train")
+    split_of |= dict.fromkeys(subjects[:count], "val")
+    split_of |= dict.fromkeys(subjects[count : parts * count], "test")
+    return [dataclasses.replace(row, split=split_of[_who(row)]) for row in rows]
 
 
 def split_for_pretraining(row: Row, kind: str, train_on_test: bool) -> str:
@@ -226,11 +275,10 @@ def _corner(corner: Sequence[int]) -> tuple[str, str, str]:
     return str(corner[0]), str(corner[1]), str(corner[2])
 
 
-def _padded(volume: NDArray[Any], size: Sequence[int], value: float) -> NDArray[Any]:
-    rooms = [max(0, side - old) for side, old in zip(size, volume.shape, strict=True)]
-    if not any(rooms):
-        return volume
-    return np.pad(volume, [(room // 2, room - room // 2) for room in rooms], constant_values=value)
+def _padding(shape: Sequence[int], size: Sequence[int]) -> list[tuple[int, int]]:
+    """Voxels before and behind a scan along each axis that make it as large as a cube."""
+    rooms = [max(0, side - old) for side, old in zip(size, shape, strict=True)]
+    return [(room // 2, room - room // 2) for room in rooms]
 
 
 def segmentation_cubes(
@@ -238,8 +286,9 @@ def segmentation_cubes(
 ) -> Cut:
     """Cubes with their masks: every second one around a voxel of the foreground, the others anywhere."""
     grey, _ = scaled(volume, command.intensity)
-    grey = _padded(grey, crop, float(grey.min()))
-    mask = _padded(labels, crop, 0)
+    padding = _padding(labels.shape, crop)
+    grey = np.pad(grey, padding, constant_values=float(grey.min()))
+    mask = np.pad(labels, padding)
     inside = np.argwhere(mask > 0)
     cubes, masks, corners = [], [], []
     for number in range(command.crops):
@@ -254,7 +303,7 @@ def segmentation_cubes(
         place = tuple(slice(c, c + part) for c, part in zip(corner, crop, strict=True))
         cubes.append(resized(grey[place], command.size))
         masks.append(resized(mask[place], command.size, labels=True))
-        corners.append(_corner(corner))
+        corners.append(_corner([c - before for c, (before, _) in zip(corner, padding, strict=True)]))
     return Cut(np.stack(cubes), tuple(corners), ("",) * len(cubes), np.stack(masks).astype(np.uint8))
 
 
@@ -337,7 +386,7 @@ def prepare(command: of.Prepare) -> None:
 
         candidates = luna16.read_candidates(command.data)
     rows, skipped = [], []
-    with Run(command.run, command) as run:
+    with Run(command.run, command) as run, removed_on_failure(run):
         names = file_names(scans)
         for number, (row, name) in enumerate(run.log.progress(list(zip(scans, names, strict=True)), "scans")):
             file = run.out / "cubes" / f"{name}.npy"
@@ -358,6 +407,22 @@ def prepare(command: of.Prepare) -> None:
         f"cubes: {', '.join(f'{count} {split}' for split, count in counts.items())} in {command.run.out}"
         + (f"; {len(skipped)} scan{'s' * (len(skipped) > 1)} left out" if skipped else "")
     )
+
+
+@contextlib.contextmanager
+def removed_on_failure(run: Run) -> Iterator[None]:
+    """Take back what was written where the input turns out to be unusable: cubes without an index are of no use.
+
+    config.yaml stays, by which the core knows the folder and gives it back. Everything stays where the command goes on with
+    what a stopped one has left (--resume).
+    """
+    try:
+        yield
+    except (InputError, SettingError):
+        for path in list(run.out.iterdir()) if run.is_main and not run.settings.resume else ():
+            if path.name != CONFIG:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
 
 
 def check_headers(scans: Iterable[Row], command: of.Prepare, kind: str) -> None:
@@ -392,7 +457,7 @@ def check_headers(scans: Iterable[Row], command: of.Prepare, kind: str) -> None:
 
 def file_names(scans: Sequence[Row]) -> list[str]:
     """Names of files, unique."""
-    plain = [re.sub(r"[^\w.-]", "_", row.image.name.split(".nii")[0].removesuffix(".mhd")) for row in scans]
+    plain = [re.sub(r"[^\w.-]", "_", _plain_name(row.image)) for row in scans]
     return [name if plain.count(name) == 1 else f"{name}_{i:05d}" for i, name in enumerate(plain)]
 
 
@@ -451,7 +516,7 @@ def _medmnist(command: of.Prepare) -> list[CubeRow]:
             f"is no MedMNIST file ({error})", where=command.data, remedy="give one of 3-D images"
         ) from error
     rows: list[CubeRow] = []
-    with Run(command.run, command) as run:
+    with Run(command.run, command) as run, removed_on_failure(run):
         for split, (images, labels) in parts.items():
             if images.ndim != 4 or images.dtype != np.uint8:
                 raise InputError(

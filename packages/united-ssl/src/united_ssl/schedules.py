@@ -69,3 +69,15 @@ class Plateau:
         """Take on what `state_dict` gave."""
         for name in ("rate", "best", "bad", "seen"):
             setattr(self, name, state[name])
+
+
+def bad_epochs_allowed(patience: int) -> int | None:
+    """How many bad epochs in a row a training outlives: `dart_core.fine_tuning.FineTuning.patience` for our --patience.
+
+    Ours is Keras's, for which the authors' recipes are written: after so many bad epochs in a row the training ends. The core
+    counts those after which it still goes on.
+
+    Args:
+        patience: as Keras counts; 0 = the training does not end before its last epoch.
+    """
+    return patience - 1 if patience else None

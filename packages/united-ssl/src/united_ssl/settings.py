@@ -48,7 +48,8 @@ class Pretext:
     shuffled_blocks: int = 100
     """TransVW: blocks whose voxels are shuffled (5 in the repository of its owners)."""
     painting: Literal["constant", "genesis"] = "constant"
-    """TransVW: one block or window of one grey value, or the noise and ranges of Models Genesis."""
+    """TransVW: one block or window with one grey value, or with the noise and sides of Models Genesis (the PyTorch program of
+    its owners)."""
 
     def __post_init__(self) -> None:
         at_least(1, permutations=self.permutations, clusters=self.clusters, components=self.components)
@@ -63,11 +64,21 @@ class Pretext:
                 f"there is no as-coded form of --pretext {self.pretext}",
                 remedy="leave --form out; its options stand alone",
             )
+        if self.form == "as-coded" and self.genesis and self.pretext != "rubik":
+            raise SettingError(
+                f"the as-coded form of --pretext {self.pretext} has no transforms of Models Genesis",
+                remedy="leave --genesis out",
+            )
 
     @property
     def is_siamese(self) -> bool:
         """One network for each block."""
         return self.pretext == "rubik" and (self.siamese or self.form == "as-coded")
+
+    @property
+    def draws_orders(self) -> bool:
+        """The orders of the blocks are drawn by the seed."""
+        return self.pretext in ("jigsaw", "rubik") and self.form == "as-coded"
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ class Training:
     max_epochs: int = 10_000
     """Passes over the training cubes, at most, in each step."""
     patience: int = 40
-    """Epochs without a better validation that end a step; 0 = never."""
+    """Epochs in a row without a better validation that end a step, as Keras counts; 0 = never."""
     optimizer: Literal["nadam", "adam", "sgd"] = "nadam"
     """nadam with beta 0.5 and 0.999 (momentum decay 0.004, epsilon 1e-7); adam; sgd with momentum 0.9."""
     learning_rate: float = 1e-4
@@ -229,7 +240,8 @@ class Prepare:
     train_on_test: bool = False
     """LUNA16: subsets 7 to 9 train as well, as in the authors' program; they are the test set of a target task."""
     validation: float = 0.2
-    """Share of the subjects that validates where the data name no split."""
+    """Share of the subjects that validates where the data name no split, and of the training subjects where a datalist names
+    none for that."""
     words: int = 0
     """TransVW: find so many visual words by self-discovery (44 in the paper); 0 = none."""
     instances: tuple[int, int] = (200, 30)
@@ -241,7 +253,7 @@ class Prepare:
     max_epochs: int = 10_000
     """TransVW: of the auto-encoder, at most."""
     patience: int = 50
-    """TransVW: epochs without a better validation that end it."""
+    """TransVW: epochs in a row without a lower validation loss that end it, as Keras counts; 0 = never."""
     batch_size: int = 8
     """TransVW: scans of a batch."""
 
@@ -275,7 +287,8 @@ class Pretrain:
     """D: discriminative; DR: D, then with restoration; DRA: D, DR, then with the critic; joint: all from scratch; joint-DR:
     D and R from scratch."""
     init_from: Path | None = None
-    """Run of an earlier step (D for DR, D or DR for DRA) that the chain goes on from, instead of training it here."""
+    """Run of an earlier step (D for DR, D or DR for DRA) with the same pretext task that the chain goes on from, instead of
+    training it here."""
     pretext: Pretext = field(default_factory=Pretext)
     network: Network = field(default_factory=Network)
     training: Training = field(default_factory=Training)
@@ -318,7 +331,8 @@ class FineTune:
     max_epochs: int = 10_000
     """Passes over the training cubes, at most."""
     patience: int = 50
-    """Epochs without a lower validation loss that end it (NCC 10, NCS 50, ECC 38, LCS 20, BMS 30)."""
+    """Epochs in a row without a lower validation loss that end it, as Keras counts; 0 = never (NCC 10, NCS 50, ECC 38, LCS 20,
+    BMS 30)."""
     plateau: int = 6
     """Epochs without one after which the learning rate is halved (down to 1e-6)."""
     norm_momentum: float = 0.01
@@ -348,7 +362,7 @@ class Predict:
     model: Path
     """Run of `fine-tune` or `pretrain`, or its model.safetensors."""
     split: Literal["train", "val", "test", "all"] = "test"
-    """Which cubes; a pretrained network restores those of val where there is no test."""
+    """Which cubes; a pretrained network restores those of val where there is no test. `evaluate` scores those of test alone."""
     keep: bool = False
     """Also keep the predicted masks (.npy)."""
     device: str = "auto"

@@ -58,7 +58,9 @@ class Task:
 
     Attributes:
         classes: what the head answers.
-        clusters: the pseudo labels of deep clustering, once there are any, and the epoch they were made for.
+        clusters: the pseudo labels of deep clustering, once there are any.
+        validation: those of the validation cubes.
+        labelled_epoch: the epoch they were made for.
 
     It is part of the checkpoints: orders of blocks and pseudo labels come back as they were.
     """
@@ -68,11 +70,12 @@ class Task:
         self.name = settings.pretext
         self.permutations = torch.empty(0, cut.BLOCKS, dtype=torch.int64)
         self.clusters: Clusters | None = None
+        self.validation: Tensor | None = None
         self.labelled_epoch = -1
         if self.name in ("jigsaw", "rubik"):
             self.permutations = (
                 cut.random_permutations(settings.permutations, seed)
-                if settings.form == "as-coded"
+                if settings.draws_orders
                 else cut.permutation_set(settings.permutations)
             )
         self.form: RotationForm = (
@@ -200,19 +203,37 @@ class Task:
         """New pseudo labels are made before each epoch."""
         return self.name == "deep-clustering"
 
-    def relabel(self, network: AnyUNet, cubes: Cubes, epoch: int, batch_size: int, device: torch.device) -> None:
-        """Make the pseudo labels of an epoch, and draw the last layer anew; nothing if it is done already."""
+    def relabel(
+        self, network: AnyUNet, cubes: Mapping[str, Cubes], epoch: int, batch_size: int, device: torch.device
+    ) -> bool:
+        """Make the pseudo labels of an epoch, and draw the last layer anew.
+
+        Args:
+            network: whose features are clustered.
+            cubes: "train", which make the clusters, and "val", which get the nearest ones.
+            epoch: from 0.
+            batch_size: cubes per forward pass.
+            device: of the network.
+
+        Returns:
+            False if it was done already.
+        """
         if self.labelled_epoch == epoch:
-            return
-        features = pooled_features(network, cubes, batch_size, device, centre_crop=True)
-        count = min(self.settings.clusters, len(cubes))
+            return False
+        features, others = (
+            pooled_features(network, cubes[part], batch_size, device, centre_crop=True) for part in ("train", "val")
+        )
+        count = min(self.settings.clusters, len(features))
         seed = int(np.random.SeedSequence(self.seed, spawn_key=(_CLUSTERING, epoch)).generate_state(1)[0])
         self.clusters = fit_clusters(features, count, self.settings.components, seed=seed)
+        # Now, as clusters are those of this network's features, not of what the epoch makes of it.
+        self.validation = self.clusters.assign(others)
         self.labelled_epoch = epoch
         generator = torch.Generator().manual_seed(
             int(np.random.SeedSequence(self.seed, spawn_key=(_OUTPUTS, epoch)).generate_state(1)[0])
         )
         network.head.reset_outputs(generator)
+        return True
 
     def batches(self, cubes: Cubes, batch_size: int, seed: int) -> Batches:
         """Training batches; for deep clustering those of the epoch that was labelled last."""
@@ -235,14 +256,11 @@ class Task:
             )
         return {"word": words}
 
-    def validation_labels(
-        self, network: AnyUNet, cubes: Cubes, batch_size: int, device: torch.device
-    ) -> dict[str, Tensor]:
-        """Labels that validation cubes need beside the task's own: words, or the nearest clusters."""
+    def validation_labels(self, cubes: Cubes) -> dict[str, Tensor]:
+        """Labels that the validation cubes need beside the task's own: words, or the clusters that `relabel` found."""
         if self.relabels:
-            assert self.clusters is not None
-            features = pooled_features(network, cubes, batch_size, device, centre_crop=True)
-            return {"pseudo": self.clusters.assign(features)}
+            assert self.validation is not None
+            return {"pseudo": self.validation}
         return {name: torch.as_tensor(values) for name, values in self.extra(cubes).items()}
 
     # --- State -------------------------------------------------------------------------------------------------------
@@ -250,13 +268,18 @@ class Task:
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint: orders of blocks, pseudo labels."""
         clusters = None if self.clusters is None else self.clusters._asdict()
-        return {"permutations": self.permutations, "clusters": clusters, "labelled_epoch": self.labelled_epoch}
+        return {
+            "permutations": self.permutations,
+            "clusters": clusters,
+            "validation": self.validation,
+            "labelled_epoch": self.labelled_epoch,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
         self.permutations = state["permutations"]
         self.clusters = None if state["clusters"] is None else Clusters(**state["clusters"])
-        self.labelled_epoch = state["labelled_epoch"]
+        self.validation, self.labelled_epoch = state["validation"], state["labelled_epoch"]
 
 
 class WeightedBatches(Batches):

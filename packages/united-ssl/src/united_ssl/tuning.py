@@ -26,7 +26,7 @@ from united_ssl.measures import case_iou, pooled_iou
 from united_ssl.method import carry_over
 from united_ssl.models import PACKAGE, Pretrained, Target, build, load_pretrained, save_model, weights_file
 from united_ssl.networks import set_momentum
-from united_ssl.schedules import Plateau
+from united_ssl.schedules import Plateau, bad_epochs_allowed
 
 THRESHOLD = 0.5
 _FRACTION = 14
@@ -208,7 +208,7 @@ def _train(
         with run.autocast():
             return scores(net, parts["val"], command.batch_size, run.device, labels.get("val"))
 
-    recipe = FineTuning(command.max_epochs, command.patience or None, log_every=command.log_every)
+    recipe = FineTuning(command.max_epochs, bad_epochs_allowed(command.patience), log_every=command.log_every)
     best = fine_tune(
         run, prepared, optimizer, batches, recipe, loss=loss, learning_rate=plateau, validate=validate,
         views=flipped if command.flips else None, stateful={"plateau": plateau},

@@ -32,13 +32,14 @@ from united_ssl.preparing import (
     check_headers,
     file_names,
     open_source,
+    removed_on_failure,
     resized,
     scaled,
     split_for_pretraining,
     starts,
     write_report,
 )
-from united_ssl.schedules import Plateau
+from united_ssl.schedules import Plateau, bad_epochs_allowed
 from united_ssl.tasks import pooled_features
 
 PLACES = 200
@@ -74,7 +75,7 @@ def prepare_words(command: of.Prepare) -> None:
     scans = [row for row in scans if row.split in ("train", "val")]
     check_headers(scans, command, kind)
     hu = kind == "luna16" and command.intensity is None
-    with Run(command.run, command) as run:
+    with Run(command.run, command) as run, removed_on_failure(run):
         command = dataclasses.replace(command, intensity="hu") if hu else command
         small = _small_scans(run, command, scans)
         features = _features(run, command, small)
@@ -119,7 +120,7 @@ def _features(run: Run, command: of.Prepare, scans: Cubes) -> NDArray[np.float64
                 return {"validation_loss": float(np.mean(errors))}
 
             fine_tune(
-                own, prepared, optimizer, batches, FineTuning(command.max_epochs, command.patience or None),
+                own, prepared, optimizer, batches, FineTuning(command.max_epochs, bad_epochs_allowed(command.patience)),
                 loss=lambda net, batch: F.mse_loss(net(batch["cube"]), batch["cube"]), learning_rate=plateau,
                 validate=validate, stateful={"plateau": plateau},
             )  # fmt: skip

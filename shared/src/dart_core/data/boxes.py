@@ -342,7 +342,7 @@ def _number(text: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise InputError(f"{text!r} is no number", where=where, remedy="correct the cell") from None
+        raise InputError(f"{text!r} is no number", where=where, remedy="correct it, or remove the box") from None
     if not math.isfinite(value):
         raise InputError(f"{text!r} is not finite", where=where, remedy="correct it, or remove the box")
     return value

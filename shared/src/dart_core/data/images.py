@@ -133,9 +133,8 @@ def _to_eight_bits(path: Path, image: Image.Image, mode: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = np.asarray(image)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-            raise InputError(
-                "the grey values go beyond 16 bits", where=path, remedy="save it with 8 or 16 bits per channel"
-            )
+            kind = "are floating-point numbers" if image.mode == "F" else "go beyond 16 bits"
+            raise InputError(f"the grey values {kind}", where=path, remedy="save it with 8 or 16 bits per channel")
         grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
         image = Image.fromarray(grey)
     image.info.pop("transparency", None)  # of which Pillow would warn that it cannot be kept

@@ -121,6 +121,22 @@ class TestAuthorsTable:
         table.write_text(table.read_text().replace(old, new))
         fails(tmp_path, f"isic_train_20-19-18-17.csv, row 2, column {column}")
 
+    @pytest.mark.parametrize(
+        ("cell", "marked"), [("1", "1"), ("1.0", "1"), ("0", "0"), ("0.0", "0"), ("-1", None), ("", None)]
+    )
+    def test_ink_on_the_skin(self, tmp_path, cell, marked):
+        build_authors(tmp_path, [f"{ROWS[5]},{cell}"], f"{AUTHORS},marked")
+        (row,) = isic.index(tmp_path)
+        assert row.labels.get("marked") == marked
+
+    def test_tables_are_found_where_they_are_looked_for(self, tmp_path):
+        build_authors(tmp_path / "authors")
+        build_official(tmp_path / "owners")
+        assert [[name for name in isic.TABLES if (root / name).is_file()] for root in sorted(tmp_path.iterdir())] == [
+            ["isic_train_20-19-18-17.csv"],
+            ["ISIC_2020_Training_GroundTruth.csv", "ISIC-2017_Training_Part3_GroundTruth.csv"],
+        ]
+
     def test_a_tfrecord_that_2020_lacks(self, tmp_path):
         fails(build_authors(tmp_path, [ROWS[5].replace(",0,2020", ",15,2020")]), "row 2, column tfrecord", "0 to 14")
 

@@ -53,6 +53,9 @@ _TABLE_2020 = (
     "jpeg-melanoma-256x256/train.csv",
 )
 _TABLE_2017 = ("ISIC-2017_Training_Part3_GroundTruth.csv",)
+TABLES = (*_AUTHORS, *_TABLE_2020, *_TABLE_2017)
+"""Where `index` looks for tables, below the folder that it is given."""
+
 _FOLDERS_2020 = (
     "images/isic_20_train_256",
     "isic_20_train_256",
@@ -89,7 +92,8 @@ def index(root: str | os.PathLike[str], seed: int = 0) -> Datalist:
     Returns:
         rows with image, subject (patient_id; the picture's name where there is none), site ("isic2017", "isic2018",
         "isic2020"), split (train; 2018: val) and labels: label ("1" melanoma), and where the tables give them fitzpatrick ("1"
-        to "6": made by a labeller, not by people), diagnosis, sex, age, and fold (0 to 4, of cross validation).
+        to "6": made by a labeller, not by people), marked ("1": ink on the skin), diagnosis, sex, age, and fold (0 to 4, of cross
+        validation).
 
     Raises:
         InputError: another folder, a table that does not fit, no picture.
@@ -127,6 +131,7 @@ def _rows(root: Path, seed: int) -> list[Row]:
         labels = {
             "label": label,
             "fitzpatrick": pick(table, line, cells, "fitzpatrick", SKIN_TYPES),
+            "marked": pick(table, line, cells, "marked", BINARY | dict.fromkeys(("-1", "-1.0", ""), "")),
             "diagnosis": cells.get("diagnosis", ""),
             "sex": cells.get("sex", ""),
             "age": cells.get("age_approx", ""),
