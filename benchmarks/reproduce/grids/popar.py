@@ -47,7 +47,7 @@ SCALES = {
     f"pneumonia or not) for Shenzhen; {HALF} pixels instead of 224 and {FULL} instead of 448; a ViT of 4 blocks and a Swin of three "
     "stages that see patches of 16 pixels; pretraining of 30, 12 and 6 epochs (ViT, Swin, Swin at the larger size), fine-tuning of 6 "
     "with AdamW at 0.0003. Weights of others are of no such size.",
-    "smoke": "phantom radiographs, networks of two blocks or stages, two epochs of pretraining (the rate of the last is 0) and one of "
+    "smoke": "phantom radiographs, networks of two blocks or stages, two epochs of pretraining (the rate of the last is 0) and two of "
     "fine-tuning; random weights in files stand for those of others.",
 }  # fmt: skip
 HOURS = {"pretrain": 22.0, "fine-tune": 1.5, "predict": 0.2, "evaluate": 0.01}
