@@ -127,9 +127,9 @@ def weights(scale: Scale, start: str) -> tuple[Word, ...]:
 def entries(scale: Scale) -> Iterator[Entry]:
     """The starts on both sets."""
     small = scale.name == "small"
-    recipe: tuple[Word, ...] = ("--epochs", 6, "--patience", 6, "--batch-size", 16, "--drop-path", 0.0)
+    recipe: tuple[Word, ...] = ("--epochs", 6, "--patience", 6, "--batch-size", 16, "--drop-path", 0.1)
     if not small:
-        recipe = ("--epochs", 1, "--batch-size", 8, "--drop-path", 0.0)
+        recipe = ("--epochs", 1, "--batch-size", 8, "--drop-path", 0.1)
     recipe += ("--optimizer", "adamw", "--learning-rate", 3e-4, "--image-size", SIDE, "--normalization", "imagenet")
     for start, needs in STARTS.items():
         runs = []

@@ -55,9 +55,9 @@ PRETRAINING = of.PretrainRecipe(
     epochs=32, batch_size=32, base_lr=8e-3, min_lr=1e-4, warmup_lr=1e-5, warmup=3, cell=16, show_every=8
 )
 """base_lr is for a batch of 512; 8e-3 makes 5e-4 of a batch of 32."""
-FINE_TUNING = of.FineTuneRecipe(
-    image_size=SIZE, epochs=7, batch_size=32, learning_rate=(1e-2, 1e-1), patience=7, drop_path=0.0
-)
+FINE_TUNING = of.FineTuneRecipe(image_size=SIZE, epochs=7, batch_size=32, learning_rate=(1e-2, 1e-1), patience=7)
+DROP_PATH: dict[of.BackboneName, float] = {"swin_b": 0.1, "vit_b": 0.0}
+"""Stochastic depth of the fine-tuning."""
 FRACTION = {"nih": 100.0, "pneumonia": 8.0}
 CROPS: dict[str, Any] = {"nih": 10, "pneumonia": 1}
 TASKS = ("nih", "pneumonia")
@@ -141,7 +141,7 @@ def tuned(
         return done
     started, worked, run, data = time.time(), time.process_time(), folder / "run", of.DataSettings(datalist)
     weights = work / f"pretrain-{NAMES[backbone]}" / "run" if start == "simmim" else None
-    recipe = dataclasses.replace(recipe, fraction=FRACTION[task])
+    recipe = dataclasses.replace(recipe, fraction=FRACTION[task], drop_path=DROP_PATH[backbone])
     network = NETWORKS[backbone] if weights is None else of.Network()
     key = STARTS[backbone][start]
     fine_tune(of.FineTune(settings(run), data, key, weights, name=start, trials=seeds, network=network, recipe=recipe))
@@ -210,7 +210,8 @@ def summarise(before: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, 
         **origin("benchmark-transformers: SimMIM on nih_cxr_1000, fine-tuning on nih_cxr_1000 and 8 % of pneumoniamnist"),
         "scale": {
             "pixels": SIZE, "seeds": seeds, "networks": {NAMES[k]: dataclasses.asdict(v) for k, v in NETWORKS.items()},
-            "pretraining": dataclasses.asdict(PRETRAINING), "fine_tuning": dataclasses.asdict(FINE_TUNING),
+            "pretraining": dataclasses.asdict(PRETRAINING),
+            "fine_tuning": {**dataclasses.asdict(FINE_TUNING), "drop_path": {NAMES[k]: v for k, v in DROP_PATH.items()}},
             "percent_of_training_pictures": FRACTION, "crops": CROPS,
         },
         "metric": "auc: test ROC-AUC, of nih the mean over its labels with both classes; mean and sample standard deviation over "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 from PIL import Image
 
 from benchmark_transformers import SimMIM
+from benchmark_transformers.cases import read_cases
 from benchmark_transformers.networks import read_pretrained
-from benchmark_transformers.training import load_model, trial_folders
+from benchmark_transformers.settings import DataSettings
+from benchmark_transformers.training import Model, load_model, split_as_trained, trial_folders
 from dart_core.checkpoint import load_weights
 from dart_core.data.images import read_image
 from dart_core.metrics import mean_auc
@@ -272,6 +275,17 @@ def test_fractions_as_coded_schedule_and_other_optimisers(datalist, pretrained, 
     assert rates[-1] == pytest.approx(1e-6 + loss * (0.05 - 1e-6) / 1)
 
 
+def test_a_warm_up_as_long_as_the_training_is_said(datalist, pretrained, small, command, tmp_path):
+    """One epoch of it stays at the rate that the climb begins with."""
+    words = ("fine-tune", "--datalist", datalist, "--weights", pretrained, *small["fine-tune"], "--warmup", 1)
+    said = "--warmup 1, --epochs 1: the learning rate only gets to 1e-06, never to --learning-rate"
+    assert said in command(*words, "--epochs", 1, "--out", tmp_path / "short").err
+    (trial,) = trial_folders(tmp_path / "short")
+    lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+    assert {line["learning_rate"] for line in lines if "loss" in line} == {1e-6}
+    assert "--warmup" not in command(*words, "--epochs", 2, "--out", tmp_path / "long").err
+
+
 def test_exclusive_classes(datalist, pretrained, small, command, tmp_path):
     def rename(rows):
         for i, row in enumerate(rows):
@@ -462,6 +476,115 @@ def test_predict_without_labels_and_on_other_splits(datalist, tuned, command, tm
     finished = command("evaluate", "--predictions", tmp_path / "scores", "--out", tmp_path / "evaluation")
     assert finished.status == 0
     assert "–" in finished.out
+
+
+def test_predict_keeps_to_the_split_of_the_training(datalist, pretrained, small, command, tmp_path):
+    """Drawn picture by picture, because the training said so; the seed of the draw is the same for all."""
+
+    def forget(rows):
+        for row in rows:
+            del row["split"]
+
+    path = changed(datalist, tmp_path, forget)
+    words = ("--datalist", path, "--weights", pretrained, *small["fine-tune"], "--out", tmp_path / "run")
+    assert command("fine-tune", *words, "--split-by", "image").status == 0
+    words = ("predict", "--datalist", path, "--model", tmp_path / "run", "--device", "cpu", "--out")
+    for name, more in (("default", ()), ("said", ("--split-by", "image"))):
+        assert command(*words, tmp_path / name, *more).status == 0
+        tested = {Path(row["image"]).name for row in rows_of(tmp_path / name / "trial-0" / "predictions.csv")}
+        drawn, other = (read_cases(DataSettings(path, split_by=by))["test"].rows for by in ("image", "patient"))
+        assert tested == {row.image.name for row in drawn} != {row.image.name for row in other}
+    finished = command(*words, tmp_path / "refused", "--split-by", "patient")
+    assert finished.status == 2
+    assert finished.line.endswith("error: --split-by is patient, that of the training was image; leave it out")
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.fixture
+def shenzhen(tmp_path):
+    """Its folder, and two splits of it as lists."""
+    folder = tmp_path / "CXR_png"
+    folder.mkdir()
+    names = [f"CHNCXR_{i:04d}_{i % 2}.png" for i in range(24)]
+    for i, name in enumerate(names):
+        Image.fromarray(np.full((20, 20), 9 * i, np.uint8)).save(folder / name)
+    lists = []
+    for number, order in enumerate((names, names[::-1])):
+        parts = {"train": order[:12], "val": order[12:18], "test": order[18:]}
+        for part, chosen in parts.items():
+            (tmp_path / f"{part}{number}.txt").write_text("".join(f"{name},{name[-5]}\n" for name in chosen))
+        lists.append([tmp_path / f"{part}{number}.txt" for part in parts])
+    return tmp_path, lists
+
+
+def test_predict_keeps_to_the_lists_of_the_training(shenzhen, pretrained, small, command, tmp_path):
+    folder, (first, second) = shenzhen
+    words = ("fine-tune", "--datalist", folder, "--weights", pretrained, *small["fine-tune"])
+    assert command(*words, "--lists", *first, "--out", tmp_path / "listed").status == 0
+    assert command(*words, "--out", tmp_path / "drawn").status == 0
+    moved = [path.rename(path.with_suffix(".csv")) for path in first]
+    words = ("predict", "--datalist", folder, "--device", "cpu", "--model")
+    gone = command(*words, tmp_path / "listed", "--out", tmp_path / "no")
+    assert "train0.txt: cannot be read" in gone.line
+    assert "give the lists of the training: --lists" in gone.line
+    assert command(*words, tmp_path / "listed", "--lists", *moved, "--out", tmp_path / "moved").status == 0
+    for path in moved:
+        path.rename(path.with_suffix(".txt"))
+    assert command(*words, tmp_path / "listed", "--out", tmp_path / "default").status == 0
+    for name in ("moved", "default"):
+        tested = [Path(row["image"]).name for row in rows_of(tmp_path / name / "trial-0" / "predictions.csv")]
+        assert tested == [line.split(",")[0] for line in first[2].read_text().splitlines()]
+    for run, lists, was in (("listed", second, first[0]), ("drawn", first, "there were none")):
+        finished = command(*words, tmp_path / run, "--lists", *lists, "--out", tmp_path / "no")
+        assert finished.status == 2
+        assert "--lists are not those of the training" in finished.line
+        assert str(was) in finished.line
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_model_from_before_the_split_was_written_down(datalist, tuned, capsys):
+    _, model = load_model(trial_folders(tuned)[0])
+    old = {name: value for name, value in dataclasses.asdict(model).items() if name not in ("split_by", "lists")}
+    data = DataSettings(datalist, split_by="image")
+    assert split_as_trained(data, Model(**old)) is data
+    assert "training pictures may be tested" in capsys.readouterr().err
+    # Of another data set the training has seen nothing.
+    assert split_as_trained(data, dataclasses.replace(model, dataset="shenzhen")) is data
+    assert capsys.readouterr().err == ""
+
+
+def test_another_data_set_than_that_of_the_training(datalist, tuned, command, tmp_path):
+    def move(rows):
+        for row in rows:
+            row["site"] = "elsewhere"
+
+    words = ("--datalist", changed(datalist, tmp_path, move), "--model", tuned, "--device", "cpu")
+    assert command("predict", *words, "--out", tmp_path / "scores").status == 0
+    assert "8 pictures of elsewhere" in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert command("evaluate", "--predictions", tmp_path / "scores", "--out", tmp_path / "out").status == 0
+    for row in rows_of(tmp_path / "out" / "scores.csv"):
+        assert (row["name"], row["dataset"]) == ("simmim (trained on chestxray14)", "elsewhere")
+
+
+def test_on_chexpert_the_labels_of_its_competition_count(datalist, pretrained, small, command, tmp_path):
+    """Of the two labels one is of the five: in the validation and in the test."""
+
+    def move(rows):
+        for row in rows:
+            row["site"] = "chexpert"
+
+    path = changed(datalist, tmp_path, move)
+    words = ("--datalist", path, "--weights", pretrained, *small["fine-tune"], "--out", tmp_path / "run")
+    assert command("fine-tune", *words).status == 0
+    # The middle crop is the view of the validation.
+    words = ("--datalist", path, "--model", tmp_path / "run", "--device", "cpu", "--crops", 1, "--split", "val")
+    assert command("predict", *words, "--out", tmp_path / "scores").status == 0
+    content = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    (result,) = content["results"]
+    assert content["counted"] == ["Cardiomegaly"]
+    assert result["value"] == result["auc"]["Cardiomegaly"] != result["auc"]["Effusion"]
+    (trial,) = trial_folders(tmp_path / "run")
+    assert json.loads((trial / "metrics.json").read_text())["validation_auc"] == pytest.approx(result["value"])
 
 
 def test_evaluate(predicted, command, tmp_path):

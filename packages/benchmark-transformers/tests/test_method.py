@@ -47,6 +47,7 @@ def test_measures() -> None:
     value, defined = measure(known[:, 1:], scores[:, 1:], False)
     assert math.isnan(value)
     assert defined == 0
+    assert measure(known, scores, False, [1, 2]) == (pytest.approx(value, nan_ok=True), defined)
     one_hot = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [math.nan] * 3])
     found = np.array([[0.5, 0.3, 0.2], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8], [0.1, 0.1, 0.8]])
     assert measure(one_hot, found, True) == (pytest.approx(2 / 3), 3)

@@ -121,7 +121,7 @@ def read_cases(data: of.DataSettings, labels: Sequence[str] = (), labelled: bool
         if not row.image.is_file():
             raise InputError(f"{row.image} is not there", where=row.where("image"), remedy="check the path")
     place_of = {id(row): place for place, row in enumerate(cases.rows)}
-    parts = split_pictures(cases.pictures, data.split_by, TEST_SHARE, VAL_SHARE, SPLIT_SEED)
+    parts = split_pictures(cases.pictures, data.drawn_by, TEST_SHARE, VAL_SHARE, SPLIT_SEED)
     # In the order of the list, of which the authors' fractions are drawn.
     return {name: cases.take(sorted(place_of[id(row)] for row in part.rows)) for name, part in parts.items()}
 
@@ -158,6 +158,11 @@ def the_site(datalist: Datalist, site: str) -> str:
     if site and site not in there:
         raise InputError(f"no site {site!r}", where=datalist.source, remedy=f"there are: {', '.join(there)}")
     return site or there[0]
+
+
+def counted_labels(site: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """Those of `labels` whose mean AUC counts on a data set: of CheXpert the ones of its competition, else all."""
+    return tuple(name for name in TEST_LABELS.get(site, ()) if name in labels) or tuple(labels)
 
 
 def policy_of(data: of.DataSettings, site: str) -> UncertainLabels | None:
@@ -389,7 +394,7 @@ def check_data(command: of.CheckData) -> int:
             f"site {site}: {len(rows)} pictures with {kind} {counts}" + (f"; {uncertain} uncertain" * (uncertain > 0))
         )
         try:
-            parts = split_pictures(cases.pictures, data.split_by, TEST_SHARE, VAL_SHARE, SPLIT_SEED)
+            parts = split_pictures(cases.pictures, data.drawn_by, TEST_SHARE, VAL_SHARE, SPLIT_SEED)
             print(f"site {site}: " + ", ".join(f"{len(part)} {name}" for name, part in parts.items()))
         except DartError as error:
             found.append(str(error))

@@ -25,6 +25,7 @@ from benchmark_transformers.tables import (
     verdicts,
 )
 from dart_core.cli import say
+from dart_core.errors import InputError
 from dart_core.files import atomic_write, write_atomic, write_csv
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
@@ -32,6 +33,10 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 FIGURE = "figure1.png"
 SIZE = 224
 """Of the paper's pictures."""
+AS_CODED = " (schedule as coded)"
+"""Behind the name of a row that repeats the authors' program as it ran, which the intended schedule is compared with."""
+_OF_A_TRIAL = ("seed", "epoch", "validation_loss")
+"""What the trials of one fine-tuning differ in."""
 TITLES = {
     "table1": "Table 1: ways to pre-train",
     "table2": "Table 2: domains of the pre-training",
@@ -43,12 +48,12 @@ def compare(command: of.Compare) -> None:
     """Build tables and figure; write them as CSV, PNG and report.html."""
     scored = [read_scored(folder, command.test_labels) for folder in command.predictions]
     check_names(scored)
+    tables = {table: members_of(table, scored) for table in ("table1", "table2", "all")}
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     report = Report("Comparison of initialisations", f"{len(scored)} fine-tunings", package=PACKAGE)
     content: dict[str, Any] = {}
-    for table in ("table1", "table2", "all"):
-        members = members_of(table, scored)
+    for table, members in tables.items():
         if members:
             report.section(TITLES[table])
             content[table] = _measured(report, table, members, out)
@@ -82,26 +87,50 @@ def initialisation_of(one: Scored) -> Initialisation | None:
 
 
 def paper_row(one: Scored, table: str) -> str | None:
-    """The row of a printed table that a fine-tuning repeats: network, size of the pictures and all annotations as there."""
-    row = initialisation_of(one)
-    if row is None or one.model["options"] or one.model["image_size"] != SIZE or float(one.model["fraction"]) != 100:
+    """The row of a printed table that a fine-tuning repeats, its test too.
+
+    Network, size of the pictures, all annotations and SGD with Nesterov as there (models that do not say their optimiser are from
+    before that was written down, and count), and the ten crops of the test pictures of the data set of the training.
+    """
+    row, model = initialisation_of(one), one.model
+    repeats = not model["options"] and model["image_size"] == SIZE and float(model["fraction"]) == 100
+    repeats = repeats and (model.get("optimizer") or "sgd") == "sgd"
+    if row is None or not repeats or (one.site, one.split, one.crops) != (model["dataset"], "test", 10):
         return None
     found = row.table1 if table == "table1" else row.table2
     return found if found is None or isinstance(found, str) else " ".join(found)
 
 
 def members_of(table: str, scored: Sequence[Scored]) -> dict[str, list[Scored]]:
-    """Row -> its fine-tunings, of a table; weights of one's own go into Table 2 too, which is about domains."""
+    """Row -> its fine-tunings, one for each data set, of a table; weights of one's own go into Table 2 too, which is about domains.
+
+    Raises:
+        InputError: two fine-tunings on a data set repeat one printed row, of which one would be lost.
+    """
     rows: dict[str, list[Scored]] = {}
     for one in scored:
         name: str | None = f"{one.name} ({one.model['backbone']})"
-        if table != "all":
-            own = table == "table2" and initialisation_of(one) is None
-            name = name if own else paper_row(one, table)
-        if name is not None:
-            rows.setdefault(name, []).append(one)
+        if table == "table1" or (table == "table2" and initialisation_of(one) is not None):
+            name = paper_row(one, table)
+            name = name and name + AS_CODED * (one.model["schedule"] == "as_coded")
+        if name is None:
+            continue
+        for other in rows.setdefault(name, []):
+            if other.dataset == one.dataset:
+                raise InputError(
+                    f"{one.name} and {other.name} ({other.folder}) both repeat the row {name} on {one.dataset}; they differ in "
+                    f"{_difference(one, other)}",
+                    where=one.folder, remedy="give one of them",
+                )  # fmt: skip
+        rows[name].append(one)
     repeats = any(paper_row(one, table) for ones in rows.values() for one in ones)
     return rows if table == "all" or repeats else {}
+
+
+def _difference(one: Scored, other: Scored) -> str:
+    """What tells two fine-tunings apart, in words."""
+    keys = [k for k in one.model if k not in _OF_A_TRIAL and one.model[k] != other.model.get(k)]
+    return ", ".join(f"{key} ({one.model[key]}, {other.model.get(key)})" for key in keys)
 
 
 def _measured(report: Report, table: str, members: Mapping[str, list[Scored]], out: Any) -> dict[str, Any]:
@@ -173,7 +202,7 @@ def _beside(report: Report, table: str, values: Mapping[str, Mapping[str, Sequen
     for dataset, column in values.items():
         title = DATASETS.get(dataset, "")
         for name, runs in column.items():
-            row = printed.get(name, {})
+            row = printed.get(name.removesuffix(AS_CODED), {})
             if f"{title}_mean" in row:
                 text = f"{float(row[f'{title}_mean']):.2f} ± {float(row[f'{title}_std']):.2f}"
                 rows.append((name, title, in_percent(runs), len(runs), text))

@@ -1,7 +1,7 @@
 """Weight files of other projects in the names of timm's networks (specification 2.3).
 
-What a file does not give is counted, and below 95 % of the backbone's tensors it is refused: most such files load without an
-error into a network that then starts from random weights.
+What a file does not give is counted; below 95 % of the backbone's tensors, or without a layer between stages, it is refused:
+most such files load without an error into a network that then starts from random weights.
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def convert_checkpoint(path: str | os.PathLike[str], model: nn.Module, source: S
 
     Raises:
         SettingError: an unknown source.
-        CheckpointError: fewer than 95 % of the backbone's tensors (names the counts), or the file cannot be read. Both are
-            ValueErrors.
+        CheckpointError: fewer than 95 % of the backbone's tensors or not every layer between stages (names the counts), or the
+            file cannot be read. Both are ValueErrors.
     """
     return convert(path, model, source).state
 
@@ -135,7 +135,7 @@ def convert(path: str | os.PathLike[str], model: nn.Module, source: Source | str
         raise SettingError(f"source is {source!r}", remedy=f"give one of {', '.join(get_args(Source))}")
     state = _SOURCES[source](read_weight_file(path))
     own = backbone_tensors(model)
-    if any(".downsample." in name for name in own):
+    if any(map(is_merge, own)):
         state = _moved_merges(state)
     state = _shared_bias(state, own)
     return _checked(_matched(state, own), path, model, source)
@@ -160,16 +160,22 @@ def _matched(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Converte
 
 
 def _checked(converted: Converted, path: str | os.PathLike[str], model: nn.Module, source: str) -> Converted:
-    """The same, unless too little fits."""
-    if converted.share < LEAST:
-        lacking = (*converted.counts.missing, *converted.counts.shape_mismatch)
+    """The same, unless too little fits, or a layer between stages does not."""
+    lacking = (*converted.counts.missing, *converted.counts.shape_mismatch)
+    merges = [name for name in lacking if is_merge(name)]
+    if merges or converted.share < LEAST:
         raise CheckpointError(
             f"fits {converted.share:.0%} of the weights of {type(unwrap(model)).__name__} ({converted}; the first that "
-            f"does not is '{lacking[0]}')",
+            f"does not is '{(*merges, *lacking)[0]}')",
             where=path,
             remedy=f"give a file of {source} for this network, or name another source or network",
         )
     return converted
+
+
+def is_merge(name: str) -> bool:
+    """Whether a tensor is of a layer between stages: three of Swin's are too few to be missed in a share of all tensors."""
+    return ".downsample." in name
 
 
 def backbone_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -279,12 +285,12 @@ def convert_simmim(path: str | os.PathLike[str], network: nn.Module) -> Converte
         network: a `SimMIM`; not changed. A table of position bias of another window is interpolated.
 
     Raises:
-        CheckpointError: fewer than 95 % of its tensors, or the file cannot be read.
+        CheckpointError: fewer than 95 % of its tensors, a layer between stages is not there, or the file cannot be read.
     """
     state = _inner(read_weight_file(path), "model")
     own = dict(unwrap(network).state_dict())
     encoder = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
-    if any(".downsample." in name for name in own):
+    if any(map(is_merge, own)):
         encoder = _moved_merges(encoder)
     encoder = {name: t for name, t in encoder.items() if not name.endswith("relative_position_index")}
     state = {f"encoder.{name}": t for name, t in encoder.items()} | {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark_transformers import settings as of
-from benchmark_transformers.cases import TEST_LABELS
+from benchmark_transformers.cases import counted_labels
 from benchmark_transformers.method import measure
 from benchmark_transformers.networks import PACKAGE
 from benchmark_transformers.prediction import LABEL_COLUMN, read_trials
@@ -27,6 +27,8 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 
 SCORES = "scores.csv"
+_PARTS = {"val": "validation pictures", "train": "training pictures", "all": "all pictures"}
+"""What was predicted where it was not the test."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +52,28 @@ class Scored:
 
     folder: Path
     model: Mapping[str, Any]
-    dataset: str
+    site: str
+    """The data set that was predicted, which need not be that of the training."""
+    split: str
+    """Which of its pictures: test, val, train or all."""
+    crops: int
     trials: tuple[Trial, ...]
     counted: tuple[str, ...]
     """Labels whose mean counts."""
 
     @property
+    def dataset(self) -> str:
+        """What tables call what was predicted; pictures of different splits are not one data set."""
+        return self.site + (f", {_PARTS[self.split]}" if self.split in _PARTS else "")
+
+    @property
     def name(self) -> str:
-        """What tables call it; a training with a fraction of the annotations says so."""
+        """What tables call it; what is not the protocol's is said: a fraction of the annotations, another training set, one crop."""
         share = float(self.model["fraction"])
-        return str(self.model["name"]) + (f" ({share:g} % of the annotations)" if share < 100 else "")
+        notes = [f"{share:g} % of the annotations"] * (share < 100)
+        notes += [f"trained on {self.model['dataset']}"] * (self.site != self.model["dataset"])
+        notes += ["1 crop"] * (self.crops == 1)
+        return str(self.model["name"]) + (f" ({', '.join(notes)})" if notes else "")
 
     @property
     def exclusive(self) -> bool:
@@ -104,37 +118,37 @@ def read_scored(folder: Path, test_labels: Sequence[str] = ()) -> Scored:
 
     Args:
         folder: of one fine-tuning.
-        test_labels: labels whose mean counts; empty: all, of CheXpert its five.
+        test_labels: labels whose mean counts; empty: all, on CheXpert its five.
 
     Raises:
         InputError: something is missing, or does not fit together.
     """
     remedy = f"give a folder that `{PACKAGE} predict` wrote"
     try:
-        model = json.loads((folder / METRICS).read_text(encoding="utf-8"))["model"]
-        labels, dataset = list(model["labels"]), str(model["dataset"])
-        _ = (model["name"], model["initialisation"], float(model["fraction"]), model["exclusive"], model["backbone"])
+        content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        model, split, crops = content["model"], str(content["split"]), int(content["crops"])
+        labels, exclusive = list(model["labels"]), bool(model["exclusive"])
+        _ = (
+            float(model["fraction"]),
+            *(model[key] for key in ("name", "initialisation", "backbone", "dataset", "schedule")),
+        )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"cannot be read as scores of {PACKAGE} ({error})", where=folder, remedy=remedy) from error
-    counted = tuple(test_labels)
-    if not counted:
-        counted = tuple(name for name in TEST_LABELS.get(dataset, ()) if name in labels) or tuple(labels)
+    read = [(place, read_predictions(place, PACKAGE)) for place in read_trials(folder)]
+    site = read[0][1].column("site")[0]
+    counted = tuple(test_labels) or counted_labels(site, labels)
     for name in counted:
         if name not in labels:
             raise InputError(f"no label {name!r}", where=folder, remedy=f"there are: {', '.join(labels)}")
     places = [labels.index(name) for name in counted]
     trials = []
-    for place in read_trials(folder):
-        found = read_predictions(place, PACKAGE)
+    for place, found in read:
         if len(found) % len(labels) or found.column(LABEL_COLUMN) != labels * (len(found) // len(labels)):
             raise InputError("its rows are not those of the labels", where=found.source, remedy="predict again")
         known, scores = (values.reshape(-1, len(labels)) for values in (found.labels, found.scores))
-        exclusive = bool(model["exclusive"])
-        value, defined = measure(
-            known if exclusive else known[:, places], scores if exclusive else scores[:, places], exclusive
-        )
+        value, defined = measure(known, scores, exclusive, places)
         trials.append(Trial(int(place.name.split("-")[1]), known, scores, value, defined))
-    return Scored(folder, model, dataset, tuple(trials), counted)
+    return Scored(folder, model, site, split, crops, tuple(trials), counted)
 
 
 def check_names(scored: Sequence[Scored]) -> None:
@@ -189,7 +203,10 @@ def score_sections(report: Report, scored: Sequence[Scored]) -> None:
             if one.dataset == dataset:
                 places = [list(one.model["labels"]).index(name) for name in one.counted]
                 trial = one.trials[0]
-                curves[one.name] = (trial.known[:, places].ravel(), trial.scores[:, places].ravel())
+                curves[f"{one.name} ({one.model['backbone']})"] = (
+                    trial.known[:, places].ravel(),
+                    trial.scores[:, places].ravel(),
+                )
         if any(np.isfinite(labels).any() for labels, _ in curves.values()):
             report.picture(
                 roc_figure(curves), f"{dataset}: all labels together (micro-average), first trial of each fine-tuning",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmark_transformers.augmentation import mixup
-from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, case_batches
+from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, case_batches, counted_labels
 from benchmark_transformers.networks import Statistics
 from benchmark_transformers.schedules import fine_tune_lr
 from benchmark_transformers.settings import FineTuneRecipe
@@ -40,13 +40,14 @@ def classification_loss(logits: Tensor, targets: Tensor, exclusive: bool) -> Ten
     return (loss * known).sum() / known.sum().clamp(min=1)
 
 
-def measure(known: Any, scores: Any, exclusive: bool) -> tuple[float, int]:
+def measure(known: Any, scores: Any, exclusive: bool, counted: Sequence[int] | None = None) -> tuple[float, int]:
     """What a data set is judged by (specification 6).
 
     Args:
         known: (n, labels) 0 or 1; nan = unknown.
         scores: (n, labels) probabilities.
         exclusive: accuracy of the most probable class; else the mean AUC over the labels that have both classes.
+        counted: places of the labels that the mean is over; None: all. Classes count all.
 
     Returns:
         The number (nan where undefined), and of how many labels it is the mean (of exclusive classes: all).
@@ -56,6 +57,8 @@ def measure(known: Any, scores: Any, exclusive: bool) -> tuple[float, int]:
         labelled = ~np.isnan(known).any(1)
         right = scores[labelled].argmax(1) == known[labelled].argmax(1)
         return (float(right.mean()) if labelled.any() else math.nan), known.shape[1]
+    if counted is not None:
+        known, scores = known[:, list(counted)], scores[:, list(counted)]
     areas = metrics.roc_auc(known, scores)
     return metrics.mean_auc(known, scores), int((~np.isnan(areas)).sum())
 
@@ -159,6 +162,8 @@ def train_network(
     # The same draws of uncertain labels after every epoch, so that epochs are compared on the same targets.
     fixed = cases["val"].targets(range(len(cases["val"])), np.random.default_rng(run.settings.seed))
     targets, known = torch.from_numpy(fixed), cases["val"].known()
+    labels = cases["val"].labels
+    counted = [labels.index(name) for name in counted_labels(cases["val"].pictures.name, labels)]
 
     def validate(network: nn.Module) -> dict[str, float]:
         logits = []
@@ -167,7 +172,7 @@ def train_network(
                 logits.append(network(normalise(images.to(run.device), statistics)).float().cpu())
         found = torch.cat(logits)
         scores = found.softmax(1) if exclusive else found.sigmoid()
-        value, _ = measure(known, scores.numpy(), exclusive)
+        value, _ = measure(known, scores.numpy(), exclusive, counted)
         name = "validation_accuracy" if exclusive else "validation_auc"
         return {"validation_loss": float(classification_loss(found.double(), targets.double(), exclusive)), name: value}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmark_transformers.conversion import LEAST, backbone_tensors, convert
+from benchmark_transformers.conversion import LEAST, backbone_tensors, convert, is_merge
 from benchmark_transformers.initialisations import BEIT, DROP_PATH, SWIN, VIT, Initialisation
 from dart_core.checkpoint import read_metadata
 from dart_core.data.picture_views import CHESTXRAY14, IMAGENET
@@ -39,9 +39,8 @@ class Architecture:
         """
         import timm
 
-        keywords = {**self.options, **self._size(image_size)}
-        if drop_path:
-            keywords["drop_path_rate"] = drop_path
+        # Always given: the default of timm's Swin is 0.1.
+        keywords = {**self.options, **self._size(image_size), "drop_path_rate": drop_path}
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=False, num_classes=classes, **keywords)
         except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -76,7 +75,7 @@ class Architecture:
         """
         import timm
 
-        keywords = {**self.options, **self._size(image_size)} | ({"drop_path_rate": drop_path} if drop_path else {})
+        keywords = {**self.options, **self._size(image_size), "drop_path_rate": drop_path}
         try:
             network: nn.Module = timm.create_model(tag, pretrained=True, num_classes=classes, **keywords)
         except Exception as error:  # whatever the hub's client, the network or the disk raises, it is one line
@@ -160,10 +159,10 @@ def load_initial_weights(network: nn.Module, path: Path, source: str) -> str:
     Args:
         network: changed in place.
         path: weight file, or run folder of `pretrain`.
-        source: see `convert_checkpoint`, or "timm".
+        source: see `convert_checkpoint`, or "timm": the names of any of its versions.
 
     Raises:
-        CheckpointError: fewer than 95 % of the backbone's tensors fit, or the file cannot be read.
+        CheckpointError: fewer than 95 % of the backbone's tensors fit, a merge layer does not, or the file cannot be read.
     """
     file = weights_file(path)
     if source != "timm":
@@ -171,22 +170,43 @@ def load_initial_weights(network: nn.Module, path: Path, source: str) -> str:
         network.load_state_dict(converted.state, strict=False)
         return str(converted)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = load_backbone_weights(network, file)
-    own = backbone_tensors(network)
+    layout, found = network, load_backbone_weights(network, file)
+    if hasattr(network, "layers") and any(is_merge(name) for name in (*found.missing, *found.shape_mismatch)):
+        layout = owners_layout(network)
+        found = load_backbone_weights(layout, file)
+    own = backbone_tensors(layout)
     loaded = [name for name in found.loaded if name in own]
     lacking = [name for name in (*found.missing, *found.shape_mismatch) if name in own]
     text = f"{len(loaded)} loaded, {len(lacking)} missing or of another shape, {len(found.unexpected)} unexpected"
-    if len(loaded) < LEAST * len(own):
+    merges = [name for name in lacking if is_merge(name)]
+    if merges or len(loaded) < LEAST * len(own):
         network.load_state_dict(before)
         raise CheckpointError(
             f"fits {len(loaded) / len(own):.0%} of the weights of {type(network).__name__} ({text}; the first that does "
-            f"not is '{(lacking or ['-'])[0]}')",
+            f"not is '{(*merges, *lacking)[0]}')",
             where=file,
             remedy="give the weights of this network, or name their --weights-source",
         )
     # The head is that of the labels, also where the file's has as many classes by chance.
-    network.load_state_dict({k: t for k, t in before.items() if k not in own}, strict=False)
+    backbone = backbone_tensors(network)
+    network.load_state_dict({k: t for k, t in before.items() if k not in backbone}, strict=False)
     return text
+
+
+def owners_layout(network: nn.Module) -> nn.Module:
+    """The modules of timm's Swin with each merge layer at the end of the stage before it, where the owners' files and those of
+    timm before 0.9 have it (specification 2.3)."""
+    layout = nn.Module()
+    for name, child in network.named_children():
+        layout.add_module(name, child)
+    stages = list(network.get_submodule("layers").children())
+    layout.add_module("layers", new := nn.ModuleList(nn.Module() for _ in stages))
+    for place, stage in enumerate(stages):
+        for name, child in stage.named_children():
+            at = place - (name == "downsample")
+            if at >= 0:
+                new[at].add_module(name, child)
+    return layout
 
 
 def statistics_of(normalization: str, tag: str | None, pretrained: Pretrained | None) -> Statistics | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmark_transformers import settings as of
-from benchmark_transformers.cases import CaseFiles, Cases, read_cases
+from benchmark_transformers.cases import CaseFiles, Cases, counted_labels, read_cases
 from benchmark_transformers.method import measure
 from benchmark_transformers.networks import PACKAGE
-from benchmark_transformers.training import Model, load_model, trial_folders
+from benchmark_transformers.training import Model, load_model, split_as_trained, trial_folders
 from dart_core import metrics
 from dart_core.classification import write_predictions
 from dart_core.cli import say
@@ -37,13 +37,15 @@ def predict(command: of.Predict) -> None:
     device = find_device(command.device)
     folders = trial_folders(command.model)
     _, model = load_model(folders[0])
-    parts = read_cases(command.data, model.labels, labelled=False)
+    parts = read_cases(split_as_trained(command.data, model), model.labels, labelled=False)
     names = ("train", "val", "test") if command.split == "all" else (command.split,)
     chosen = [(name, parts[name]) for name in names if len(parts[name])]
     if not chosen:
         raise InputError(
             f"no picture with split {command.split}", where=command.data.datalist, remedy="give --split all"
         )
+    site = chosen[0][1].pictures.name
+    counted = counted_labels(site, model.labels)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     rows = []
@@ -58,10 +60,12 @@ def predict(command: of.Predict) -> None:
             lines += list(_rows(cases, model, truth, found, split))
         place = out / f"trial-{model.seed}"
         write_predictions(place, lines)
-        rows.append(_result(model, np.concatenate(known), np.concatenate(scores)))
-    content = {"model": dataclasses.asdict(model), "split": command.split, "crops": command.crops, "results": rows}
+        rows.append(_result(model, np.concatenate(known), np.concatenate(scores), counted))
+    content = {
+        "model": dataclasses.asdict(model), "split": command.split, "crops": command.crops, "counted": counted, "results": rows,
+    }  # fmt: skip
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
-    _report(command, model, rows, sum(len(cases) for _, cases in chosen))
+    _report(command, model, rows, f"{sum(len(cases) for _, cases in chosen)} pictures of {site}", counted)
     say(f"scores: {out}   report: {out / 'report.html'}   next: {PACKAGE} evaluate --predictions {out} --out ...")
 
 
@@ -105,9 +109,9 @@ def _rows(
             }  # fmt: skip
 
 
-def _result(model: Model, known: NDArray[Any], scores: NDArray[np.float64]) -> dict[str, Any]:
-    """What a trial got right, as far as the labels are known."""
-    value, defined = measure(known, scores, model.exclusive)
+def _result(model: Model, known: NDArray[Any], scores: NDArray[np.float64], counted: Sequence[str]) -> dict[str, Any]:
+    """What a trial got right, as far as the labels are known; the mean is over those that count."""
+    value, defined = measure(known, scores, model.exclusive, [model.labels.index(name) for name in counted])
     areas = metrics.roc_auc(known, scores)
     return {
         "seed": model.seed, "measure": "accuracy" if model.exclusive else "auc",
@@ -116,13 +120,16 @@ def _result(model: Model, known: NDArray[Any], scores: NDArray[np.float64]) -> d
     }  # fmt: skip
 
 
-def _report(command: of.Predict, model: Model, rows: list[dict[str, Any]], pictures: int) -> None:
-    report = Report("Predictions", f"{pictures} pictures of {model.dataset}; {model.name}", package=PACKAGE)
+def _report(
+    command: of.Predict, model: Model, rows: list[dict[str, Any]], pictures: str, counted: Sequence[str]
+) -> None:
+    report = Report("Predictions", f"{pictures}; {model.name}", package=PACKAGE)
+    over = "" if len(counted) == len(model.labels) else f" of {', '.join(counted)}"
     report.table(
         ("seed", "accuracy" if model.exclusive else "mean AUC", *model.labels),
         [(row["seed"], row["value"], *row["auc"].values()) for row in rows],
         f"Each trial ({command.crops} crop{'s' * (command.crops > 1)}), and the AUC of each label. A dash stands where a label "
-        "has not both classes among these pictures; the mean is over the others",
+        f"has not both classes among these pictures; the mean is over the others{over}",
     )
     report.section("Settings")
     report.settings(command)

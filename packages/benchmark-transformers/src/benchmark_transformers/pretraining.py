@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmark_transformers import settings as of
-from benchmark_transformers.cases import CaseFiles
+from benchmark_transformers.cases import SPLIT_SEED, TEST_SHARE, CaseFiles
 from benchmark_transformers.conversion import Converted, convert_simmim
 from benchmark_transformers.networks import PACKAGE, PRETRAINED, WEIGHTS, Pretrained, statistics_of, weights_file
 from benchmark_transformers.schedules import simmim_lr
@@ -26,9 +27,10 @@ from dart_core.batches import Batches
 from dart_core.checkpoint import save_tensors
 from dart_core.cli import say
 from dart_core.data.catalog import radiographs
-from dart_core.data.datalist import Row
+from dart_core.data.datalist import Datalist, Row
 from dart_core.data.images import find_pictures, write_image
 from dart_core.data.picture_views import ViewRanges, crop_view, draw_view, normalise, resize_to, turn_views
+from dart_core.data.pictures import Pictures, SplitBy, site_rows, sites_of, split_pictures
 from dart_core.errors import InputError, SettingError
 from dart_core.fine_tuning import Diverged, clip_gradients
 from dart_core.report import Report
@@ -51,8 +53,8 @@ def unlabelled_pictures(paths: Sequence[Path], exclude: Path | None = None) -> l
     """The pictures of folders, datalists and data sets, each once.
 
     Args:
-        paths: folders, or what `dart_core.data.catalog.radiographs` opens; of rows with a split only those of train are taken.
-        exclude: text file with file names (with or without ending) to leave out.
+        paths: folders, or what `dart_core.data.catalog.radiographs` opens; of its rows see `training_rows`.
+        exclude: file with names (with or without folder and ending) to leave out, each at the beginning of a line, before a comma.
 
     Raises:
         InputError: no picture, a missing file, or an exclusion list that names none of the pictures.
@@ -60,12 +62,12 @@ def unlabelled_pictures(paths: Sequence[Path], exclude: Path | None = None) -> l
     rows: dict[Path, Row] = {}
     for path in paths:
         folder = path.is_dir() and radiographs.recognise(path) is None and not (path / "dataset.json").is_file()
-        listed = (
-            [Row(file, source=path) for file in find_pictures(path)] if folder else radiographs.open_radiographs(path)
-        )
+        if folder:
+            listed = [Row(file, source=path) for file in find_pictures(path)]
+        else:
+            listed = training_rows(radiographs.open_radiographs(path))
         for row in listed:
-            if row.split in ("", "train"):
-                rows.setdefault(row.image, row)
+            rows.setdefault(row.image, row)
     if exclude is not None:
         names = _names(exclude)
         kept = {file: row for file, row in rows.items() if not {file.name, file.stem} & names}
@@ -81,10 +83,35 @@ def unlabelled_pictures(paths: Sequence[Path], exclude: Path | None = None) -> l
     return list(rows.values())
 
 
+def training_rows(datalist: Datalist) -> list[Row]:
+    """The rows that no test has a claim to: those of train, and those without a split.
+
+    Of a data set with labels that names no test, the pictures that a fine-tuning draws for it are left out, and said. Labels are
+    all further columns: a list without any is of no fine-tuning.
+    """
+    drawn: set[int] = set()
+    for site in sites_of(datalist):
+        rows = site_rows(datalist, site)
+        if not any(row.labels for row in rows):
+            continue
+        by: SplitBy = "patient" if all(row.subject or row.split for row in rows) else "image"
+        pictures = Pictures(site, (), rows, np.zeros((len(rows), 0), np.float32))
+        test = split_pictures(pictures, by, TEST_SHARE, 0.0, SPLIT_SEED)["test"]
+        found = [id(row) for row in test.rows if not row.split]
+        if found:
+            say(
+                f"{datalist.source}: {len(found)} of {len(rows)} pictures left out, which `fine-tune` draws for the test of {site} "
+                f"(--split-by {by}); a column split chooses otherwise"
+            )
+        drawn.update(found)
+    return [row for row in datalist if row.split in ("", "train") and id(row) not in drawn]
+
+
 def _names(path: Path) -> set[str]:
     try:
-        return set(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return {Path(cells[0].strip()).name for cells in csv.reader(file) if cells and cells[0].strip()}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot be read ({error})", where=path, remedy="give a text file of names") from error
 
 

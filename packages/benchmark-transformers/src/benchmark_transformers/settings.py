@@ -95,13 +95,20 @@ class DataSettings:
     """What -1 becomes in training: lsr-ones a draw from U(0.55, 0.85) at each access, lsr-zeros from U(0, 0.3), ones, zeros;
     empty cells count as 0 then. Default lsr-ones for CheXpert; for others -1 is an error and empty cells are left out."""
     lists: tuple[Path, ...] = ()
-    """The authors' lists of ChestX-ray14, Shenzhen or RSNA Pneumonia: train, val and test, in this order."""
-    split_by: Literal["patient", "image"] = "patient"
-    """How pictures are drawn for validation (a tenth) and test (a fifth) where the datalist names no such split."""
+    """The authors' lists of ChestX-ray14, Shenzhen or RSNA Pneumonia: train, val and test, in this order. Default none; of `predict`,
+    on the data set of the training, those of the training."""
+    split_by: Literal["patient", "image"] | None = None
+    """How pictures are drawn for validation (a tenth) and test (a fifth) where the datalist names no such split. Default patient;
+    of `predict`, on the data set of the training, what the training drew by."""
 
     def __post_init__(self) -> None:
         if len(self.lists) not in (0, 3):
             raise SettingError(f"--lists has {len(self.lists)} files", remedy="give those of train, val and test")
+
+    @property
+    def drawn_by(self) -> Literal["patient", "image"]:
+        """`split_by`, or its default."""
+        return self.split_by or "patient"
 
 
 @dataclass(frozen=True)
@@ -250,8 +257,8 @@ class Pretrain:
 
     run: ShardedRunSettings
     pictures: tuple[Path, ...]
-    """Folders of pictures, datalists, or folders of data sets as their owners publish them; of a datalist with splits only
-    the training pictures are taken."""
+    """Folders of pictures, datalists, or folders of data sets as their owners publish them; of a list with splits only
+    the training pictures are taken; of one with labels that names no test, what `fine-tune` draws for it is left out."""
     backbone: BackboneName = "swin_b"
     """swin_b (at 192 pixels, window 6) or vit_b (at 224)."""
     size: int | None = None
@@ -260,7 +267,8 @@ class Pretrain:
     """SimMIM's file, or a run of `pretrain`: encoder, mask token and decoder start from it; optimiser, epochs and warm-up
     begin anew."""
     exclude: Path | None = None
-    """Text file with names of pictures to leave out, one per line, such as the test pictures of a later task."""
+    """File with names of pictures to leave out, one per line (of a CSV file its first column), such as the test pictures of a later
+    task."""
     network: Network = field(default_factory=Network)
     recipe: PretrainRecipe = field(default_factory=PretrainRecipe)
 
@@ -325,7 +333,7 @@ class Evaluate:
     predictions: tuple[Path, ...]
     """Folders that `predict` wrote."""
     test_labels: tuple[str, ...] = ()
-    """Labels whose mean counts; default: all, of CheXpert the five of its competition."""
+    """Labels whose mean counts; default: all, on CheXpert the five of its competition."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark_transformers import settings as of
-from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, training_cases
+from benchmark_transformers.cases import CaseFiles, Cases, StoredViews, open_data, the_site, training_cases
 from benchmark_transformers.initialisations import (
     BEIT,
     DROP_PATH,
@@ -38,10 +39,12 @@ from benchmark_transformers.networks import (
     read_pretrained,
     statistics_of,
 )
+from benchmark_transformers.schedules import fine_tune_lr
 from dart_core import figures
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.cli import say
-from dart_core.errors import CheckpointError, SettingError
+from dart_core.data.catalog import radiographs
+from dart_core.errors import CheckpointError, InputError, SettingError
 from dart_core.files import write_atomic
 from dart_core.fine_tuning import Diverged
 from dart_core.report import Report
@@ -75,6 +78,14 @@ class Model:
     epoch: int = 0
     """Of the weights: the one with the lowest validation loss."""
     validation_loss: float | None = None
+    optimizer: str = ""
+    """Empty, as the next ones: trained before it was written down."""
+    split_by: str = ""
+    """How what the data set names no split for was drawn."""
+    lists: tuple[str, ...] = ()
+    """Files of the authors' lists of train, val and test; empty: none."""
+    lists_digest: str = ""
+    """SHA-256 of their contents."""
 
     def build(self) -> nn.Module:
         """The network with random weights."""
@@ -137,6 +148,12 @@ def fine_tune(command: of.FineTune) -> None:
     if is_main:
         claim_folder(out, flat_settings(command), command.run.resume, command.run.overwrite)
         say(f"{start.name}: {loaded}")
+        if recipe.warmup >= recipe.epochs and (recipe.schedule == "intended" or recipe.epochs == 1):
+            highest = fine_tune_lr(recipe.epochs - 1, recipe.epochs, max(recipe.learning_rate), recipe.warmup)
+            say(
+                f"--warmup {recipe.warmup}, --epochs {recipe.epochs}: the learning rate only gets to {highest:.2g}, never to "
+                "--learning-rate; give fewer epochs of warm-up"
+            )
     found: dict[str, Model | None] = {}
 
     def trial(seed: int, rate: float) -> Model | None:
@@ -239,6 +256,8 @@ def _trial(
     if resumed and (folder / METRICS).is_file() and (folder / WEIGHTS).is_file():
         return load_model(folder)[1]
     recipe, train = command.recipe, cases["train"]
+    lists = command.data.lists
+    digest = digest_of(lists)  # before the training, in which they may go
     settings = dataclasses.replace(command.run, out=folder, seed=seed, resume=resumed, overwrite=False)
     about = {
         "recipe": dataclasses.replace(recipe, learning_rate=(rate,)),
@@ -252,6 +271,7 @@ def _trial(
             start.row.key, start.name, start.backbone, start.architecture.name, dict(start.architecture.options),
             recipe.image_size, recipe.resized, recipe.keep_aspect, start.statistics, train.labels, train.exclusive,
             train.pictures.name, seed, rate, recipe.schedule, recipe.fraction, len(train), best.epoch, best.value,
+            recipe.optimizer, command.data.drawn_by, tuple(str(path.resolve()) for path in lists), digest,
         )  # fmt: skip
         if run.is_main:
             save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(dataclasses.asdict(model))})
@@ -275,7 +295,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     text = read_metadata(file).get(PACKAGE)
     try:
         fields = json.loads(text or "")
-        fields["labels"] = tuple(fields["labels"])
+        fields["labels"], fields["lists"] = tuple(fields["labels"]), tuple(fields.get("lists", ()))
         if fields["statistics"] is not None:
             mean, std = fields["statistics"]
             fields["statistics"] = (tuple(mean), tuple(std))
@@ -287,6 +307,52 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         ) from error
     load_weights(file, network)
     return network.to(device).eval(), model
+
+
+def digest_of(lists: Sequence[Path]) -> str:
+    """What tells the authors' lists apart wherever they lie: SHA-256 of their contents; empty for none.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    try:
+        contents = [path.read_bytes() for path in lists]
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=str(error.filename),
+            remedy="give the lists of the training: --lists",
+        ) from error  # fmt: skip
+    return hashlib.sha256(b"\0".join(contents)).hexdigest() if contents else ""
+
+
+def split_as_trained(data: of.DataSettings, model: Model) -> of.DataSettings:
+    """The data settings of a test: on the data set of the training with its split, so that no training picture is tested.
+
+    Raises:
+        SettingError: another split is asked for.
+        InputError: the lists of the training are no longer there.
+    """
+    published = radiographs.recognise(data.datalist)
+    if (published or the_site(open_data(data), data.site)) != model.dataset:
+        return data
+    if not model.split_by:
+        say(
+            f"{model.name} was trained before the split was written down: without the --lists and --split-by of its training, "
+            "training pictures may be tested"
+        )
+        return data
+    if data.split_by not in (None, model.split_by):
+        raise SettingError(
+            f"--split-by is {data.split_by}, that of the training was {model.split_by}", remedy="leave it out"
+        )
+    data = dataclasses.replace(data, split_by=model.split_by)  # type: ignore[arg-type]
+    if published is None:  # a datalist names its own split, or what is drawn follows from it
+        return data
+    lists = data.lists or tuple(map(Path, model.lists))
+    if digest_of(lists) != model.lists_digest:
+        there = f"were {', '.join(model.lists)}" if model.lists else "there were none"
+        raise SettingError(f"--lists are not those of the training ({there})", remedy="leave them out, or give those")
+    return dataclasses.replace(data, lists=lists)
 
 
 def trial_folders(path: Path) -> list[Path]:
