@@ -7,7 +7,8 @@ picture of 640 x 480 pixels would be squeezed in it; white and red cells are one
 smear_boxes_256 (microscope A), with two kinds of weak labels: its own boxes degraded by a rule (each box goes with probability
 0.5, the corners of the others move by a tenth of the side, and a tenth of false boxes is added), and those of the circle pipeline
 (W1), which knows nothing of its boxes. The second pair is dsb2018_nuclei, fluorescence to purple on white, in quarters enlarged to
-256 pixels (nuclei are small), degraded by the same rule. Scored on the target's own boxes in test pictures, which no label and no
+256 pixels (nuclei are small), degraded by the same rule; of the source, a quarter that validates may come from a picture of which
+another quarter is learned from. Scored on the target's own boxes in test pictures, which no label and no
 choice has seen. The first task also has the baselines that the paper lacks, and two rows in which the box of a turned picture's box is
 that of the ellipse in it: the hull, which the paper takes where no mask gives the box, makes the boxes of round cells wider. A small detector, see `sissi.detectors.SmallBackbone`;
 seeds change initial weights and batches, weak labels and pictures are the same for all. Every training is a run of `sissi train` and
@@ -194,6 +195,8 @@ def one_run(
     started, (source, weak, good) = time.process_time(), lists
     correction, recipe = METHODS[method]
     recipe = recipe if epochs is None else replace(recipe, epochs=epochs)
+    if epochs is not None and correction.supervised:
+        correction = replace(correction, supervised=epochs // 2)
     out = folder / "run"
     run = RunSettings(out, seed=seed, device="cpu", checkpoint_every=10_000, resume=(out / "config.yaml").is_file())
     data = of.DataSettings(source, weak, edges="clip", memory=True)

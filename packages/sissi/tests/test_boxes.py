@@ -69,3 +69,16 @@ def test_survivors_hardly_overlap(seed):
     iou = shared / (area[:, None] + area - shared)
     assert (iou[~np.eye(len(kept), dtype=bool)] < 0.3).all()
     assert torch.equal(weak_nms(torch.from_numpy(boxes), 0.3), torch.from_numpy(kept))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))])  # fmt: skip
+def test_instances_of_a_tensor_on_any_device(device, monkeypatch):
+    """NumPy cannot read a tensor that is not in the computer's memory; here it may read none."""
+
+    def refuse(self, *given):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    monkeypatch.setattr(torch.Tensor, "__array__", refuse)
+    labels = torch.zeros(6, 7, dtype=torch.int64, device=device)
+    labels[1:4, 2:6] = 5
+    np.testing.assert_array_equal(boxes_from_labels(labels), [[2, 1, 5, 3]])

@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,12 @@ from PIL import Image
 from dart_core.checkpoint import load_weights, read_metadata
 from dart_core.data.boxes import read_boxes
 from dart_core.testing import assert_help_is_light
-from sissi import commands, method
-from sissi.detectors import build_detector, describe, load_detector
+from sissi import commands, detectors, method
+from sissi.detectors import build_detector, describe
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMED = "SISSI (S): least score 0.01, skip score 0.01, detector small"
+"""Method of the detector `trained`."""
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -101,6 +108,45 @@ def test_weak_label(pipeline, cells, command, tmp_path):
     assert "is there already; --overwrite replaces it" in again.line
 
 
+def test_pictures_without_labels_stay_out_of_the_list(cells, command, tmp_path):
+    """Of other splits: with boxes they keep them, without they would look like pictures without cells."""
+
+    def hide(rows):
+        boxes = dict.fromkeys(("xmin", "ymin", "xmax", "ymax"), "")
+        return [row | boxes if row["split"] == "test" else row for row in rows]
+
+    pictures = changed(cells["smear"], tmp_path, hide)
+    words = (
+        "weak-label",
+        "--pictures",
+        pictures,
+        "--pipeline",
+        "edges",
+        "--split",
+        "train",
+        "--out",
+        tmp_path / "weak.csv",
+    )
+    finished = command(*words)
+    assert finished.status == 0
+    assert "left out of the list: 4 pictures of other splits, without boxes" in finished.err
+    assert {p.split for p in read_boxes(tmp_path / "weak.csv")} == {"train", "val"}
+    words = ("evaluate", "--predictions", tmp_path / "weak.csv", "--readers", cells["smear"], "--out", tmp_path / "out")
+    assert "has no picture" in command(*words).line
+
+
+def test_nearly_black_pictures_are_named(trained, command, tmp_path):
+    """Nobody sees anything in them, whatever is found there."""
+    (tmp_path / "pictures").mkdir()
+    for number in range(7):
+        Image.new("L", (64, 64), 9).save(tmp_path / "pictures" / f"{number}.png")
+    Image.new("L", (64, 64), 90).save(tmp_path / "pictures" / "grey.png")
+    dark = "note: nearly black pictures: 0.png, 1.png, 2.png, 3.png, 4.png and 2 more (no grey value above 31 of 255)"
+    words = ("--pictures", tmp_path / "pictures", "--out")
+    assert dark in command("weak-label", *words, tmp_path / "weak.csv").err
+    assert dark in command("predict", "--model", trained, "--device", "cpu", *words, tmp_path / "out").err
+
+
 def test_variants_of_the_pipelines(cells, command, tmp_path, monkeypatch):
     """--rec and --grey reach the pipelines."""
     seen = []
@@ -130,6 +176,17 @@ def test_weak_label_by_state(command, tmp_path):
     assert "the state of its cells is not known (other)" in finished.line
     assert not (tmp_path / "b.csv").exists()
 
+    test = tmp_path / "cells" / "test_labelled"
+    test.mkdir()
+    picture = np.full((60, 80, 3), 90, np.uint8)
+    picture[15:40, 20:50] = 200
+    Image.fromarray(picture).save(test / "a.png")
+    words = ("--pipeline", "by-state", "--without-state", "edges", "--out", tmp_path / "all.csv")
+    assert command("weak-label", "--pictures", tmp_path / "cells", *words).status == 0
+    found = {p.split: p for p in read_boxes(tmp_path / "all.csv")}
+    assert set(found) == {"train", "test"}
+    assert len(found["test"].boxes) == 1
+
 
 def test_weak_labels_never_replace_their_list(cells, command, tmp_path):
     before = cells["smear"].read_text()
@@ -144,7 +201,8 @@ def test_weak_labels_never_replace_their_list(cells, command, tmp_path):
 
 def test_train(cells, trained):
     about = describe(trained)
-    assert (about.detector, about.size, about.method, about.epochs, about.seed) == ("small", 64, "SISSI (S)", 4, 0)
+    assert (about.detector, about.size, about.epochs, about.seed) == ("small", 64, 4, 0)
+    assert about.method == NAMED
     metrics = json.loads((trained / "metrics.json").read_text())
     assert (metrics["steps"], metrics["cycles"], metrics["target_pictures"]) == (12, 2, 6)
     assert metrics["boxes_at_last"] > 0
@@ -196,12 +254,12 @@ def test_configurations(configuration, data, tiny, command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        (("--start", "never"), "mixed batch, no correction"),
-        (("--learn-from", "source"), "source only"),
-        (("--fusion", "nms"), "Baseline: NMS instead of fusion"),
-        (("--views", "one", "--background", "weak", "--paste", "hard"), "Baseline: background weak, hard paste, one view"),
-        (("--background", "strong", "--paste", "black", "--authors-tta"), "Baseline: background strong, black paste"),
-        (("--no-augment", "--blur", "gaussian", "--colours", "bgr", "--background", "weak", "--paste", "normal"), "Baseline: background weak, normal paste"),
+        (("--start", "never"), "mixed batch, no correction: detector small"),
+        (("--learn-from", "source"), "source only: detector small"),
+        (("--fusion", "nms"), "Baseline: NMS instead of fusion, least score 0.01, detector small"),
+        (("--views", "one", "--background", "weak", "--paste", "hard"), "Baseline: background weak, hard paste, one view, least score 0.01, skip score 0.01, detector small"),
+        (("--background", "strong", "--paste", "black", "--authors-tta"), "Baseline: background strong, black paste, views of one size, least score 0.01, skip score 0.01, detector small"),
+        (("--no-augment", "--blur", "gaussian", "--colours", "bgr", "--background", "weak", "--paste", "normal"), "Baseline: background weak, normal paste, least score 0.01, skip score 0.01, no augmentation, detector small, colours bgr"),
     ],
 )  # fmt: skip
 def test_further_baselines(words, name, data, tiny, command, tmp_path):
@@ -246,6 +304,52 @@ def test_a_curve_that_never_slows_down(data, tiny, command, tmp_path, monkeypatc
     assert not (tmp_path / "run" / "labels").exists()
 
 
+def test_a_curve_that_slows_down_in_the_last_epoch(data, tiny, command, tmp_path):
+    """The flag is up, but there is no next epoch in which labels would be corrected."""
+    words = (
+        "--configuration",
+        "plain-a",
+        "--epochs",
+        4,
+        "--memorisation",
+        0,
+        "--batch-size",
+        6,
+        "--out",
+        tmp_path / "run",
+    )
+    finished = command("train", *data, *tiny, *words)
+    assert finished.status == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (metrics["memorised_epoch"], metrics["cycles"]) == (3, 0)
+    assert "the AP50 curve slowed down in the last epoch only: no label was corrected" in finished.err
+    assert "from the next epoch on" not in finished.err
+    assert "slowed down in the last epoch only, so that" in (tmp_path / "run" / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_the_source_alone_is_not_gone_back_from(data, tiny, command, tmp_path):
+    """Whatever the row: the source-only detector is that of the last epoch."""
+    words = ("train", *data, *tiny, "--learn-from", "source", "--epochs", 4)
+    rows = {"a": ("--configuration", "baseline"), "b": ("--start", "never")}
+    for name, row in rows.items():
+        finished = command(*words, *row, "--out", tmp_path / name)
+        assert finished.status == 0
+        assert "back to the detector" not in finished.err
+        assert json.loads((tmp_path / name / "metrics.json").read_text())["best_epoch"] is None
+    one, other = (load_weights(tmp_path / name / "model.safetensors")[0] for name in rows)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_where_a_stopped_run_is(data, tiny, command, tmp_path, monkeypatch):
+    """In the whole run, not in its epoch: 2 epochs of 3 steps."""
+    monkeypatch.setattr(method.Trainer, "step", lambda self, step, epoch, batch: os.kill(os.getpid(), signal.SIGINT))
+    finished = command("train", *data, *tiny, "--start", "never", "--epochs", 2, "--out", tmp_path / "run")
+    assert finished.status == 130
+    assert finished.last_line == "sissi: stopped by Ctrl-C after step 1 of 6; --resume continues"
+
+
 def test_a_correction_that_would_remove_every_box(data, tiny, command, tmp_path):
     words = ("--configuration", "sissi-s", "--epochs", 2, "--least-score", 1, "--views", "one")
     finished = command("train", *data, *tiny, *words, "--out", tmp_path / "run")
@@ -263,6 +367,9 @@ def test_a_run_is_not_replaced_by_one_that_reads_its_labels(cells, trained, tiny
     finished = command("train", *words)
     assert finished.status == 2
     assert "holds what --target names; give another --out" in finished.line
+    words = ("--source", cells["phase"], "--target", cells["weak"], *tiny, "--init", trained / "model.safetensors")
+    assert "holds what --init names" in command("train", *words, "--out", trained, "--overwrite").line
+    assert (trained / "model.safetensors").is_file()
     words = ("--pictures", cells["smear"], "--model", trained, "--out", trained, "--overwrite")
     assert "holds what --model names" in command("predict", *words).line
     words = ("--readers", cells["smear"], "--predictions", labels, "--out", trained, "--overwrite")
@@ -296,7 +403,7 @@ def test_boxes_that_are_cut_and_pictures_that_are_nearly_black_are_said(cells, t
         rows.append({**dict.fromkeys(rows[0], ""), "image": str(tmp_path / "deep.png"), "split": "train"})
 
     target = changed(cells["weak"], tmp_path, spoil)
-    dark = "nearly black pictures: 1 (no grey value above 31 of 255)"
+    dark = "nearly black pictures: deep.png (no grey value above 31 of 255)"
     assert f"note: {dark}" in command("check-data", "--boxes", target).err
     words = ("--start", "never", "--epochs", 1, "--out", tmp_path / "run")
     finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
@@ -356,6 +463,14 @@ def test_a_training_that_diverges_says_so(data, tiny, command, tmp_path):
         (("--ignore", "cell"), "no usable box in any picture"),
         (("--init", "gone.pth"), "gone.pth"),
         (("--configuration", "sissi-s", "--epochs", 1), "--epochs is 1; a start by validation loss takes at least 2"),
+        (
+            ("--configuration", "sissi-s", "--epochs", 3, "--supervised", 3),
+            "--supervised is 3, so that no epoch is left for a correction; give fewer than the 3 of --epochs",
+        ),
+        (
+            ("--configuration", "plain-a", "--paste", "black"),
+            "--paste black without a background; nothing is pasted in this row",
+        ),
         (("--source", "gone.csv"), "gone.csv: no such file or folder"),
         (("--device", "cuda:9"), "--device"),
         (("--configuration", "c-sissi"), "configuration"),
@@ -487,7 +602,7 @@ def test_evaluate(cells, predicted, command, tmp_path):
     agreement = {(row["method"], row["reader"]): row for row in content["agreement_of_readers"]}
     assert agreement["smear", "second"]["recall"] == 100
     assert 0 < agreement["second", "smear"]["recall"] < 100
-    assert ("SISSI (S)", "smear") in by
+    assert (NAMED, "smear") in by
     report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert all(words in report for words in ("Readers against each other", "Printed in the paper", "A+SISSI (S)"))
     assert len(rows_of(tmp_path / "out" / "scores.csv")) == 4
@@ -529,6 +644,34 @@ def test_a_readers_boxes_outside_of_the_picture(cells, command, tmp_path):
     one, other = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
     assert (one["AP"], one["recall"], other["AP"]) == (100, 100, -1)
     assert "smear, none: AP50 –" in finished.out
+    report = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Readers against each other" in report
+    assert ">-1" not in report
+
+
+def test_lists_of_one_name_and_runs_of_one_seed(cells, predicted, command, tmp_path):
+    """Lists are told apart by their folders; a run that is there twice is no second seed."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        changed(cells["weak"], tmp_path / name, lambda rows: rows)
+    lists = (tmp_path / "a" / "list.csv", tmp_path / "b" / "list.csv")
+    words = ("evaluate", "--readers", cells["smear"], "--out", tmp_path / "out", "--predictions")
+    assert command(*words, *lists, cells["weak"]).status == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
+    assert [(row["method"], row["runs"]) for row in rows] == [("a/list", 1), ("b/list", 1), ("weak", 1)]
+    shutil.rmtree(tmp_path / "out")
+    assert f"{NAMED} with seed 0 is there twice; give each run once" in command(*words, predicted, predicted).line
+    assert "list is there twice" in command(*words, lists[0], lists[0]).line
+    assert not (tmp_path / "out").exists()
+
+
+def test_views_of_a_prediction_are_told_apart(cells, trained, predicted, command, tmp_path):
+    words = ("--pictures", cells["smear"], "--model", trained, "--device", "cpu", "--views", "all")
+    assert command("predict", *words, "--out", tmp_path / "all").status == 0
+    words = ("--predictions", predicted, tmp_path / "all", "--readers", cells["smear"], "--out", tmp_path / "out")
+    assert command("evaluate", *words).status == 0
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())["means"]
+    assert [row["method"] for row in rows] == [NAMED, f"{NAMED} (detected in 20 views)"]
 
 
 def test_refused_evaluations(cells, predicted, command, tmp_path):
@@ -617,31 +760,109 @@ def test_the_papers_layout(cells, tiny, command, tmp_path):
     assert len(content["agreement_of_readers"]) == 6
     assert all(row["AP"] == 100 for row in content["agreement_of_readers"])
 
+    # Weak labels scored directly (section 4): those of the test pictures, which no state is known of.
+    words = (
+        "--config",
+        CONFIGS / "weak-label_celllab.yaml",
+        "--pictures",
+        tmp_path / "celllab",
+        "--out",
+        tmp_path / "weak.csv",
+    )
+    assert command("weak-label", *words).status == 0
+    assert [p.split for p in read_boxes(tmp_path / "weak.csv")].count("test") == len(tests)
+    words = (
+        "--config",
+        CONFIGS / "evaluate_table1.yaml",
+        "--predictions",
+        tmp_path / "weak.csv",
+        "--readers",
+        *readers,
+    )
+    assert command("evaluate", *words, "--out", tmp_path / "direct").status == 0
+
 
 # --- export ----------------------------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
+def alive(detector, scale):
+    """Give batch norm the statistics of noise, without which nothing of a picture comes through a deep random network.
+
+    With a small scale of the convolutions the variances are small, of which an epsilon is a part that shows.
+    """
+    torch.manual_seed(0)
+    norms = [module for module in detector.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for module in detector.backbone.body.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.bias is None:
+            module.weight *= scale
+    before = [(module.eps, module.momentum) for module in norms]
+    for module in norms:
+        module.eps, module.momentum = 1e-9, 1.0
+    detector.backbone.train()(torch.rand(4, 3, 64, 64))
+    for module, (module.eps, module.momentum) in zip(norms, before, strict=True):
+        module.running_var.clamp_(min=scale**2 * 1e-3)
+    for weights in detector.roi_heads.box_predictor.parameters():
+        weights *= 0.05  # scores between 0 and 1
+
+
 @pytest.mark.slow
-def test_export_is_loaded_by_torchvision(data, command, tmp_path):
+@pytest.mark.parametrize("classes", [2, 91])
+def test_export_is_loaded_by_torchvision(classes, cells, data, command, tmp_path, monkeypatch):
+    """By what the file says alone: pictures that are coloured and not square, their channels swapped; and batch norm without epsilon."""
     from torchvision.models import detection
 
-    words = ("--detector", "fasterrcnn_mobilenet_v3_large_320_fpn", "--size", 64, "--batch-size", 2, "--epochs", 1)
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    words = ("--detector", name, "--size", 64, "--colours", "bgr", "--score", 0, "--nms", 0.7, "--detections", 20)
+    words = (*words, "--batch-size", 2, "--epochs", 1)
+    monkeypatch.setattr(detectors, "_ZERO_EPS", (name,))
+    made = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=classes)
+    alive(made, 1e-2 if classes == 91 else 1.0)
+    state = made.state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    words = (*words, "--init", tmp_path / "weights.pth", "--learning-rate", 0)
     run, out = tmp_path / "run", tmp_path / "detector.safetensors"
     assert command("train", *data, *words, "--start", "never", "--device", "cpu", "--out", run).status == 0
-    assert command("export", "--model", run, "--out", out).status == 0
-    about = json.loads(read_metadata(out)["torchvision"])
+    assert describe(run).zero_eps == (classes == 91)
+    finished = command("export", "--model", run, "--out", out)
+    assert finished.status == 0
+    assert "channels blue, green, red, resized to 64 x 64 whatever their shape, values from 0 to 1" in finished.err
+    about, pictures = (json.loads(read_metadata(out)[key]) for key in ("torchvision", "pictures"))
+    assert pictures == {"colours": "bgr", "resize": [64, 64], "range": [0, 1]}
     other = getattr(detection, about.pop("detector"))(weights=None, weights_backbone=None, **about)
     other.load_state_dict(load_weights(out)[0])
-    ours, _ = load_detector(run)
-    x = [torch.rand(3, 64, 64)]
+
+    (tmp_path / "pictures").mkdir()
+    image = np.asarray(Image.open(read_boxes(cells["smear"])[0].image).convert("RGB")).repeat(2, axis=1) // np.array(
+        [1, 2, 4], np.uint8
+    )
+    Image.fromarray(image).save(tmp_path / "pictures" / "a.png")
+    words = ("--pictures", tmp_path / "pictures", "--model", run, "--device", "cpu", "--out", tmp_path / "found")
+    assert command("predict", *words).status == 0
+    (found,) = read_boxes(tmp_path / "found" / "detections.csv", scores=True)
+    height, width = image.shape[:2]
+    framed = cv2.resize(image[..., ::-1], pictures["resize"], interpolation=cv2.INTER_AREA)
     with torch.no_grad():
-        (one,), (two,) = ours(x), other.eval()(x)
-    torch.testing.assert_close(one["boxes"], two["boxes"])
-    torch.testing.assert_close(one["scores"], two["scores"])
+        told, *wrong = (
+            other.eval()([torch.from_numpy(given.transpose(2, 0, 1).copy()).float() / 255])[0]
+            for given in (framed, framed[..., ::-1], image[..., ::-1])
+        )
+    assert len(found.boxes) > 3
+    scale = torch.tensor([width, height, width, height]) / 64
+    np.testing.assert_allclose(found.boxes, told["boxes"] * scale, atol=0.02)
+    np.testing.assert_allclose(found.scores, told["scores"], atol=1e-4)
+    for one in wrong:  # channels as they are, or the shape of the picture: neither goes unnoticed
+        assert one["scores"].shape != told["scores"].shape or (one["scores"] - told["scores"]).abs().max() > 1e-3
 
 
 def test_refused_exports(trained, command, tmp_path):
     words = ("export", "--model", trained, "--out")
+    model = trained / "model.safetensors"
+    before = model.read_bytes()
+    for given in (trained, model):
+        finished = command("export", "--model", given, "--out", model, "--overwrite")
+        assert f"{model}: is the model itself; rename --out" in finished.line
+    assert model.read_bytes() == before
     assert "torchvision has no detector 'small'" in command(*words, tmp_path / "a.safetensors").line
     assert "must end in .safetensors" in command(*words, tmp_path / "a.onnx").line
     (tmp_path / "a.safetensors").write_text("mine")

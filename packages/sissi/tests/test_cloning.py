@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,6 +114,18 @@ def test_hard_paste():
     found = hard_paste(image, [[10, 12, 30, 40]])
     np.testing.assert_array_equal(found[12:40, 10:30], image[12:40, 10:30])
     np.testing.assert_array_equal(found[:12], blurred(image)[:12])
+
+
+def test_tensors():
+    image = texture(np.random.default_rng(0))
+    boxes = [[10, 12, 30, 40]]
+    found = seamless_synthetic(torch.from_numpy(image), boxes)
+    assert found.dtype == torch.uint8
+    np.testing.assert_array_equal(found, seamless_synthetic(image, boxes))
+    across = torch.from_numpy(image.transpose(2, 0, 1).copy()).permute(1, 2, 0)
+    np.testing.assert_array_equal(seamless_synthetic(across, torch.tensor(boxes)), found)
+    with pytest.raises(ValueError, match="uint8"):
+        seamless_synthetic(torch.rand(20, 20, 3), boxes)
 
 
 def test_refused():

@@ -10,6 +10,8 @@ import pytest
 from sissi import demo as module
 from sissi.settings import Correction
 
+RECIPE = "zoom 0.8 to 1.25, ellipses of turned boxes, detector small"
+
 
 @pytest.mark.slow
 def test_demo(command, tmp_path, monkeypatch):
@@ -21,13 +23,22 @@ def test_demo(command, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "RUNS", (module.RUNS[0], ("sissi", sissi)))
     finished = command("demo", "--out", tmp_path / "demo")
     assert finished.status == 0
-    assert "mixed batch, no correction, reader: AP50" in finished.out
+    assert f"mixed batch, no correction: {RECIPE}, reader: AP50" in finished.out
     assert finished.err.splitlines()[-1].endswith(f"open {tmp_path / 'demo' / 'report.html'}")
     report = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
     assert all(
         words in report
-        for words in ("first labels", "SISSI (S): one view, epoch 1", "synthetic-like picture", "The detectors")
+        for words in (
+            "first labels",
+            "SISSI (S): one view, least score 0.01, skip score 0.01, epoch 1",
+            "synthetic-like picture",
+            "The detectors",
+        )
     )
     content = json.loads((tmp_path / "demo" / "evaluation" / "metrics.json").read_text())
-    methods = {"mixed batch, no correction", "SISSI (S): one view", "circle pipeline"}
+    methods = {
+        f"mixed batch, no correction: {RECIPE}",
+        f"SISSI (S): one view, least score 0.01, skip score 0.01, {RECIPE}",
+        "circle pipeline",
+    }
     assert {row["method"] for row in content["scores"]} == methods

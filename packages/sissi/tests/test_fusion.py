@@ -118,6 +118,16 @@ def test_tensors_stay_tensors():
     torch.testing.assert_close(fused, boxes[0])
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_floating_point_type_stays(kind):
+    boxes = [np.array([[0.2, 0.2, 0.4, 0.4]], kind)] * 2
+    fused, scores, _ = weighted_boxes_fusion(boxes, [np.array([0.5], kind)] * 2, [np.array([3])] * 2)
+    assert (fused.dtype, scores.dtype) == (kind, kind)
+    np.testing.assert_allclose(fused, boxes[0])
+    assert correct_labels(fused * 512, scores, (100, 100)).dtype == kind
+    assert correct_labels(torch.from_numpy(fused * 512), scores, (100, 100)).numpy().dtype == kind
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.models import detection
 
 from dart_core.batches import Batches
 from dart_core.data.boxes import BoxedPicture
 from dart_core.data.phantoms import cell_picture
-from sissi.detectors import build_detector, load_initial, resizing
-from sissi.method import Progress, ap50, detect, pseudo_labels, validation_loss
+from dart_core.run import Run
+from dart_core.settings import RunSettings
+from sissi import detectors, memorisation_epoch, method
+from sissi.detectors import (
+    SMALL,
+    About,
+    build_detector,
+    has_zero_eps,
+    load_detector,
+    load_initial,
+    make,
+    names,
+    resizing,
+    save_detector,
+)
+from sissi.method import Material, Progress, Trainer, ap50, detect, pseudo_labels, validation_loss
 from sissi.pictures import MixedBatches, Samples, targets_of
-from sissi.settings import Correction
+from sissi.settings import Correction, DetectorSettings, Training
 
 CPU = torch.device("cpu")
 
@@ -125,26 +144,65 @@ def test_mixed_batches():
             assert torch.equal(batch[name][half], tensor)
 
 
-def test_gradients_are_those_of_the_joint_batch():
-    """One forward and one backward pass over both halves (D3): the same as of all pictures in one list."""
-    torch.manual_seed(0)
-    detector = build_detector("small", 64)
-    batch = MixedBatches(Batches(samples(), 3, 2, 0), Batches(samples(2), 2, 2, 5)).batch(0)
-    gradients = []
-    images, targets = targets_of(batch)
-    apart = [
-        {
-            "boxes": batch["boxes"][i, : batch["count"][i]],
-            "labels": torch.ones(int(batch["count"][i]), dtype=torch.int64),
-        }
-        for i in range(4)
-    ]
-    for given in (targets, apart):
-        detector.zero_grad()
-        torch.manual_seed(1)
-        sum(detector(images, given).values()).backward()
-        gradients.append([p.grad.clone() for p in detector.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_every_part_of_a_divided_batch_holds_both(parts):
+    """Of 4 + 4 pictures, as `Run.optimise` divides them; the pictures are those of the undivided batch."""
+    both = samples(8)
+    halves = [Batches(dataclasses.replace(both, pictures=both.pictures[i : i + 4]), 4, 4, i) for i in (0, 4)]
+    whole, divided = (MixedBatches(*halves, count).batch(0) for count in (1, parts))
+    owner = torch.tensor([0] * 4 + [1] * 4)  # of the undivided batch: the target's first
+    places = [next(i for i in range(8) if torch.equal(image, whole["image"][i])) for image in divided["image"]]
+    assert sorted(places) == list(range(8))
+    for name, tensor in divided.items():
+        assert torch.equal(tensor, whole[name][places])
+    for part in owner[places].tensor_split(parts):
+        assert set(part.tolist()) == {0, 1}
+
+
+class First:
+    """In place of a sampler's draws: the first so many, half of them positive where there are as many."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __call__(self, matched):
+        found = ([], [])
+        for values in matched:
+            positive = torch.where(values >= 1)[0][: self.count // 2]
+            negative = torch.where(values == 0)[0][: self.count - len(positive)]
+            assert len(positive) + len(negative) == self.count
+            for masks, chosen in zip(found, (positive, negative), strict=True):
+                masks.append(torch.zeros_like(values, dtype=torch.uint8).index_fill(0, chosen, 1))
+        return found
+
+
+def test_gradients_are_those_of_the_joint_batch(trainer):
+    """One step (D3), whole or in two parts, has the gradient of one list of all its pictures.
+
+    Draws and batch norm look at a batch as a whole; here they are fixed.
+    """
+
+    def fixed():
+        torch.manual_seed(0)
+        detector = build_detector("small", 64, frozen=True)
+        detector.rpn.fg_bg_sampler, detector.roi_heads.fg_bg_sampler = First(32), First(8)
+        return detector
+
+    joint, gradients = fixed(), []
+    for accumulate in (1, 2):
+        made = trainer(detector=fixed(), accumulate=accumulate)
+        batch = made.batches(0).batch(0)
+        assert len(batch["image"]) == 4
+        made.step(0, 0, batch)
+        gradients.append([weights.grad for weights in made.detector.parameters()])
+    images = [image.float() / 255 for image in batch["image"]]
+    targets = [{"boxes": boxes[:count], "labels": torch.ones(int(count), dtype=torch.int64)} for boxes, count in zip(batch["boxes"], batch["count"], strict=True)]  # fmt: skip
+    sum(joint(images, targets).values()).backward()
+    expected = [weights.grad for weights in joint.parameters()]
+    assert sum(float(grad.abs().sum()) for grad in expected) > 0
+    for found in gradients:
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_pictures_without_cells_can_be_learned_from():
@@ -214,10 +272,41 @@ def test_weights_with_names_of_older_versions(tmp_path):
     for part in ("weight", "bias"):
         state[f"rpn.head.conv.{part}"] = state.pop(f"rpn.head.conv.0.0.{part}")
     torch.save(dict(state), tmp_path / "old.pth")
-    taken, left = load_initial(other, tmp_path / "old.pth")
-    assert left == []
+    taken, left, coco = load_initial(other, tmp_path / "old.pth")
+    assert (left, coco) == ([], False)
     assert taken == sum("num_batches_tracked" not in name for name in one.state_dict())
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+# --- COCO's files ----------------------------------------------------------------------------------------------------
+
+
+def test_detectors_whose_files_mean_no_epsilon():
+    """torchvision's own code says which (`overwrite_eps`)."""
+    found = {
+        name for name in names() if name != SMALL and "overwrite_eps" in inspect.getsource(getattr(detection, name))
+    }
+    assert set(detectors._ZERO_EPS) == found
+
+
+@pytest.mark.parametrize(
+    ("classes", "batch_norm", "eps"), [(91, "auto", 0.0), (2, "auto", 1e-5), (91, "trained", 1e-5)]
+)
+def test_epsilon_of_cocos_files(classes, batch_norm, eps, tmp_path, monkeypatch):
+    """Frozen batch norm of a file with COCO's 91 classes adds nothing to the variance, and stays so in the detector's own file."""
+    monkeypatch.setattr(detectors, "_ZERO_EPS", (SMALL,))
+    state = build_detector(SMALL, 64).state_dict()
+    for part in ("weight", "bias"):
+        name = f"roi_heads.box_predictor.cls_score.{part}"
+        state[name] = torch.zeros(classes, *state[name].shape[1:])
+    torch.save(state, tmp_path / "coco.pth")
+    made, frozen, _ = make(DetectorSettings(SMALL, size=64, init=tmp_path / "coco.pth", batch_norm=batch_norm))
+    about = About(SMALL, 64, frozen, "rgb", 0.05, 0.2, 400, "x", 1, 0, has_zero_eps(made))
+    save_detector(tmp_path, made, about)
+    for network in (made, load_detector(tmp_path)[0]):
+        assert {module.eps for module in network.modules() if hasattr(module, "running_var")} == {eps}
+    old = {key: value for key, value in dataclasses.asdict(about).items() if key != "zero_eps"}
+    assert not About(**old).zero_eps  # files of earlier versions
 
 
 def test_progress_survives_a_checkpoint(tmp_path):
@@ -230,6 +319,111 @@ def test_progress_survives_a_checkpoint(tmp_path):
     assert {k: v for k, v in vars(one).items() if k not in ("labels", "best")} == {k: v for k, v in vars(other).items() if k not in ("labels", "best")}  # fmt: skip
     assert all(np.array_equal(a, b) for a, b in zip(one.labels, other.labels, strict=True))
     assert torch.equal(other.best["detector"]["a"], torch.ones(2))
+
+
+# --- The loop --------------------------------------------------------------------------------------------------------
+
+
+def material(side=64):
+    """Three pictures each of source and target, and two that validate, in memory."""
+    images, listed = {}, []
+    for number in range(8):
+        images[number], boxes = cell_picture(number, "smear", side, 4)
+        listed.append(BoxedPicture(number, boxes.astype(float), ("cell",) * len(boxes)))
+    return Material(listed[:3], listed[3:5], listed[5:], [(side, side)] * 3, images.__getitem__, side)
+
+
+RECIPE = Training(epochs=6, batch_size=2, learning_rate=0.01)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """Makes trainers of tiny detectors."""
+    with contextlib.ExitStack() as stack:
+
+        def make(correction=Correction(), training=RECIPE, given=None, detector=None, accumulate=1):  # noqa: B008 (frozen)
+            settings = RunSettings(tmp_path / f"run{len(made)}", seed=0, device="cpu", accumulate=accumulate)
+            run = stack.enter_context(Run(settings))
+            detector = run.prepare(build_detector("small", 64) if detector is None else detector)
+            made.append(Trainer(run, detector, given or material(), correction, training, said.append, lambda epoch, pictures: None))  # fmt: skip
+            return made[-1]
+
+        made, said = [], []
+        yield make
+
+
+def learn(trainer, epoch):
+    """One epoch, without checkpoint."""
+    trainer.begin(epoch)
+    trainer.detector.train()
+    for step in range(epoch * trainer.epoch_steps, (epoch + 1) * trainer.epoch_steps):
+        trainer.step(step, epoch, trainer.batches(epoch).batch(step))
+
+
+def test_going_back_takes_the_momentum_along(trainer, monkeypatch):
+    """The first of two epochs was the best: its weights and its momentum come back, not those of the second (specification 10)."""
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(method, "validation_loss", lambda *given: next(losses))
+    made = trainer(Correction("baseline", supervised=2, views="one"))
+
+    def state():
+        momentum = {
+            f"momentum {key}": value["momentum_buffer"] for key, value in made.optimizer.state_dict()["state"].items()
+        }
+        return {name: value.clone() for name, value in {**made.detector.state_dict(), **momentum}.items()}
+
+    learn(made, 0)
+    best = state()
+    learn(made, 1)
+    last = state()
+    made.begin(2)
+    assert made.progress.best_epoch == 0
+    found = state()
+    assert any(name.startswith("momentum") for name in best)
+    assert all(torch.equal(found[name], value) for name, value in best.items())
+    assert not all(torch.equal(found[name], value) for name, value in last.items() if name.startswith("momentum"))
+
+
+def test_the_flag_stays_up(trainer, monkeypatch):
+    """Memorisation is asked for in epoch 3 first; the bare test falls back afterwards, the correction goes on (sections 9 and 11)."""
+    curve = [0.04, 0.3, 0.35, 0.36, 0.45, 0.58, 0.6]  # flat for a while, then on
+    flags = [memorisation_epoch(curve[: epoch + 1], RECIPE.epochs)[0] for epoch in range(3, 6)]
+    assert flags[0]
+    assert not all(flags)
+    values = iter(curve)
+    monkeypatch.setattr(method, "ap50", lambda found, truth: next(values))
+    made = trainer(Correction("plain-a", views="one"))
+    corrects = []
+    for epoch in range(RECIPE.epochs):
+        learn(made, epoch)
+        corrects.append(made.corrects(epoch))
+    assert corrects == [False] * 4 + [True] * 2
+    assert (made.progress.memorised, made.progress.cycles) == (3, 2)
+
+
+class Learner(Bright):
+    """With a weight, so that there is something to optimise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+
+def test_pictures_gain_boxes(trainer):
+    """Section 9, pitfall 2: after a correction a sample has as many boxes as there are pseudo labels, also more than before."""
+    frames = frames_with(BOXES)
+    images = {number: frame.permute(1, 2, 0).numpy() for number, frame in enumerate(frames)}
+    pictures = [BoxedPicture(number, np.array(boxes[:1], float), ("cell",)) for number, boxes in enumerate(BOXES)]
+    given = Material(pictures, pictures, pictures, [(100, 100)] * 2, images.__getitem__, 100)
+    made = trainer(Correction("plain-a"), given=given, detector=Learner())
+    pseudo = pseudo_labels(Bright(), frames, given.sizes, CPU, made.correction)
+    assert [len(boxes) for boxes in pseudo] == [2, 1]
+    made.correct(1)
+    relearned = Samples(made.relabelled(), given.files, given.side, given.most)
+    for number, boxes in enumerate(pseudo):
+        sample = relearned(number, np.random.default_rng(0))
+        assert sample["count"] == len(boxes)
+        np.testing.assert_allclose(sample["boxes"][: len(boxes)], boxes, rtol=1e-6)
 
 
 # --- Learning --------------------------------------------------------------------------------------------------------

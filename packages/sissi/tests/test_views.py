@@ -87,3 +87,19 @@ def test_a_detector_that_sees_the_rectangles():
     fused, scores, _ = weighted_boxes_fusion(found, ones, ones)
     torch.testing.assert_close(fused[fused[:, 0].argsort()] * 100, boxes, atol=1e-4, rtol=0)
     assert scores.tolist() == [1.0, 1.0]
+
+
+def test_arrays():
+    """The same pixels and boxes as of tensors, of any type; boxes keep theirs."""
+    image = np.random.default_rng(0).integers(0, 60000, (2, 3, 11, 17), dtype=np.uint16)
+    for (view, found), (same, expected) in zip(
+        tta_views(image), tta_views(torch.from_numpy(image.astype(np.int32))), strict=True
+    ):
+        assert (view, found.dtype) == (same, np.uint16)
+        np.testing.assert_array_equal(found, expected)
+    boxes = np.array([[1, 2, 8, 9]])
+    for kind in (np.float32, np.float64):
+        found = undo_tta(boxes.astype(kind), VIEWS[0], (11, 17))
+        assert found.dtype == kind
+        np.testing.assert_allclose(found, undo_tta(torch.from_numpy(boxes).double(), VIEWS[0], (11, 17)), rtol=1e-6)
+    assert undo_tta(boxes, VIEWS[0], (11, 17)).dtype == np.float64

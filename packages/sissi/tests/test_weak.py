@@ -45,17 +45,29 @@ def test_edges():
         assert overlap(boxes, np.array([x - 12, y - 12, x + 13, y + 13])).max() > 0.8
 
 
-@pytest.mark.parametrize("rec", ["and", "min"])
-def test_watershed(rec):
+@pytest.mark.parametrize(("rec", "radius"), [("and", 11), ("min", 14)])
+def test_watershed(rec, radius):
+    """Every disc is found, and nothing else; combining bit by bit loses discs of most radii."""
     rng = np.random.default_rng(0)
-    image = cv2.add(discs(14), rng.integers(0, 8, (240, 320, 3), dtype=np.uint8))
+    image = cv2.add(discs(radius), rng.integers(0, 8, (240, 320, 3), dtype=np.uint8))
     boxes = weak_labels(image, "watershed", rec=rec)
-    sides = boxes[:, 2:] - boxes[:, :2]
-    area = sides.prod(1)
+    assert len(boxes) == 4
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     assert ((area >= 400) & (area <= 1500)).all()
-    assert boxes.min(initial=0) >= 0
-    found = [overlap(boxes, np.array([x - 15, y - 15, x + 16, y + 16])).max(initial=0) for x, y in ((60, 60), (160, 70), (250, 170), (80, 180))]  # fmt: skip
-    assert max(found) > 0.4
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] < [320, 240]).all()
+    for x, y in ((60, 60), (160, 70), (250, 170), (80, 180)):
+        disc = np.array([x - radius, y - radius, x + radius + 1, y + radius + 1])
+        assert overlap(boxes, disc).max() > 0.5
+
+
+def test_regions_at_the_edge_go():
+    """Boxes of the watershed lie in the picture completely (W3, step 11): x2 < W, y2 < H."""
+    image = discs(14, centres=((60, 60), (310, 120), (150, 230)))
+    boxes = weak_labels(cv2.add(image, np.random.default_rng(0).integers(0, 8, image.shape, dtype=np.uint8)), "watershed", rec="min")  # fmt: skip
+    assert len(boxes)
+    assert (boxes[:, 2:] < [320, 240]).all()
+    assert overlap(boxes, np.array([46, 46, 75, 75])).max() > 0.5
 
 
 @pytest.mark.parametrize("kind", ["circles", "edges", "watershed"])

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from dart_core.data.boxes import boxes_from_labels as boxes_from_labels
+from dart_core.data import boxes as core
 from dart_core.errors import InputError
 
 Boxes = TypeVar("Boxes", NDArray[Any], Tensor)
@@ -28,6 +28,11 @@ def array_of(values: Any) -> NDArray[np.float64]:
     """Numbers of a list, array or tensor on any device."""
     values = values.detach().cpu().numpy() if isinstance(values, Tensor) else values
     return np.asarray(values, dtype=np.float64)
+
+
+def boxes_from_labels(labels: ArrayLike | Tensor) -> NDArray[np.int64]:
+    """`dart_core.data.boxes.boxes_from_labels`, of tensors on any device."""
+    return core.boxes_from_labels(labels.cpu().numpy() if isinstance(labels, Tensor) else labels)
 
 
 def boxes_of(values: Any) -> NDArray[np.float64]:

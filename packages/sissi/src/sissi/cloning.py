@@ -6,17 +6,20 @@ sine transforms along the rows and one small equation per column.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import fft
+from torch import Tensor
 
 from dart_core.errors import InputError, SettingError
 from sissi.boxes import boxes_of, compiled
 
 Mode = Literal["mixed", "normal"]
+Picture = TypeVar("Picture", NDArray[np.uint8], Tensor)
 EROSIONS = 3
 """Of the mask, by a 3x3 square: what is thinner vanishes."""
 
@@ -57,23 +60,23 @@ def blurred(
 
 
 def seamless_synthetic(
-    image: NDArray[np.uint8],
+    image: Picture,
     boxes: Any,
     kernel: tuple[int, int] = (21, 21),
     sigma: float | None = None,
     mode: Mode = "mixed",
-) -> NDArray[np.uint8]:
+) -> Picture:
     """Hide what is in no box: clone the boxed cells onto a blurred copy of the picture, all in one clone (Y1 to Y5).
 
     Args:
-        image: uint8 (H, W, 3).
+        image: uint8 (H, W, 3), array or tensor.
         boxes: (n, 4) in pixels. A box with a side of 6 pixels or less leaves no trace.
         kernel: of the blur, width and height, odd; the paper's weak one is (21, 21), the authors' strong one (71, 71).
         sigma: of the blur in pixels (authors, strong: 30); None: OpenCV's rule, 3.5 for 21.
         mode: mixed: of both gradients the one with more contrast; normal: those of the picture.
 
     Returns:
-        uint8 (H, W, 3); without a box the blurred picture.
+        uint8 (H, W, 3), tensor for a tensor; without a box the blurred picture.
 
     Raises:
         InputError: not such a picture, or boxes of another shape.
@@ -81,8 +84,10 @@ def seamless_synthetic(
     """
     if mode not in ("mixed", "normal"):
         raise SettingError(f"mode is {mode!r}", remedy="give mixed or normal")
-    _check(image)
-    return clone(image, blurred(image, kernel, sigma), clone_mask(boxes, image.shape[:2]), mode)
+    picture = image.detach().cpu().contiguous().numpy() if isinstance(image, Tensor) else image
+    _check(picture)
+    made = clone(picture, blurred(picture, kernel, sigma), clone_mask(boxes, picture.shape[:2]), mode)
+    return torch.from_numpy(made).to(image.device) if isinstance(image, Tensor) else made
 
 
 def hard_paste(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from dart_core.errors import DartError, InputError, OutputError
 from sissi import settings as of
 from sissi.boxes import valid_boxes
 from sissi.pictures import dark_note, is_dark, open_list, open_pictures
-from sissi.weak import Kind, weak_labels
+from sissi.weak import weak_labels
 
 
 def check_data(command: of.CheckData) -> int:
@@ -25,7 +25,8 @@ def check_data(command: of.CheckData) -> int:
     pictures = open_list(command.boxes, command.classes, command.ignore)
     found: list[str] = []
     sizes: Counter[str] = Counter()
-    at_edge = dark = 0
+    dark: list[Path] = []
+    at_edge = 0
     for picture in pictures:
         try:
             image = read_image(picture.image)
@@ -35,7 +36,7 @@ def check_data(command: of.CheckData) -> int:
             found.append(f"{picture.where}: {error}")
             continue
         sizes[f"{width} x {height}"] += 1
-        dark += is_dark(image)
+        dark += [picture.image] * is_dark(image)
         problems = box_problems(picture, (height, width))
         found += [f"{place}: {problem}" for place, problem in problems]
         at_edge += int((~valid_boxes(picture.boxes, (height, width))).sum()) - len(problems)
@@ -79,31 +80,39 @@ def weak_label(command: of.WeakLabel) -> None:
     chosen = [command.split in ("all", picture.split) for picture in pictures]
     if not any(chosen):
         raise InputError(f"no picture has split {command.split}", where=command.pictures, remedy="give --split all")
+    # A picture in which nobody looks for cells stays out unless it has boxes: in the list it would say that there are none.
+    kept = [pair for pair in zip(pictures, chosen, strict=True) if pair[1] or len(pair[0].boxes)]
     found = [
-        label_picture(picture, command.pipeline, command.rec, command.grey) if label else picture
-        for picture, label in zip(pictures, chosen, strict=True)
+        label_picture(picture, command.pipeline, command.rec, command.grey, command.without_state) if label else picture
+        for picture, label in kept
     ]
     write_boxes(out, found)
-    _say_counts(found, chosen, out)
+    labelled = [picture for picture, (_, label) in zip(found, kept, strict=True) if label]
+    dark = [picture.image for picture in labelled if is_dark(read_image(picture.image))]
+    if dark:
+        say(f"note: {dark_note(dark)}")
+    _say_counts(labelled, len(pictures) - len(found), out)
 
 
 def label_picture(
-    picture: BoxedPicture, pipeline: of.Pipeline, rec: of.Reconstruction = "and", grey: of.Grey = "swapped"
-) -> BoxedPicture:
+    picture: BoxedPicture, pipeline: of.Pipeline, rec: of.Reconstruction = "and", grey: of.Grey = "swapped",
+    without_state: of.Kind | None = None,
+) -> BoxedPicture:  # fmt: skip
     """A picture with the boxes that a pipeline finds; `rec` and `grey` as in `sissi.weak_labels`.
 
     Raises:
-        InputError: by-state for a picture that does not lie in a folder of CellLab's names, or an unreadable picture.
+        InputError: by-state without `without_state` for a picture that does not lie in a folder of CellLab's names, or an
+            unreadable picture.
     """
-    kind: Kind
+    kind: of.Kind
     if pipeline == "by-state":
         state = picture.site or Path(picture.image).parent.name
-        if state not in celllab.STATES:
+        if state not in celllab.STATES and without_state is None:
             raise InputError(
                 f"the state of its cells is not known ({state or 'no site'})", where=picture.image,
-                remedy=f"lay the pictures out in folders {', '.join(celllab.STATES)}, or choose one --pipeline",
+                remedy=f"lay the pictures out in folders {', '.join(celllab.STATES)}, or give --without-state or another --pipeline",
             )  # fmt: skip
-        kind = celllab.STATES[state]  # type: ignore[assignment]
+        kind = celllab.STATES.get(state, without_state)  # type: ignore[assignment]
     else:
         kind = pipeline
     image = np.ascontiguousarray(read_image(picture.image)[..., ::-1])
@@ -111,8 +120,10 @@ def label_picture(
     return replace(picture, boxes=boxes, labels=(CELL,) * len(boxes), scores=None, places=(), mask=None)
 
 
-def _say_counts(pictures: Iterable[BoxedPicture], chosen: list[bool], out: Path) -> None:
-    counts = [len(picture.boxes) for picture, label in zip(pictures, chosen, strict=True) if label]
+def _say_counts(labelled: Sequence[BoxedPicture], left_out: int, out: Path) -> None:
+    counts = [len(picture.boxes) for picture in labelled]
     empty = counts.count(0)
     none = f"; {empty} of them without any" if empty else ""
     say(f"weak labels: {out}: {sum(counts)} boxes in {len(counts)} picture{'s' * (len(counts) != 1)}{none}")
+    if left_out:
+        say(f"left out of the list: {left_out} picture{'s' * (left_out != 1)} of other splits, without boxes")

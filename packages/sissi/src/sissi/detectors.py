@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -28,6 +29,11 @@ CLASSES = 2
 """Background and cell."""
 _LABEL = "sissi-detector"
 _KINDS = ("fasterrcnn", "retinanet", "fcos")
+_COCO = 91
+"""Classes of torchvision's files trained on COCO."""
+_ZERO_EPS = ("fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn")
+"""Detectors whose files trained on COCO mean a batch norm that adds nothing to the variance (torchvision's `overwrite_eps`)."""
+_CLASS_LAYERS = ("roi_heads.box_predictor.cls_score.bias", "head.classification_head.cls_logits.bias")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class About:
     """What tables call it."""
     epochs: int
     seed: int
+    zero_eps: bool = False
+    """Frozen batch norm adds nothing to the variance, as torchvision's file trained on COCO wants it."""
 
 
 def names() -> list[str]:
@@ -87,6 +95,7 @@ def build_detector(
     score: float = 0.05,
     nms: float = 0.2,
     detections: int = 400,
+    zero_eps: bool = False,
 ) -> nn.Module:
     """A detector of one class with random weights that takes pictures as they come, without resizing them.
 
@@ -97,6 +106,7 @@ def build_detector(
         score: lowest score of a detection.
         nms: IoU above which the lower of two detections goes.
         detections: at most, of a picture.
+        zero_eps: frozen batch norm adds nothing to the variance.
 
     Raises:
         SettingError: no such detector.
@@ -130,6 +140,8 @@ def build_detector(
     made.transform = AsGiven(size, 2 * size, old.image_mean, old.image_std)
     if frozen:
         _freeze(made)
+    if zero_eps:
+        overwrite_eps(made, 0.0)
     return made  # type: ignore[no-any-return]
 
 
@@ -153,13 +165,13 @@ def resizing(detector: nn.Module, on: bool = True) -> Generator[None]:
         transform.resizes = before
 
 
-def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
+def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str], bool]:
     """Take weights from a file; layers of another shape (the classes) keep their own.
 
     Names of older torchvision, which its files trained on COCO still have, are torchvision's to translate.
 
     Returns:
-        number of tensors taken, and the names of those left out.
+        number of tensors taken, the names of those left out, and whether the file has COCO's classes.
 
     Raises:
         CheckpointError: less than 90 % of the tensors fit, or a number among them is not finite.
@@ -176,7 +188,10 @@ def load_initial(detector: nn.Module, path: Path) -> tuple[int, list[str]]:
             f"only {wanted - len(left)} of {wanted} tensors fit", where=path, remedy="give a file of this --detector"
         )
     _check_finite(detector, path)
-    return wanted - len(left), left
+    # A layer may have several rows a class: compared with the two classes here.
+    layers = [name for name in _CLASS_LAYERS if name in own and isinstance(state.get(name), Tensor)]
+    coco = any(len(state[name]) * CLASSES == _COCO * len(own[name]) for name in layers)
+    return wanted - len(left), left, coco
 
 
 def _check_finite(detector: nn.Module, where: Path) -> None:
@@ -203,9 +218,16 @@ def make(settings: of.DetectorSettings) -> tuple[nn.Module, bool, str]:
     )  # fmt: skip
     if settings.init is None:
         return detector, frozen, ""
-    taken, left = load_initial(detector, settings.init)
+    taken, left, coco = load_initial(detector, settings.init)
+    if coco and settings.detector in _ZERO_EPS:
+        overwrite_eps(detector, 0.0)
     others = f"; random: {', '.join(left)}" if left else ""
     return detector, frozen, f"{settings.init}: {taken} tensors taken{others}"
+
+
+def has_zero_eps(detector: nn.Module) -> bool:
+    """Whether its frozen batch norm adds nothing to the variance."""
+    return any(isinstance(module, FrozenBatchNorm2d) and module.eps == 0 for module in detector.modules())
 
 
 def save_detector(folder: Path, detector: nn.Module, about: About) -> None:
@@ -223,7 +245,7 @@ def describe(path: Path) -> About:
     Raises:
         CheckpointError: no such file, or one that is no detector of this package.
     """
-    file = _file(path)
+    file = weight_file(path)
     text = read_metadata(file).get(_LABEL)
     if text is None:
         raise CheckpointError("not a detector of this package", where=file, remedy="give a run folder of `sissi train`")
@@ -238,14 +260,20 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
     """
     about = describe(path)
     detector = build_detector(
-        about.detector, about.size, frozen=about.frozen, score=about.score, nms=about.nms, detections=about.detections
-    )
-    load_weights(_file(path), detector)
-    _check_finite(detector, _file(path))
+        about.detector, about.size, frozen=about.frozen, score=about.score, nms=about.nms, detections=about.detections,
+        zero_eps=about.zero_eps,
+    )  # fmt: skip
+    load_weights(weight_file(path), detector)
+    _check_finite(detector, weight_file(path))
     return detector.to(device).eval(), about
 
 
-def _file(path: Path) -> Path:
+def weight_file(path: Path) -> Path:
+    """The file of a run folder, or the file itself.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
     file = path / WEIGHTS if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="give a finished run of `sissi train`")

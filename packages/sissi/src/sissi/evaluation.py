@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,46 @@ def read_scored(path: Path) -> Scored:
         InputError: no such thing.
     """
     if path.is_dir() and (path / METRICS).is_file() and (path / FILE).is_file():
-        model = json.loads((path / METRICS).read_text(encoding="utf-8")).get("model", {})
-        name = f"{model.get('method', path.name)}"
+        metrics = json.loads((path / METRICS).read_text(encoding="utf-8"))
+        model = metrics.get("model", {})
+        name = f"{model.get('method', path.name)}" + " (detected in 20 views)" * (metrics.get("views") == "all")
         return Scored(name, model.get("seed"), by_name(with_area(read_boxes(path / FILE), path / FILE), path / FILE))
     if path.is_dir():
         raise InputError(
             f"holds no {FILE}", where=path, remedy=f"give a folder of `{PACKAGE} predict`, or a list of boxes"
         )
     return Scored(path.stem, None, by_name(with_area(read_boxes(path), path), path))
+
+
+def read_all(paths: Sequence[Path]) -> list[Scored]:
+    """`read_scored` of each; lists of the same file name are called by their folders, too.
+
+    Raises:
+        InputError: one that cannot be read, or two that would count as one run.
+    """
+    scored = [read_scored(path) for path in paths]
+    lists = [path for path in paths if path.is_file()]
+    seen: set[tuple[str, int | None]] = set()
+    for place, (path, item) in enumerate(zip(paths, scored, strict=True)):
+        if path.is_file():
+            scored[place] = item = replace(item, name=_called(path, lists))
+        if (item.name, item.seed) in seen:
+            run = item.name if item.seed is None else f"{item.name} with seed {item.seed}"
+            raise InputError(
+                f"{run} is there twice", where=path, remedy="give each run once; runs of a method need other seeds"
+            )
+        seen.add((item.name, item.seed))
+    return scored
+
+
+def _called(path: Path, lists: Sequence[Path]) -> str:
+    """The stem of a list's file, with as many of its folders as tell it from the other lists."""
+    own = path.resolve().with_suffix("").parts
+    others = [other.resolve().with_suffix("").parts for other in lists if other.resolve() != path.resolve()]
+    depth = 1
+    while depth < len(own) and any(other[-depth:] == own[-depth:] for other in others):
+        depth += 1
+    return "/".join(own[-depth:])
 
 
 def with_area(pictures: Sequence[BoxedPicture], where: Path) -> list[BoxedPicture]:
@@ -183,7 +215,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def evaluate(command: of.Evaluate) -> None:
     """Score everything against every reader; write scores.csv, metrics.json and report.html."""
     readers = readers_of(command)
-    scored = [read_scored(path) for path in command.predictions]
+    scored = read_all(command.predictions)
     rows: list[dict[str, Any]] = []
     for item in scored:
         for reader, truth in readers.items():
@@ -254,7 +286,7 @@ def _report(
         names = (*MEASURES, "recall")
         report.table(
             ("boxes of", "against", *names),
-            [(row["method"], row["reader"], *(round(row[name], 1) for name in names)) for row in agreement],
+            [(row["method"], row["reader"], *(cell(row, name) for name in names)) for row in agreement],
             "What a reader would score, judged by another: no detector can be expected to do better",
         )
     report.section("Pictures")

@@ -51,7 +51,7 @@ def weighted_boxes_fusion(
 
     Returns:
         boxes (n, 4), scores (n,), labels (n,) by falling score; tensors on the device of the first view where that is a
-        tensor, else arrays.
+        tensor, else arrays; boxes and scores in the floating-point type of its boxes, where they have one.
 
     Raises:
         InputError: lists of different lengths, or values that are not finite.
@@ -84,11 +84,16 @@ def weighted_boxes_fusion(
         np.concatenate([np.zeros(0), *classes]).astype(np.int64), view, share, iou_threshold, skip_box_threshold,
         conf_type, allows_overflow,
     )  # fmt: skip
-    if not isinstance(first, Tensor):
-        return fused
-    kind = first.dtype if first.dtype.is_floating_point else torch.float32
-    placed = [torch.from_numpy(part).to(first.device) for part in fused]
-    return placed[0].to(kind), placed[1].to(kind), placed[2]
+    label = torch.from_numpy(fused[2]).to(first.device) if isinstance(first, Tensor) else fused[2]
+    return _like(first, fused[0]), _like(first, fused[1]), label
+
+
+def _like(given: Any, found: NDArray[np.float64]) -> Any:
+    """A result as what was given: tensor on its device or array, in its floating-point type."""
+    if isinstance(given, Tensor):
+        kind = given.dtype if given.dtype.is_floating_point else torch.float32
+        return torch.from_numpy(found).to(given.device, kind)
+    return found.astype(given.dtype) if isinstance(given, np.ndarray) and given.dtype.kind == "f" else found
 
 
 def fuse(
@@ -186,7 +191,7 @@ def correct_labels(boxes: Any, scores: Any, size: tuple[int, int], threshold: fl
 
     Returns:
         (m, 4) in pixels of the picture, from the highest score down, as many as there are up to 200; tensor for a tensor,
-        else array. None of these: the caller keeps the old labels.
+        else array, of the same floating-point type. None of these: the caller keeps the old labels.
 
     Raises:
         InputError: shapes that do not fit, or a score that is not finite.
@@ -202,8 +207,4 @@ def correct_labels(boxes: Any, scores: Any, size: tuple[int, int], threshold: fl
     taken = nms(torch.from_numpy(corners[keep]), torch.from_numpy(values[keep]), SUPPRESSION).numpy()[:MOST]
     height, width = size
     scale = np.array([width - 1, height - 1, width - 1, height - 1]) / frame
-    found = corners[keep[taken]] * scale
-    if isinstance(boxes, Tensor):
-        kind = boxes.dtype if boxes.dtype.is_floating_point else torch.float32
-        return torch.from_numpy(found).to(boxes.device, kind)
-    return found
+    return _like(boxes, corners[keep[taken]] * scale)

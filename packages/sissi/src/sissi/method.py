@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from dart_core.batches import Batches
 from dart_core.checkpoint import unwrap
 from dart_core.data.boxes import CELL, BoxedPicture
-from dart_core.errors import InputError
+from dart_core.errors import InputError, Interrupted
 from dart_core.metrics import coco_summary
 from dart_core.run import Run
 from sissi.detectors import resizing
@@ -227,6 +228,10 @@ class Material:
 class Trainer:
     """The loop, and what it needs of the epoch before.
 
+    An epoch is one pass over the target in whole batches (D3): with 5 pictures and batches of 4 it draws 8, the last 3 of them
+    from the next pass, since passes follow each other without a gap. The source goes through its own passes, shuffled anew
+    for each, in the same way; it is not cut off and shuffled at the start of an epoch, as the authors do.
+
     Args:
         run: entered.
         detector: as `run.prepare` gave it.
@@ -254,7 +259,12 @@ class Trainer:
     @property
     def supervised(self) -> int:
         """Start validation: epochs with the first labels."""
-        return min(self.correction.supervised or -(-self.training.epochs // 2), self.training.epochs)
+        return self.correction.supervised or -(-self.training.epochs // 2)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether the best of those epochs is gone back to: before labels are corrected."""
+        return self.correction.starts == "validation" and self.training.learn_from == "both"
 
     def train(self) -> Progress:
         """Train to the end; resumes where a checkpoint says."""
@@ -264,8 +274,17 @@ class Trainer:
             if self.progress.begun < epoch:
                 self.begin(epoch)
             self.detector.train()
-            for step, batch in run.steps(self.batches(epoch), (epoch + 1) * steps, f"epoch {epoch}"):
-                self.step(step, epoch, batch)
+            try:
+                for step, batch in run.steps(self.batches(epoch), (epoch + 1) * steps, f"epoch {epoch}"):
+                    self.step(step, epoch, batch)
+            except Interrupted as error:
+                # `steps` knows of this epoch alone, people ask how far the whole run is.
+                stopped = error.problem.partition(" of ")[0]
+                raise Interrupted(
+                    f"{stopped} of {self.training.epochs * steps}",
+                    signal_number=error.signal_number,
+                    remedy=error.remedy,
+                ) from None
         if self.progress.begun < self.training.epochs:
             self.begin(self.training.epochs)
         return self.progress
@@ -280,7 +299,7 @@ class Trainer:
             numbers["validation_loss"] = self.validate(epoch)
         if self.correction.starts == "adele" and self.training.learn_from == "both":
             numbers |= self.ask(epoch, last)
-        if self.correction.starts == "validation" and epoch == self.supervised and not last:
+        if self.goes_back and epoch == self.supervised and not last:
             self.go_back(epoch)
         if self.corrects(epoch) and not last:
             numbers |= self.correct(epoch)
@@ -314,15 +333,11 @@ class Trainer:
             raise InputError("the validation loss is not finite", remedy="train with a lower --learning-rate")
         self.schedule.step(loss)
         # Only epochs with the first labels compete; after that there is nothing to go back to.
-        if (
-            self.correction.starts == "validation"
-            and epoch <= self.supervised
-            and loss <= min([loss, *progress.losses])
-        ):
+        if self.goes_back and epoch <= self.supervised and loss <= min([loss, *progress.losses]):
             progress.best_epoch = epoch - 1
-            progress.best = {
-                "detector": self.run.weights(self.detector), "optimizer": self.optimizer.state_dict()
-            }  # fmt: skip
+            # A copy: the optimiser changes its momentum in place.
+            optimizer = copy.deepcopy(self.optimizer.state_dict())
+            progress.best = {"detector": self.run.weights(self.detector), "optimizer": optimizer}
         progress.losses.append(loss)
         return loss
 
@@ -349,9 +364,8 @@ class Trainer:
         flag, update = memorisation_epoch(progress.curve, self.training.epochs, self.correction.memorisation)
         if flag:
             progress.memorised = epoch
-            self.say(
-                f"epoch {epoch}: the AP50 curve has slowed down (expected from epoch {update}); labels are corrected from the next epoch on"
-            )
+            then = "; labels are corrected from the next epoch on" if epoch + 1 < self.training.epochs else ""
+            self.say(f"epoch {epoch}: the AP50 curve has slowed down (expected from epoch {update}){then}")
         return {"ap50": value, "memorisation": update}
 
     def correct(self, epoch: int) -> dict[str, float]:
@@ -399,7 +413,8 @@ class Trainer:
         target = Samples(
             self.relabelled(), material.files, material.side, material.most, how, background, self.correction.paste
         )
-        return MixedBatches(Batches(target, len(material.target), training.batch_size, seed + 1), first)
+        second = Batches(target, len(material.target), training.batch_size, seed + 1)
+        return MixedBatches(second, first, self.run.settings.accumulate)
 
     def step(self, step: int, epoch: int, batch: dict[str, Tensor]) -> None:
         """One step on a mixed batch: the detector's losses over all its pictures, one backward pass."""

@@ -36,6 +36,8 @@ LARGEST_SHIFT, LARGEST_TURN = 0.2, 45.0
 """Of the augmentation: share of the side, and degrees."""
 DARK = 32
 """Grey value that some pixel of a picture should reach."""
+NAMED = 5
+"""Nearly black pictures that are named; of more the rest is counted."""
 SMALLEST = 2.0
 """Side in pixels of the frame below which a box that was cut by the frame's edge goes."""
 
@@ -72,18 +74,18 @@ def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
     return found
 
 
-def refuse_to_delete(out: Path, given: Mapping[str, Path]) -> None:
+def refuse_to_delete(out: Path, given: Mapping[str, Path | None]) -> None:
     """Keep --overwrite from deleting what a command reads, such as the corrected labels of the run that it replaces.
 
     Args:
         out: folder that is to be replaced.
-        given: name of a flag -> its file or folder.
+        given: name of a flag -> its file or folder; None where it was not given.
 
     Raises:
         OutputError: one of them lies in `out`.
     """
     for name, path in given.items():
-        if out.resolve() in (path.resolve(), *path.resolve().parents):
+        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
             raise OutputError(f"holds what --{name} names", where=out, remedy="give another --out")
 
 
@@ -126,10 +128,11 @@ _WORDS = {
 """A problem that `box_problems` finds -> the same of several boxes."""
 
 
-def dark_note(count: int) -> str:
+def dark_note(dark: Sequence[Path]) -> str:
     """A line about pictures that `is_dark` found."""
+    names = ", ".join(path.name for path in dark[:NAMED]) + f" and {len(dark) - NAMED} more" * (len(dark) > NAMED)
     return (
-        f"nearly black pictures: {count} (no grey value above {DARK - 1} of 255), as 12 bits in a file of 16 look; "
+        f"nearly black pictures: {names} (no grey value above {DARK - 1} of 255), as 12 bits in a file of 16 look; "
         "stretch their grey values"
     )
 
@@ -142,7 +145,7 @@ class Noted:
     """Why a box cannot be learned from -> how many."""
     cut: int = 0
     """Boxes that reached beyond the picture and were cut to it."""
-    dark: int = 0
+    dark: list[Path] = field(default_factory=list)
     """Pictures that are nearly black."""
 
 
@@ -328,16 +331,24 @@ class MixedBatches(Batches):
     Args:
         target: batches of the target; None leaves that half out.
         source: batches of the source, of the same size.
+        parts: into which a step divides the batch (--accumulate). Of several, each holds both halves as far as the pictures go:
+            target and source take turns.
     """
 
-    def __init__(self, target: Batches | None, source: Batches) -> None:
+    def __init__(self, target: Batches | None, source: Batches, parts: int = 1) -> None:
         super().__init__(source.load, source.size, source.batch_size, source.seed)
-        self.parts = [part for part in (target, source) if part is not None]
+        self.halves = [half for half in (target, source) if half is not None]
+        self.parts = parts
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """One process's share of a joint batch."""
-        parts = [part.batch(step, rank, world_size) for part in self.parts]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        halves = [half.batch(step, rank, world_size) for half in self.halves]
+        put = torch.cat if self.parts == 1 else _in_turns
+        return {name: put([half[name] for half in halves]) for name in halves[0]}
+
+
+def _in_turns(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors), dim=1).flatten(0, 1)
 
 
 def targets_of(batch: Mapping[str, Tensor]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
@@ -382,7 +393,7 @@ def open_data(
                 raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
             image = read_image(picture.image)
             size = (image.shape[0], image.shape[1])
-            noted.dark += is_dark(image)
+            noted.dark += [picture.image] * is_dark(image)
             check_mask(picture, size)
             sizes.extend([size] * keep)
             found.append(usable_boxes(picture, size, edges, noted))

@@ -22,7 +22,7 @@ from sissi.detectors import PACKAGE, About, load_detector
 from sissi.figures import Look, label_sheet
 from sissi.fusion import fuse
 from sissi.method import detect, detect_views
-from sissi.pictures import Files, frame_tensor, open_pictures, refuse_to_delete
+from sissi.pictures import Files, dark_note, frame_tensor, is_dark, open_pictures, refuse_to_delete
 from sissi.views import VIEWS
 
 FILE = "detections.csv"
@@ -34,15 +34,18 @@ def predict(command: of.Predict) -> None:
     device = find_device(command.device)
     detector, about = load_detector(command.model, device)
     pictures = open_pictures(command.pictures, command.split)
-    files = Files(False, about.colours)
+    files, dark = Files(False, about.colours), []
     for picture in pictures:
         if not picture.image.is_file():
             raise InputError(f"no picture {picture.image}", where=picture.where, remedy="check the path")
-        files(picture.image)  # a damaged one is named before the folder is touched
+        # A damaged one is named before the folder is touched.
+        dark += [picture.image] * is_dark(files(picture.image))
     out = command.output.out
     if command.output.overwrite:
         refuse_to_delete(out, {"pictures": command.pictures, "model": command.model})
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
+    if dark:
+        say(f"note: {dark_note(dark)}")
     found = detect_cells(detector, about, pictures, device, command.views, command.batch_size)
     write_boxes(out / FILE, found)
     count = sum(len(picture.boxes) for picture in found)

@@ -13,6 +13,7 @@ Configuration = Literal["baseline", "sissi-w", "sissi-s", "plain-a", "a-sissi-w"
 Start = Literal["adele", "validation", "never"]
 Background = Literal["weak", "strong", "none"]
 Paste = Literal["mixed", "normal", "hard", "black"]
+Kind = Literal["circles", "edges", "watershed"]
 Pipeline = Literal["circles", "edges", "watershed", "by-state"]
 Reconstruction = Literal["and", "min"]
 Grey = Literal["swapped", "correct"]
@@ -84,6 +85,12 @@ class DetectorSettings:
         _share("score", self.score)
         _share("nms", self.nms)
 
+    @property
+    def changes(self) -> list[str]:
+        """What is not the paper's."""
+        words = [f"detector {self.detector}"] if self.detector != DetectorSettings.detector else []
+        return words + (["colours bgr"] if self.colours == "bgr" else [])
+
 
 @dataclass(frozen=True)
 class Correction:
@@ -102,7 +109,8 @@ class Correction:
     memorisation: float = 0.9
     """Relative change of the AP50 curve's slope at which memorisation begins."""
     supervised: int | None = None
-    """Start validation: epochs with the first labels, of which the best is gone back to; default half of them."""
+    """Start validation: epochs with the first labels, of which the best is gone back to, fewer than --epochs; default half of
+    them."""
     timing: Literal["next", "authors"] = "next"
     """adele: cloning starts in the epoch after the flag, with the correction; authors: in that of the flag (specification S5)."""
     fusion: Literal["wbf", "nms"] = "wbf"
@@ -122,6 +130,10 @@ class Correction:
         for name in ("memorisation", "least_score", "fusion_iou", "skip_score"):
             _share(name.replace("_", "-"), getattr(self, name))
         at_least(1, supervised=1 if self.supervised is None else self.supervised)
+        if self.paste != "mixed" and self.blur == "none":
+            raise SettingError(
+                f"--paste {self.paste} without a background", remedy="nothing is pasted in this row: give --background"
+            )
 
     @property
     def starts(self) -> Start:
@@ -136,13 +148,23 @@ class Correction:
     @property
     def name(self) -> str:
         """What tables call it."""
-        words = [NAMES[self.configuration]]
-        words += [f"start {self.start}"] if self.start else []
+        return _joined(NAMES[self.configuration], self.changes)
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs from the row, as far as it has an effect."""
+        words = [f"start {self.start}"] if self.start else []
         words += [f"background {self.background}"] if self.background else []
         words += [f"{self.paste} paste"] if self.paste != "mixed" else []
         words += ["NMS instead of fusion"] if self.fusion == "nms" else []
         words += ["one view"] if self.views == "one" else []
-        return words[0] if len(words) == 1 else f"{words[0]}: {', '.join(words[1:])}"
+        words += ["views of one size"] if self.authors_tta else []
+        if self.starts == "adele":
+            words += ["cloning from the flag on"] if self.timing == "authors" and self.blur != "none" else []
+            words += _numbers(self, "memorisation")
+        elif self.starts == "validation" and self.supervised is not None:
+            words += [f"{self.supervised} supervised epochs"]
+        return words + _numbers(self, "least_score", *(("fusion_iou", "skip_score") if self.fusion == "wbf" else ()))
 
 
 @dataclass(frozen=True)
@@ -150,11 +172,11 @@ class Training:
     """The recipe (specification 2B); the defaults are the paper's, and the code's where the paper says nothing."""
 
     epochs: int = 31
-    """Passes over the target pictures."""
+    """Passes over the target pictures, rounded up to whole batches: 5 pictures in batches of 4 make epochs of 8 draws."""
     batch_size: int = 4
     """Pictures of each half of a batch: so many of the source and as many of the target, over all processes together."""
     learn_from: Literal["both", "source"] = "both"
-    """source: the target is not learned from, and its labels do not change: the source-only baseline."""
+    """source: the target is not learned from, its labels do not change, and no epoch is gone back to: the source-only baseline."""
     learning_rate: float = 0.001
     """Of SGD with momentum 0.9; a tenth of it after ten epochs without a lower validation loss."""
     weight_decay: float = 0.0002
@@ -181,10 +203,29 @@ class Training:
                 f"--zoom is {self.zoom[0]:g} {self.zoom[1]:g}", remedy="give a lower and an upper factor"
             )
 
+    @property
+    def changes(self) -> list[str]:
+        """What pictures and boxes are augmented by, where it is not the paper's."""
+        if not self.augment:
+            return ["no augmentation"]
+        words = [f"zoom {self.zoom[0]:g} to {self.zoom[1]:g}"] if self.zoom != Training.zoom else []
+        words += ["Gaussian blur"] if self.blur == "gaussian" else []
+        return words + (["ellipses of turned boxes"] if self.turned == "ellipse" else [])
+
 
 def _share(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise SettingError(f"--{name} is {value:g}", remedy="give a number from 0 to 1")
+
+
+def _numbers(settings: Correction, *names: str) -> list[str]:
+    """Those that are not the default, in words."""
+    values = [(name, getattr(settings, name)) for name in names if getattr(settings, name) != getattr(Correction, name)]
+    return [f"{name.replace('_', ' ')} {value:g}" for name, value in values]
+
+
+def _joined(name: str, changes: list[str]) -> str:
+    return f"{name}: {', '.join(changes)}" if changes else name
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -225,12 +266,14 @@ class WeakLabel:
     pipeline: Pipeline = "circles"
     """circles (dead, round cells), edges (cells that stand alone), watershed (cells that touch), or by-state: CellLab's folder
     names choose."""
+    without_state: Kind | None = None
+    """by-state: pipeline of pictures whose folder names no state, such as CellLab's test pictures; default: refuse them."""
     rec: Reconstruction = "and"
     """watershed: the reconstruction combines grey values bit by bit, as coded, or by their minimum, as meant (specification W3)."""
     grey: Grey = "swapped"
     """edges: the weights of red and blue, swapped as coded, or correct (specification W2)."""
     split: Split = "all"
-    """Of a list with splits: label these pictures, and keep the boxes of the others as they are."""
+    """Of a list with splits: label these pictures; the others keep the boxes that they have, and are left out without any."""
     overwrite: bool = False
     """Replace --out."""
 
@@ -244,6 +287,16 @@ class Train:
     detection: DetectorSettings = field(default_factory=DetectorSettings)
     correction: Correction = field(default_factory=Correction)
     training: Training = field(default_factory=Training)
+
+    @property
+    def method(self) -> str:
+        """What tables call it: the row, and what else makes another method of it than the paper's."""
+        name, changes = NAMES[self.correction.configuration], self.correction.changes
+        if self.training.learn_from == "source":
+            name, changes = "source only", []
+        elif self.correction.starts == "never":
+            name, changes = "mixed batch, no correction", []
+        return _joined(name, changes + self.training.changes + self.detection.changes)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from dart_core.errors import SettingError
 from dart_core.report import Report
 from dart_core.run import Run
 from sissi import settings as of
-from sissi.detectors import PACKAGE, About, make, save_detector
+from sissi.detectors import PACKAGE, About, has_zero_eps, make, save_detector
 from sissi.figures import Look, label_sheet
 from sissi.memorisation import fit_saturation, saturation
 from sissi.method import Material, Progress, Trainer
@@ -36,7 +36,8 @@ def train(command: of.Train) -> None:
     """Train a detector; write it, the labels of every cycle, and report.html."""
     _check(command)
     if command.run.overwrite:
-        refuse_to_delete(command.run.out, {"source": command.data.source, "target": command.data.target})
+        read = {"source": command.data.source, "target": command.data.target, "init": command.detection.init}
+        refuse_to_delete(command.run.out, read)
     training, validation, target, sizes, noted = open_data(command.data, command.run.seed)
     given = command.detection
     make(given)  # whether it can be built, before the folder is touched
@@ -66,11 +67,11 @@ def train(command: of.Train) -> None:
             return
         about = About(
             given.detector, given.size, frozen, given.colours, given.score, given.nms, given.detections,
-            _name(command), command.training.epochs, command.run.seed,
+            command.method, command.training.epochs, command.run.seed, has_zero_eps(trainer.detector),
         )  # fmt: skip
         save_detector(run.out, trainer.detector, about)
-        if command.correction.starts == "adele" and progress.memorised < 0 and command.training.learn_from == "both":
-            say(f"the AP50 curve did not slow down within {command.training.epochs} epochs: no label was corrected")
+        if progress.curve and not progress.cycles:
+            say(f"the AP50 curve {_never(progress.memorised, command.training.epochs)}: no label was corrected")
         run.finish({
             "method": about.method, "source_pictures": len(training), "validation_pictures": len(validation),
             "target_pictures": len(target), "boxes_left_out": dict(noted.left_out), "steps": run.step,
@@ -84,20 +85,21 @@ def train(command: of.Train) -> None:
 
 
 def _check(command: of.Train) -> None:
-    if (
-        command.correction.starts == "validation"
-        and command.training.epochs < 2
-        and command.training.learn_from == "both"
-    ):
+    if command.correction.starts != "validation" or command.training.learn_from != "both":
+        return
+    epochs, supervised = command.training.epochs, command.correction.supervised
+    if epochs < 2:
         raise SettingError("--epochs is 1", remedy="a start by validation loss takes at least 2")
+    if supervised is not None and supervised >= epochs:
+        raise SettingError(
+            f"--supervised is {supervised}, so that no epoch is left for a correction",
+            remedy=f"give fewer than the {epochs} of --epochs",
+        )
 
 
-def _name(command: of.Train) -> str:
-    if command.training.learn_from == "source":
-        return "source only"
-    if command.correction.starts == "never":
-        return "mixed batch, no correction"
-    return command.correction.name
+def _never(memorised: int, epochs: int) -> str:
+    """What an AP50 curve did that led to no correction."""
+    return f"did not slow down within {epochs} epochs" if memorised < 0 else "slowed down in the last epoch only"
 
 
 def _without(pictures: Sequence[BoxedPicture]) -> int:
@@ -117,7 +119,7 @@ def _save(out: Path, epoch: int, pictures: Sequence[BoxedPicture]) -> None:
 
 def _report(command: of.Train, material: Material, progress: Progress) -> None:
     out = command.run.out
-    report = Report(f"Training: {_name(command)}", f"{command.detection.detector} at {command.detection.size} pixels", package=PACKAGE)  # fmt: skip
+    report = Report(f"Training: {command.method}", f"{command.detection.detector} at {command.detection.size} pixels", package=PACKAGE)  # fmt: skip
     first, last = sum(len(picture.boxes) for picture in material.target), sum(map(len, progress.labels))
     report.text(
         f"{len(material.source)} source pictures with good boxes, {len(material.target)} target pictures with imperfect ones, "
@@ -167,8 +169,8 @@ def curve_section(report: Report, curve: Sequence[float], memorised: int, epochs
         "corrected from the next epoch on; after that the curve may fall, since the detector learns from other labels."
     )
     report.curves(series, "epoch", "AP50", "Agreement of the detector with the first labels of the target", marks)
-    if memorised < 0:
-        report.text(f"The curve did not slow down within {epochs} epochs, so that no label was corrected.")
+    if not 0 <= memorised < epochs - 1:
+        report.text(f"The curve {_never(memorised, epochs)}, so that no label was corrected.")
 
 
 def follow_labels(out: Path, material: Material, command: of.Train, steps: int) -> Figure | None:

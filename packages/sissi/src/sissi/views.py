@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Flip = Literal["both", "rows", "columns", "none"]
+Picture = TypeVar("Picture", NDArray[Any], Tensor)
 SCALES = (0.8, 0.9, 1.0, 1.1, 1.2)
 FLIPS: tuple[Flip, ...] = ("both", "rows", "columns", "none")
 
@@ -38,11 +40,11 @@ VIEWS = tuple(View(scale, flip) for scale in SCALES for flip in FLIPS)
 """The 20 views in their order."""
 
 
-def tta_views(image: Tensor) -> list[tuple[View, Tensor]]:
+def tta_views(image: Picture) -> list[tuple[View, Picture]]:
     """The 20 versions of a picture.
 
     Args:
-        image: (3, H, W) (leading dimensions are kept), any type.
+        image: (3, H, W) (leading dimensions are kept), tensor or array of any type.
 
     Returns:
         (view, image) pairs; the sizes are floor(H s), floor(W s), the pixels the nearest ones.
@@ -51,12 +53,15 @@ def tta_views(image: Tensor) -> list[tuple[View, Tensor]]:
     return [(view, view_of(image, view, view.size((height, width)))) for view in VIEWS]
 
 
-def view_of(image: Tensor, view: View, size: tuple[int, int]) -> Tensor:
+def view_of(image: Picture, view: View, size: tuple[int, int]) -> Picture:
     """One version (..., height, width) of a picture."""
-    rows, columns = (_nearest(old, new, image.device) for old, new in zip(image.shape[-2:], size, strict=True))
+    device = image.device if isinstance(image, Tensor) else torch.device("cpu")
+    rows, columns = (_nearest(old, new, device) for old, new in zip(image.shape[-2:], size, strict=True))
     down, across = view.flips
     rows, columns = rows.flip(0) if down else rows, columns.flip(0) if across else columns
-    return image.index_select(-2, rows).index_select(-1, columns)
+    if isinstance(image, Tensor):
+        return image.index_select(-2, rows).index_select(-1, columns)
+    return image[..., rows.numpy()[:, None], columns.numpy()]
 
 
 def _nearest(old: int, new: int, device: torch.device) -> Tensor:
@@ -72,14 +77,17 @@ def undo_tta(boxes: Any, view: View, size: tuple[int, int]) -> Any:
         size: (H, W) of the picture.
 
     Returns:
-        (n, 4) in pixels of the picture, of the same kind.
+        (n, 4) in pixels of the picture, of the same kind and floating-point type.
     """
-    tensor = boxes if isinstance(boxes, Tensor) else torch.from_numpy(np.asarray(boxes, dtype=np.float64))
+    given = boxes if isinstance(boxes, Tensor) else np.asarray(boxes)
+    tensor = given if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.float64))
     tensor = tensor if tensor.dtype.is_floating_point else tensor.float()
     tensor = tensor.reshape(-1, 4)
     index = torch.full((len(tensor),), VIEWS.index(view), device=tensor.device)
     found = undo_views(tensor, index, size)
-    return found if isinstance(boxes, Tensor) else found.numpy()
+    if isinstance(given, Tensor):
+        return found
+    return found.numpy().astype(given.dtype if given.dtype.kind == "f" else np.float64)
 
 
 def undo_views(boxes: Tensor, index: Tensor, size: tuple[int, int]) -> Tensor:

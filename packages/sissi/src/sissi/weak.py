@@ -19,8 +19,8 @@ from skimage.segmentation import watershed
 
 from dart_core.errors import InputError, SettingError
 from sissi.boxes import boxes_of, compiled, weak_nms
+from sissi.settings import Kind
 
-Kind = Literal["circles", "edges", "watershed"]
 Picture = NDArray[np.uint8]
 KINDS: tuple[Kind, ...] = ("circles", "edges", "watershed")
 SUPPRESSION = 0.15
