@@ -8,8 +8,8 @@ norm, instance norm and group norm are warmed up by themselves; then each goes o
 blocks 1-4) and DSBN go on from batch norm's warm-up: every method has the same number of iterations. (An iteration of CateNorm has two optimiser
 steps, as in the paper.) The last network is scored, by
 hospital: Dice and average surface distance of both classes in 3-D, without the outermost slices, paired with batch norm over test
-patients (Wilcoxon). Writes a record to benchmarks/results. Stops and resumes between any two trainings and within one; one process,
-one thread. --smoke times a few steps of everything and prints an estimate.
+patients (Wilcoxon; a patient that several seeds test counts once, by its mean). Writes a record to benchmarks/results. Stops and resumes
+between any two trainings and within one; one process, one thread. --smoke times a few steps of everything and prints an estimate.
 
 Scale (the paper: width 32, 384 pixels, 9000 + 9000 iterations): see WIDTH, SIDE, TRAINING; nothing was chosen on test patients.
 """
@@ -57,6 +57,8 @@ METHODS = {
 }
 """Name -> network, and whose warm-up it starts from."""
 BASELINE = "bn"
+SEED = ", seed "
+"""Between a patient and the seed, in the names of the record's cases."""
 
 
 def datalist(data_root: Path, folder: Path, seed: int) -> Path:
@@ -122,7 +124,7 @@ class Study:
     def scores(self, seed: int, name: str) -> list[Score]:
         """Both classes of every test patient; patients of different seeds are told apart."""
         found = score_folder(read_folder(self.predicted(seed, name)))
-        return [dataclasses.replace(score, case=f"{score.case}, seed {seed}") for score in found]
+        return [dataclasses.replace(score, case=f"{score.case}{SEED}{seed}") for score in found]
 
 
 def quietly(command: Any, settings: Any) -> None:
@@ -132,8 +134,14 @@ def quietly(command: Any, settings: Any) -> None:
 
 
 def tables(scores: Sequence[Score], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of `summarise`, with mean and sample standard deviation over seeds, and p-values corrected for their number."""
+    """Rows of `summarise`, with mean and sample standard deviation over seeds, and p-values corrected for their number.
+
+    A patient may be for test in several seeds: differences and p-values are over patients, each the mean of its seeds.
+    """
     rows = summarise(scores, BASELINE)
+    by_patient = [dataclasses.replace(score, case=score.case.partition(SEED)[0]) for score in scores]
+    for row, patients in zip(rows, summarise(by_patient, BASELINE), strict=True):
+        row |= {"patients": patients["cases"]} | {key: patients[key] for key in ("difference", "p") if key in patients}
     tested = [row for row in rows if "p" in row]
     for row in tested:
         row["p_bonferroni"] = float(metrics.bonferroni(row["p"], len(tested)))
@@ -141,7 +149,7 @@ def tables(scores: Sequence[Score], seeds: Sequence[int]) -> list[dict[str, Any]
         of_seeds = [
             next(
                 one["dice"]
-                for one in summarise([s for s in scores if s.case.endswith(f", seed {seed}")], BASELINE)
+                for one in summarise([s for s in scores if s.case.endswith(f"{SEED}{seed}")], BASELINE)
                 if one["method"] == row["method"]
             )
             for seed in seeds
@@ -214,8 +222,8 @@ def main() -> None:
         },
         "metric": "Dice in per cent and directed average surface distance in mm (nominal 3.6 x 3.6 x 12), 3-D, largest component of "
         "each class, without the first and the last slice; average: mean over classes of the mean over hospitals of the mean over "
-        "test patients (all seeds pooled; each seed has its own split); p: two-sided Wilcoxon over test patients of all seeds "
-        "against batch norm, Bonferroni over methods",
+        "test patients (all seeds pooled; each seed has its own split); difference and p: over "
+        "patients, each the mean of the seeds that test it; two-sided Wilcoxon against batch norm, Bonferroni over methods",
         "table": rows,
         "training_minutes": round(seconds / 60, 1),
         "scores": [dataclasses.asdict(score) for score in scores],

@@ -123,6 +123,20 @@ def test_what_each_stage_of_ms_net_updates() -> None:
     assert changed(universal=True) == convolutions
 
 
+def test_under_autocast_the_universal_network_goes_by_the_new_encoder() -> None:
+    network = ms_net()
+    optimizers = [torch.optim.Adam(parameters, 0.05) for parameters in network.parameter_sets()]
+    x, site = images(4), torch.tensor([0, 0, 1, 1])
+    states: list[dict[str, Tensor]] = []
+    handle = network.register_forward_pre_hook(lambda *_: states.append(copy.deepcopy(network.state_dict())))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ms_net_step(network, optimizers, x, (x[:, 1] > 0).long(), site)["logits"]
+    handle.remove()
+    network.load_state_dict(states[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found, network(x, site))
+
+
 def test_site_dice_by_hand() -> None:
     """Uniform predictions; site a all background, site b half and half."""
     truth = torch.zeros(2, 2, 2, 2)

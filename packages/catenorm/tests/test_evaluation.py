@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from catenorm.evaluation import Score, annotation_gains, average, organ_mean, score_case, site_mean, summarise
+from catenorm.evaluation import (
+    Score,
+    annotation_gains,
+    average,
+    find_baseline,
+    organ_mean,
+    report_sections,
+    score_case,
+    site_mean,
+    summarise,
+)
 from catenorm.prediction import keep_largest
+from dart_core.report import Report
 
 
 def scored(method: str, values: dict[tuple[str, str, str], float]) -> list[Score]:
@@ -36,6 +47,7 @@ def test_means() -> None:
 def test_undefined_distances_are_left_out_and_counted() -> None:
     scores = [Score("m", "a", "1", "liver", 0.0, math.nan, math.nan), Score("m", "a", "2", "liver", 1.0, 3.0, 3.0)]
     row = summarise(scores, "bn")[0]
+    assert type(row["undefined_asd"]) is int  # and no number of NumPy, which JSON has not
     assert (row["asd"], row["dice"], row["undefined_asd"]) == (3.0, 50.0, 1)
     assert "p" not in row
 
@@ -84,3 +96,35 @@ def test_gains() -> None:
 
     found = annotation_gains({("liver",): rows(2.0), ("liver", "spleen"): [{"method": "bn"}]}, "bn")
     assert found == {"1 class": {"liver": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "methods", "found"),
+    [
+        ("", ["catenorm 1", "bn", "deeplab bn"], "bn"),
+        ("", ["deeplab catenorm", "deeplab bn"], "deeplab bn"),
+        ("", ["catenorm 1-4"], ""),
+        ("in", ["bn", "in"], "in"),
+    ],
+)
+def test_baseline(asked: str, methods: list[str], found: str) -> None:
+    assert find_baseline(asked, methods) == found
+
+
+def test_unknown_baseline() -> None:
+    with pytest.raises(ValueError, match="no run is named BN; give --baseline one of: bn, catenorm 1"):
+        find_baseline("BN", ["bn", "catenorm 1"])
+
+
+def test_figure_5_is_of_single_blocks_of_the_u_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("catenorm.figures.positions", lambda *values: drawn.append(values))
+    monkeypatch.setattr(Report, "picture", lambda *_: None)
+    dice = {"bn": 0.5, "catenorm 1": 0.6, "catenorm 7": 0.7, "catenorm 1 (BN pass)": 0.1, "deeplab catenorm 1": 0.2,
+            "w-net 7": 0.3, "catenorm 1-4": 0.4, "catenorm 1 hard": 0.8}  # fmt: skip
+    scores = [score for name, value in dice.items() for score in scored(name, {("a", "1", "liver"): value})]
+    groups = {("liver",): scores}
+    report_sections(Report("", ""), groups, {("liver",): summarise(scores, "bn")}, "bn", "directed")
+    ((points, baseline, _),) = drawn
+    assert points == pytest.approx({1: 60, 7: 70})
+    assert baseline == pytest.approx(50)

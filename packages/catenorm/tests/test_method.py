@@ -20,7 +20,7 @@ from catenorm import (
     two_pass,
     two_stage_step,
 )
-from catenorm.method import Plateau, one_stage_step
+from catenorm.method import CLIP, Plateau, one_stage_step
 
 
 def unet(blocks: Any = (1, 2), **options: Any) -> CateNormUNet:
@@ -189,6 +189,23 @@ def test_the_order_of_an_iteration() -> None:
     assert not result["loss_second"].requires_grad
 
 
+def test_under_autocast_the_second_pass_goes_by_the_new_weights() -> None:
+    """Step 4 of 2.3: autocast keeps low-precision copies of the weights, and those of the first pass are old."""
+    network = unet((1, 2))
+    x, y = batch()
+    calls: list[tuple[dict[str, Tensor], Any]] = []
+    handle = network.register_forward_pre_hook(
+        lambda _, inputs: calls.append((copy.deepcopy(network.state_dict()), inputs[1:]))
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = two_stage_step(network, torch.optim.Adam(network.parameters(), 0.05), x, y, segmentation_loss)["logits"]
+    handle.remove()
+    _, (state, masks) = calls
+    network.load_state_dict(state)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(found, network(x, *masks))
+
+
 def test_clip_first_and_true_mask() -> None:
     model = Watched()
     optimizer = torch.optim.SGD(model.parameters(), 1.0)
@@ -210,8 +227,10 @@ def test_clipping_small_gradients_changes_nothing_and_first_step_has_the_size_of
     x, y = batch()
     one, two = unet((1,)), unet((1,))
     before = copies(list(one.parameters()))
-    for network, clip in ((one, 1e9), (two, 50.0)):
+    assert CLIP == 0.1
+    for network, clip in ((one, 1e9), (two, CLIP)):
         one_stage_step(network, adam(network), x, y, lambda a, b: 1e-3 * segmentation_loss(a, b), clip)
+    assert 0 < max(float(p.grad.abs().max()) for p in one.parameters() if p.grad is not None) < CLIP
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
     moved = [(a - b).abs().max().item() for a, b in zip(one.parameters(), before, strict=True) if a.grad is not None]

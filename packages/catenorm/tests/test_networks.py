@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -137,6 +138,14 @@ def test_deeplab_output_stride_is_16(deeplab: CateNormDeepLabV3Plus) -> None:
         deeplab(torch.zeros(1, 3, 64, 64))
     handle.remove()
     assert sizes == [4]
+
+
+def test_deeplab_drops_nothing(deeplab: CateNormDeepLabV3Plus) -> None:
+    """3.2 has no dropout, torchvision's ASPP has: by the batch's statistics two passes are equal."""
+    network = copy.deepcopy(deeplab).train()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network(x), network(x))
 
 
 def test_deeplab_has_four_stages() -> None:

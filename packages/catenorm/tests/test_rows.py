@@ -11,7 +11,7 @@ import pytest
 from sklearn.model_selection import KFold
 
 from catenorm import site_folds
-from catenorm.rows import divide, open_cases, ordered_sites, read_list
+from catenorm.rows import divide, label_sets, marks, open_cases, open_divided, ordered_sites, read_list
 from catenorm.settings import Cases
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import InputError
@@ -48,6 +48,27 @@ def test_sites_are_sorted_and_seed_their_folds() -> None:
     expected = [f"BTCV{n}.nii" for n in site_folds(6, 0)[2]] + [f"TCIA{n}.nii" for n in site_folds(7, 1)[2]]
     assert [row.image.name for row in test] == expected
     assert not {row.image for own in training.values() for row in own} & {row.image for row in test}
+
+
+def test_folds_of_a_site_do_not_depend_on_the_other_sites(tmp_path: Path) -> None:
+    listed = rows({"BTCV": 6, "TCIA": 7}).write(tmp_path / "list.csv")
+    datalist, training, test = open_divided(Cases((listed,), sites=("TCIA",)), 2)
+    assert len(datalist) == 7
+    assert list(training) == ["TCIA"]
+    assert [row.image.name for row in test] == [f"TCIA{n}.nii" for n in site_folds(7, 1)[2]]
+    assert site_folds(7, 1)[2].tolist() != site_folds(7, 0)[2].tolist()
+
+
+def test_marks() -> None:
+    """A case is known by its file or its subject at its site, and the mark names neither."""
+    one = Row(Path("a/smith.nii"), subject="smith", site="x")
+    assert marks(one) == marks(Row(Path("a/../a/smith.nii"), subject="smith", site="x"))
+    assert len(marks(one)) == 2
+    for other in (Row(Path("b.nii"), subject="smith", site="x"), Row(Path("a/smith.nii"))):
+        assert marks(one) & marks(other)
+    for other in (Row(Path("b.nii"), subject="smith", site="y"), Row(Path("a/smith.nii"), labels={"frame": "1"})):
+        assert not marks(one) & marks(other)
+    assert all(set(mark) <= set("0123456789abcdef") for mark in marks(one))
 
 
 def test_prostate_sites_keep_their_letters() -> None:
@@ -107,6 +128,12 @@ def test_published_folders(tmp_path: Path) -> None:
     touch(tmp_path / "t", "PANCREAS_0001/a/b/1-1.dcm", "label_tcia_multiorgan/label0001.nii.gz")
     found = open_cases(Cases((tmp_path / "b", tmp_path / "t"), "ct-multi"))
     assert [(row.site, row.labels.get("z_divisor")) for row in found] == [("BTCV", None), ("TCIA", "3")]
+    assert [label_sets(found, site) for site in ("BTCV", "TCIA")] == [("official",), ("zenodo-1169361",)]
+    for number in (1, 40, 61):  # 61 to 80 are test scans, of which Gibson et al. have labels
+        touch(tmp_path / "c", f"img/img{number:04d}.nii.gz", f"label_btcv_multiorgan/label{number:04d}.nii.gz")
+    found = open_cases(Cases((tmp_path / "c",), "ct-multi"))
+    assert [row.subject for row in found] == ["BTCV_0001", "BTCV_0040"]
+    assert label_sets(found, "BTCV") == ("zenodo-1169361",)
     with pytest.raises(InputError, match="in two datalists"):
         open_cases(Cases((tmp_path / "b", tmp_path / "b")))
     with pytest.raises(InputError, match="none of the folders that are known"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from catenorm import CateNormUNet, SiteNetwork, WNet
+from catenorm import CateNormUNet, MSNet, SiteNetwork, WNet
 from catenorm.cases import Case, load_cases
 from catenorm.models import Model, build, initialise, load_model, plain_network, take_over
 from catenorm.rows import divide, open_cases
@@ -19,6 +20,7 @@ from catenorm.settings import Cases, Network, Train, Training
 from catenorm.training import SiteBatches, fit, parameter_ratio, train
 from dart_core.run import Run
 from dart_core.settings import RunSettings
+from dart_core.testing import last_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,50 @@ def test_every_case_once_per_round(sites: list[list[Case]]) -> None:
 def test_batches_are_a_function_of_seed_and_step(sites: list[list[Case]]) -> None:
     one, two = (SiteBatches(sites, 1, True, True, seed=1).batch(7) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_batches_can_be_sent_to_loading_processes(sites: list[list[Case]]) -> None:
+    """Spawned ones get them pickled; the grids of the files stay here."""
+    batches = SiteBatches(sites, 1, True, True, seed=1)
+    content = pickle.dumps(batches)
+    sent = pickle.loads(content)
+    for name, value in batches.batch(5).items():
+        assert torch.equal(sent.batch(5)[name], value)
+    assert len(content) < 20_000 + sum(case.image.nbytes + case.truth.nbytes for own in sites for case in own)
+
+
+class Stopped(Exception):
+    """Raised where batches would be made."""
+
+
+@pytest.mark.parametrize(
+    ("count", "classes", "options", "expected"),
+    [
+        (1, 2, {}, (4, True, True)),
+        (2, 7, {}, (3, True, False)),  # left and right organs do not change sides (2.7)
+        (3, 2, {}, (2, True, True)),
+        (4, 3, {}, (2, True, False)),
+        (2, 3, {"flip": "on"}, (3, True, True)),
+        (2, 2, {"flip": "off"}, (3, True, False)),
+        (1, 2, {"batch_size": 5, "augment": False}, (5, False, True)),
+    ],
+)
+def test_slices_of_each_site_and_their_augmentation(
+    count: int, classes: int, options: dict[str, Any], expected: tuple[int, bool, bool], cases: Cases, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    handed: list[Any] = []
+
+    def made(*values: Any) -> None:
+        handed.append(values)
+        raise Stopped
+
+    monkeypatch.setattr("catenorm.training.SiteBatches", made)
+    model = Model(network("bn"), "bn", ("a",) * (classes - 1), ("s",) * count, cases)
+    own = [[] for _ in range(count)]  # type: list[list[Case]]
+    with Run(RunSettings(tmp_path / "run", device="cpu", seed=5)) as run, pytest.raises(Stopped):
+        fit(run, build(model.network, classes, model.sites), own, model, Training(**options))
+    assert handed == [(own, *expected, 5)]
 
 
 # Weights that are taken over (2.6)
@@ -145,6 +191,41 @@ def test_a_new_adam_after_the_warm_up(sites: list[list[Case]], cases: Cases, tmp
     assert moved.max().item() == pytest.approx(1e-3, rel=1e-3)
     before = torch.cat([(weights[3][n] - w).abs().flatten() for n, w in weights[2].items() if w.ndim == 4])
     assert before.median() < 0.9 * moved.median()
+
+
+def ms_net_run(
+    dice: list[float], sites: list[list[Case]], cases: Cases, folder: Path, patch: pytest.MonkeyPatch, **options: Any
+) -> list[float]:
+    """The rate at every step of an MS-Net of two scanners whose batches have these hard Dice losses."""
+    losses = iter(dice)
+    patch.setattr("catenorm.training.hard_dice_loss", lambda *_: torch.tensor(next(losses)))
+    model = Model(network("ms-net"), "ms-net", ("a",) * 6, ("CT", "CT-native"), cases)
+    training = Training(steps=len(dice) - options.get("warmup_steps", 0), batch_size=1, log_every=1, **options)
+    with Run(RunSettings(folder, device="cpu", seed=0)) as run:
+        fit(run, build(model.network, 7, model.sites), sites, model, training)
+    return [json.loads(line)["learning_rate"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_schedule_forgets_the_auxiliary_decoders(
+    sites: list[list[Case]], cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are good from the start, for a window of three steps and a third of the next; the universal decoder begins badly."""
+    dice = [0.1] * 4 + [*(0.9 - 0.01 * step for step in range(3 * 9))]
+    options = {"warmup_steps": 0, "ms_net_warmup": 4, "plateau_window": 3}
+    assert set(ms_net_run(dice, sites, cases, tmp_path / "run", monkeypatch, **options)) == {1e-3}
+
+
+def test_ms_net_starts_again_after_the_warm_up(
+    sites: list[list[Case]], cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the others: the rate, both Adams, and a file of the network (2.6)."""
+    options = {"warmup_steps": 9, "ms_net_warmup": 0, "plateau_window": 1}
+    rates = ms_net_run([0.5] * 12, sites, cases, tmp_path / "run", monkeypatch, **options)
+    assert rates == [1e-3] * 7 + [5e-4] * 2 + [1e-3] * 3
+    state = last_checkpoint(tmp_path / "run")["state"]
+    for number in (0, 1):
+        assert {float(own["step"]) for own in state[f"optimizer{number}"]["state"].values()} == {3.0}
+    assert isinstance(load_model(tmp_path / "run" / "warmup")[0], MSNet)
 
 
 @pytest.mark.parametrize(("method", "ratio"), [("catenorm", 1.0913), ("w-net", 2.0913), ("bn", 1.0)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +14,8 @@ from catenorm import settings as of
 from catenorm.alignment import align_class_statistics, aligned_moments, class_moments
 from catenorm.baselines import MSNet, SiteNetwork, site_number
 from catenorm.cases import Case, all_names, check_organs, check_sizes, load_case
-from catenorm.models import CHANNELS, Model, load_model
-from catenorm.rows import divide, open_cases, ordered_sites
+from catenorm.models import CHANNELS, Model, check_sides, load_model
+from catenorm.rows import label_sets, open_cases, open_divided, ordered_sites
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.data.scans import frame_of, unique_names
@@ -60,7 +61,9 @@ def check_data(command: of.CheckData) -> int:
     for site in ordered_sites(datalist):
         splits = [row.split or "no split" for row in datalist if row.site == site]
         print(
-            f"site {site or '(none)'}: " + ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
+            f"site {site or '(none)'}: "
+            + ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))
+            + "".join(f", labels {name}" for name in label_sets(datalist, site))
         )
     print(f"{len(datalist)} cases: {len(problems) or 'no'} problem{'s' * (len(problems) != 1)}")
     return 2 if problems else 0
@@ -72,16 +75,13 @@ def check_data(command: of.CheckData) -> int:
 def align(command: of.Align) -> None:
     """Write the training cases with the class intensities of the target site, and a datalist of all cases."""
     cases = command.cases
-    datalist = open_cases(cases)
-    sites = ordered_sites(datalist)
+    datalist, training, _ = open_divided(cases, command.fold)
+    sites = tuple(training)
     target = command.target or sites[0]
     datalist.select(site=target) if any(sites) else None
     if len(sites) < 2:
         raise InputError("holds one site", where=datalist.source, remedy="alignment needs several")
-    rows = list(datalist)
-    if command.fold is not None or datalist.splits:
-        training, _ = divide(datalist, command.fold)
-        rows = [row for own in training.values() for row in own]
+    rows = [row for own in training.values() for row in own]
     volumes = [(read_volume(row.image, frame=frame_of(row)), _labels(row, cases)) for row in rows]
     images, labels = [volume.array for volume, _ in volumes], [label for _, label in volumes]
     domains = [row.site for row in rows]
@@ -97,11 +97,10 @@ def align(command: of.Align) -> None:
     for row, name, (volume, _), new in zip(rows, unique_names(rows), volumes, aligned, strict=True):
         file = write_volume(out / "images" / f"{name}.nii.gz", new, volume)
         columns = {key: text for key, text in row.labels.items() if key != "frame"}
-        split = row.split or ("train" if command.fold is not None else "")
-        written[id(row)] = Row(file, row.mask, row.subject, row.site, split, columns)
-    held = "test" if command.fold is not None else ""
+        written[id(row)] = Row(file, row.mask, row.subject, row.site, "train", columns)
+    # The split is the one that was aligned: with a fold the column of the list read says something else.
     listed = [
-        written.get(id(row), Row(row.image, row.mask, row.subject, row.site, row.split or held, row.labels))
+        written.get(id(row)) or dataclasses.replace(row, split=row.split if command.fold is None else "test")
         for row in datalist
     ]
     file = Datalist(tuple(listed)).write(out / "datalist.csv")
@@ -210,6 +209,7 @@ def export(command: of.Export) -> None:
     """Write a network as ONNX for images of one size, any number at once, and compare it with PyTorch."""
     check_file(command.out, ".onnx", command.overwrite)
     network, model = load_model(command.model)
+    check_sides(model.network, (command.side, command.side))
     network, outputs = exported(network, model, command.as_site)
     shape = (3, CHANNELS, command.side, command.side)
     worst = export_onnx(network.eval(), command.out, [shape], "image", outputs, optimize=False)

@@ -1,8 +1,8 @@
 """DeepLabV3+ with categorical units (specification 3.2).
 
 The authors do not publish theirs. The choice here: torchvision's ResNet-50 without pretrained weights at output stride 16, its
-ASPP (rates 6, 12, 18, image pooling), and the decoder of Chen et al. 2018. The three batch norms of every residual unit of the
-encoder's first two stages have a CN layer beside them; the batch norm of a unit's projection has none.
+ASPP (rates 6, 12, 18, image pooling; without its dropout), and the decoder of Chen et al. 2018. The three batch norms of every
+residual unit of the encoder's first two stages have a CN layer beside them; the batch norm of a unit's projection has none.
 """
 
 from __future__ import annotations
@@ -77,6 +77,10 @@ class CateNormDeepLabV3Plus(nn.Module):
                         unit, name, BatchNormPair(channels, CateNorm2d(channels, classes, mask_mode, form, reduction))
                     )
         self.aspp = ASPP(2048, RATES, 256)
+        # torchvision ends it with Dropout(0.5), which the network of the specification (3.2) has not.
+        for module in self.aspp.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         self.reduce = nn.Sequential(nn.Conv2d(256, 48, 1, bias=False), nn.BatchNorm2d(48), nn.ReLU())
         self.decoder = nn.Sequential(
             nn.Conv2d(304, 256, 3, padding=1, bias=False), nn.BatchNorm2d(256), nn.ReLU(),

@@ -133,9 +133,8 @@ def _report(command: of.Demo, cases: of.Cases, folders: tuple[Path, ...], second
         training_curves(report, out / method, keys, "loss", f"Loss of {method}, after the warm-up")
     read = [read_folder(folder) for folder in folders]
     scores = [score for folder in read for score in score_folder(folder)]
-    blocks = {method: found for folder in read for method, found in folder.blocks.items()}
     groups = {organs: scores}
-    report_sections(report, groups, {organs: summarise(scores, "bn")}, blocks, "bn", "directed")
+    report_sections(report, groups, {organs: summarise(scores, "bn")}, "bn", "directed")
     report.section("Settings")
     report.settings({"demo": command, "cases": cases, "training": TRAINING})
     report.write(out / "report.html")

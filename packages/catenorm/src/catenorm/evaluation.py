@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,12 +21,14 @@ from dart_core import metrics
 from dart_core.cli import say
 from dart_core.data.volumes import Volume, read_grid, read_labels
 from dart_core.errors import InputError
-from dart_core.evaluation import PREDICTIONS, SCORES, Prediction, read_predictions
+from dart_core.evaluation import SCORES, Prediction, read_predictions
 from dart_core.files import write_atomic, write_csv
 from dart_core.report import Cell, Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 
 PACKAGE = "catenorm"
+BASELINES = ("bn", "deeplab bn")
+"""Methods that others are compared with, the first that is there."""
 Metric = Literal["dice", "asd", "assd"]
 TITLES: dict[Metric, str] = {
     "dice": "Dice (%)",
@@ -62,8 +63,6 @@ class Folder:
 
     labels: dict[str, int]
     predictions: list[Prediction]
-    blocks: dict[str, tuple[int, ...]]
-    """Method -> its categorical blocks."""
 
 
 # --- Scores -----------------------------------------------------------------------------------------------------------
@@ -103,10 +102,7 @@ def read_folder(folder: Path) -> Folder:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         problem = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "says nothing about labels"
         raise InputError(problem, where=file, remedy=f"give a folder that `{PACKAGE} predict` wrote") from error
-    predictions = read_predictions(folder, PACKAGE)
-    with open(folder / PREDICTIONS, newline="", encoding="utf-8") as stream:
-        blocks = {row["method"]: tuple(map(int, (row.get("blocks") or "").split())) for row in csv.DictReader(stream)}
-    return Folder(labels, predictions, blocks)
+    return Folder(labels, read_predictions(folder, PACKAGE))
 
 
 def score_folder(folder: Folder) -> list[Score]:
@@ -192,7 +188,7 @@ def summarise(scores: Sequence[Score], baseline: str) -> list[dict[str, Any]]:
                 organ: organ_mean(scores, method, organ, metric) for organ in unique(s.organ for s in scores)
             }
         own = [s for s in scores if s.method == method]
-        row |= {"cases": len({(s.site, s.case) for s in own}), "undefined_asd": sum(np.isnan(s.asd) for s in own)}
+        row |= {"cases": len({(s.site, s.case) for s in own}), "undefined_asd": int(sum(np.isnan(s.asd) for s in own))}
         if method != baseline:
             ours, theirs = (case_means(scores, name, "dice") for name in (method, baseline))
             shared = [case for case in ours if case in theirs]
@@ -206,13 +202,22 @@ def summarise(scores: Sequence[Score], baseline: str) -> list[dict[str, Any]]:
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
+def find_baseline(asked: str, methods: Sequence[str]) -> str:
+    """The method that the others are compared with: the one that was asked for, else bn, else deeplab bn, else "" for none.
+
+    Raises:
+        InputError: the one that was asked for is not there.
+    """
+    if asked and asked not in methods:
+        raise InputError(f"no run is named {asked}", remedy=f"give --baseline one of: {', '.join(methods)}")
+    return asked or next((name for name in BASELINES if name in methods), "")
+
+
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of one or more runs and write the tables."""
     groups: dict[tuple[str, ...], list[Score]] = {}
-    blocks: dict[str, tuple[int, ...]] = {}
     for path in command.predictions:
         folder = read_folder(path)
-        blocks |= folder.blocks
         own = groups.setdefault(tuple(folder.labels), [])
         there = {(s.method, s.site, s.case, s.organ) for s in own}
         for score in score_folder(folder):
@@ -223,9 +228,10 @@ def evaluate(command: of.Evaluate) -> None:
                     remedy="give each case once per method (folds do not overlap), or name the runs apart with train --name",
                 )
             own.append(score)
+    baseline = find_baseline(command.baseline, unique(s.method for scores in groups.values() for s in scores))
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
-    summaries = {organs: summarise(scores, command.baseline) for organs, scores in groups.items()}
+    summaries = {organs: summarise(scores, baseline) for organs, scores in groups.items()}
     columns = ("method", "site", "case", "organ", "dice", "asd", "assd")
     rows = [
         (*(getattr(s, name) for name in columns[:4]), *(f"{getattr(s, name):.6f}" for name in columns[4:]))
@@ -234,9 +240,9 @@ def evaluate(command: of.Evaluate) -> None:
     ]
     write_csv(out / SCORES, columns, rows)
     content = [{"organs": list(organs), "methods": rows} for organs, rows in summaries.items()]
-    write_atomic(out / METRICS, json.dumps({"baseline": command.baseline, "results": _plain(content)}, indent=2) + "\n")
+    write_atomic(out / METRICS, json.dumps({"baseline": baseline, "results": _plain(content)}, indent=2) + "\n")
     report = Report("Evaluation", f"{len(rows)} organs of cases", package=PACKAGE)
-    report_sections(report, groups, summaries, blocks, command.baseline, command.distance)
+    report_sections(report, groups, summaries, baseline, command.distance)
     report.section("Settings")
     report.settings(command)
     report.write(out / "report.html")
@@ -244,7 +250,7 @@ def evaluate(command: of.Evaluate) -> None:
         for row in summary:
             print(
                 f"{row['method']:<28} Dice {row['dice']:.2f} %  ASD {row['asd']:.2f} mm  ({row['cases']} cases)"
-                + (f"  p {row['p']:.3g} against {command.baseline}" if "p" in row else "")
+                + (f"  p {row['p']:.3g} against {baseline}" if "p" in row else "")
             )
     say(f"report: {out / 'report.html'}")
 
@@ -253,7 +259,6 @@ def report_sections(
     report: Report,
     groups: Mapping[tuple[str, ...], Sequence[Score]],
     summaries: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]],
-    blocks: Mapping[str, tuple[int, ...]],
     baseline: str,
     distance: Literal["directed", "symmetric"],
 ) -> None:
@@ -263,7 +268,6 @@ def report_sections(
         report: where to.
         groups: set of organs -> its scores.
         summaries: of `summarise`, by set of organs.
-        blocks: method -> its categorical blocks.
         baseline: method.
         distance: which average surface distance is shown.
     """
@@ -273,10 +277,9 @@ def report_sections(
         report.section(f"Methods{suffix}")
         for metric in ("dice", surface):
             _tables(report, organs, summary, metric, baseline, groups[organs])
+        # Named runs, W-Nets and DeepLabV3+ may have one block too, and are no points of the figure.
         single = {
-            blocks[row["method"]][0]: row["dice"]
-            for row in summary
-            if len(blocks.get(row["method"], ())) == 1 and not row["method"].endswith(FIRST)
+            int(found[1]): row["dice"] for row in summary if (found := re.fullmatch(r"catenorm (\d+)", row["method"]))
         }
         if len(single) > 1:
             base = next((row["dice"] for row in summary if row["method"] == baseline), None)
@@ -339,7 +342,7 @@ def _tables(
         caption += ". Difference and p (two-sided Wilcoxon signed-rank test) over cases, each the mean of its organs"
     elif metric != "dice":
         caption += ". Undefined: organs of cases where prediction or truth is empty; they are left out of the means"
-    report.table(["method", "cases", *(site or "all" for site in sites), "average", *more], lines, caption + ".")
+    report.table(["method", "cases", *sites, "average", *more], lines, caption + ".")
     if len(organs) > 1:
         by_organ = [[organ, *(_text(row[f"{metric}_organs"][organ]) for row in summary)] for organ in organs]
         names = [row["method"] for row in summary]

@@ -242,6 +242,8 @@ def descend_with(optimizer: torch.optim.Optimizer) -> Descend:
         if clip is not None:
             nn.utils.clip_grad_value_([p for group in optimizer.param_groups for p in group["params"]], clip)
         optimizer.step()
+        # Autocast keeps its copies of the weights until it is left: a second pass inside it would go by the old ones.
+        torch.clear_autocast_cache()
 
     return descend
 
@@ -379,6 +381,10 @@ class Plateau:
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.forget()
+
+    def forget(self) -> None:
+        """Look for a new best from here on; the rate and the optimiser stay as they are."""
         self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, **self.options)
         self.losses.clear()
 

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 
 from catenorm import settings as of
 from catenorm.baselines import MSNet, SiteNetwork, WNet
-from catenorm.networks import CateNormUNet
+from catenorm.networks import LEVELS, CateNormUNet
 from dart_core.checkpoint import load_weights, read_metadata, save_weights
-from dart_core.errors import CheckpointError
+from dart_core.errors import CheckpointError, SettingError
 
 WEIGHTS = "model.safetensors"
 CHANNELS = 3
 """A slice and its two neighbours."""
+REDUCTION = 2 ** max(LEVELS)
+"""Pixels of a slice beside one of the U-Net's lowest level."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a network is, what it segments, and which cases it has not seen."""
+    """What a network is, what it segments, and which cases it has seen."""
 
     network: of.Network
     name: str
@@ -39,6 +41,8 @@ class Model:
     fold: int | None = None
     steps: int = 0
     warmup_steps: int = 0
+    seen: tuple[str, ...] = ()
+    """`rows.marks` of the cases that it was trained on, here or before a warm start."""
 
     @property
     def classes(self) -> int:
@@ -101,7 +105,7 @@ def build(settings: of.Network, classes: int, sites: Sequence[str]) -> nn.Module
     if settings.method == "ms-net":
         return MSNet(CHANNELS, classes, sites, settings.width)
     if settings.method == "w-net":
-        return WNet(CHANNELS, classes, settings.blocks, width=settings.width, **options)
+        return WNet(CHANNELS, classes, settings.categorical, width=settings.width, **options)
     if settings.method == "dsbn":
         return SiteNetwork(plain_network(settings, classes), sites)
     if settings.method != "catenorm":
@@ -109,11 +113,43 @@ def build(settings: of.Network, classes: int, sites: Sequence[str]) -> nn.Module
     if settings.architecture == "deeplabv3plus":
         from catenorm.deeplab import CateNormDeepLabV3Plus
 
-        return CateNormDeepLabV3Plus(CHANNELS, classes, settings.blocks, **options)
+        return CateNormDeepLabV3Plus(CHANNELS, classes, settings.categorical, **options)
     return CateNormUNet(
-        CHANNELS, classes, settings.blocks, width=settings.width, separate_statistics=settings.separate_statistics,
+        CHANNELS, classes, settings.categorical, width=settings.width, separate_statistics=settings.separate_statistics,
         **options,
     )  # fmt: skip
+
+
+def check_sides(settings: of.Network, sides: Sequence[int], images: int = 2, where: Path | None = None) -> None:
+    """Look whether a network can take slices of a size: every normalisation needs more than one value.
+
+    Args:
+        settings: of what kind.
+        sides: H, W of the slices.
+        images: that a batch norm sees at once in training; 2 or more where it goes by its running statistics.
+        where: file of the slices.
+
+    Raises:
+        SettingError: too small, or too few at once.
+    """
+    rows, columns = sides
+    if settings.architecture == "deeplabv3plus":
+        if images < 2:  # its image pooling leaves one pixel of each image, whatever the size
+            raise SettingError("DeepLabV3+ cannot learn from one slice at a time", remedy="raise --batch-size")
+        return
+    pixels = (rows // REDUCTION) * (columns // REDUCTION)
+    if not pixels:
+        problem = f"slices of {columns} x {rows} pixels are too small for the U-Net"
+        raise SettingError(problem, where=where, remedy=f"resize them to {REDUCTION} pixels or more")
+    own = settings.method in ("in", "gn")  # every image is normalised for itself
+    # A group of the lowest level has as many channels as the whole first level.
+    values = pixels * (settings.width if settings.method == "gn" else 1) * (1 if own else images)
+    if values < 2:
+        raise SettingError(
+            f"slices of {columns} x {rows} pixels leave a single value to normalise by at the U-Net's lowest level",
+            where=where,
+            remedy=f"resize them to {2 * REDUCTION} pixels or more{'' if own else ', or raise --batch-size'}",
+        )
 
 
 def initialise(network: nn.Module, settings: of.Network, classes: int, weights: Mapping[str, Tensor]) -> int:

@@ -20,9 +20,9 @@ from catenorm.baselines import MSNet, SiteNetwork, site_number
 from catenorm.cases import Case, load_case
 from catenorm.losses import one_hot
 from catenorm.method import CateNorm2d, largest_component, two_pass
-from catenorm.models import Model, load_model
+from catenorm.models import Model, check_sides, load_model
 from catenorm.networks import NAMES
-from catenorm.rows import divide, open_cases
+from catenorm.rows import open_cases, open_divided
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.scans import unique_names
@@ -111,7 +111,9 @@ def predict(command: of.Predict) -> None:
     rows = _rows(command, cases, model)
     for row in rows:  # a broken last file must not waste the work on the others
         _site(network, row, command.as_site)
-        load_case(row, cases, need_mask=model.network.mask_source == "truth")
+        case = load_case(row, cases, need_mask=model.network.mask_source == "truth")
+        check_sides(model.network, case.image.shape[1:], where=row.image)
+    base = cases.datalist[0] if cases.datalist[0].is_dir() else cases.datalist[0].parent
     block = _maps_block(command, model)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
@@ -120,11 +122,13 @@ def predict(command: of.Predict) -> None:
     shown: list[tuple[Case, Classes]] = []
     for row, name in zip(rows, unique_names(rows), strict=True):
         case = load_case(row, cases)
+        # Not by its file name, which may be that of other cases, in this fold or another.
+        subject = row.subject or relative(row.image, base)
         found = segment(network, model, case, _site(network, row, command.as_site), command.batch_size)
         for method, classes in ((model.name + FIRST, found.first), (model.name, found.final)):
             if classes is not None:
                 stem = f"{name}_first" if method.endswith(FIRST) else name
-                table.append(_write(out, case, stem, classes, model, method))
+                table.append(_write(out, case, subject, stem, classes, model, method))
         if len(shown) < SHOWN:
             shown.append((case, found))
     write_predictions(out, table)
@@ -147,17 +151,15 @@ def predict(command: of.Predict) -> None:
 
 
 def _rows(command: of.Predict, cases: of.Cases, model: Model) -> list[Row]:
-    datalist = open_cases(cases)
-    if command.split == "all":
-        rows = list(datalist)
-    elif command.datalist and not datalist.splits:
-        raise InputError("no case has a split", where=datalist.source, remedy="give --split all, or add a column split")
+    if command.split == "all" or command.datalist:
+        datalist = open_cases(cases)
+        if command.split != "all" and not datalist.splits:
+            raise InputError(
+                "no case has a split", where=datalist.source, remedy="give --split all, or add a column split"
+            )
+        rows = [row for row in datalist if command.split in ("all", row.split)]
     else:
-        training, test = (
-            divide(datalist, None if command.datalist else model.fold)
-            if command.split == "train" or (not command.datalist)
-            else ({}, [row for row in datalist if row.split == "test"])
-        )
+        datalist, training, test = open_divided(cases, model.fold)
         rows = test if command.split == "test" else [row for own in training.values() for row in own]
     rows = list(Datalist(tuple(rows), datalist.source).select(site=command.site)) if command.site and rows else rows
     if not rows:
@@ -181,7 +183,7 @@ def _site(network: nn.Module, row: Row, as_site: str) -> int | None:
 
 
 def _write(
-    out: Path, case: Case, stem: str, classes: NDArray[np.uint8], model: Model, method: str
+    out: Path, case: Case, subject: str, stem: str, classes: NDArray[np.uint8], model: Model, method: str
 ) -> dict[str, object]:
     """Label files of one case, and its row of predictions.csv."""
     file = write_volume(out / f"{stem}_labels.nii.gz", case.to_file(classes), case.file)
@@ -189,11 +191,11 @@ def _write(
         "image": relative(case.row.image, out),
         "mask": "" if case.row.mask is None else relative(case.row.mask, out),
         "prediction": file.name,
-        "subject": case.row.subject or case.name,
+        "subject": subject,
         "site": case.row.site,
         "source_site": "+".join(model.sites) or "training",
         "method": method,
-        "blocks": " ".join(map(str, model.network.blocks)) if model.network.passes == 2 else "",
+        "blocks": " ".join(map(str, model.network.categorical)) if model.network.passes == 2 else "",
         "warmup_steps": model.warmup_steps,
     }
     if frame := case.row.labels.get("frame"):
@@ -219,10 +221,10 @@ def _maps_block(command: of.Predict, model: Model) -> int:
         return 0
     if model.network.method != "catenorm":
         raise SettingError(f"{model.network.method} has no maps of gamma and beta", remedy="leave out --maps")
-    block = command.maps_block or min(model.network.blocks)
-    if block not in model.network.blocks:
+    block = command.maps_block or min(model.network.categorical)
+    if block not in model.network.categorical:
         raise SettingError(
-            f"block {block} is not categorical", remedy=f"give one of {' '.join(map(str, model.network.blocks))}"
+            f"block {block} is not categorical", remedy=f"give one of {' '.join(map(str, model.network.categorical))}"
         )
     return block
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,28 @@ def open_cases(cases: of.Cases) -> Datalist:
     Raises:
         InputError: a datalist that cannot be read, or a site that is not there.
     """
+    return _of_sites(_open_all(cases), cases.sites)
+
+
+def open_divided(cases: of.Cases, fold: int | None) -> tuple[Datalist, dict[str, list[Row]], list[Row]]:
+    """The rows of `open_cases`, and how `divide` divides them.
+
+    Sites are numbered before any are left out, so that a fold of a site holds the same cases whatever it is trained with.
+
+    Raises:
+        InputError: as `open_cases` and `divide`.
+    """
+    every = _open_all(cases)
+    datalist = _of_sites(every, cases.sites)
+    return datalist, *divide(datalist, fold, ordered_sites(every))
+
+
+def _of_sites(datalist: Datalist, sites: Sequence[str]) -> Datalist:
+    chosen = [row for site in sites for row in datalist.select(site=site)] if sites else list(datalist)
+    return Datalist(tuple(chosen), datalist.source)
+
+
+def _open_all(cases: of.Cases) -> Datalist:
     rows: list[Row] = []
     for path in cases.datalist:
         rows += _open(path, "zenodo" if cases.preprocessing == "ct-multi" else "official")
@@ -36,8 +60,7 @@ def open_cases(cases: of.Cases) -> Datalist:
             raise InputError(
                 f"{row.image.name} is in two datalists", where=row.source, remedy=f"leave {other.source} out"
             )
-    chosen = [row for site in cases.sites for row in datalist.select(site=site)] if cases.sites else list(datalist)
-    return Datalist(tuple(chosen), datalist.source)
+    return datalist
 
 
 def _open(path: Path, annotation: Literal["official", "zenodo"]) -> Datalist:
@@ -48,7 +71,7 @@ def _open(path: Path, annotation: Literal["official", "zenodo"]) -> Datalist:
     errors: list[InputError] = []
     for index in (
         prostate.index,
-        lambda root: btcv.index(root, annotation),
+        lambda root: _btcv(root, annotation),
         pancreas_ct.index,
     ):
         try:
@@ -63,6 +86,13 @@ def _open(path: Path, annotation: Literal["official", "zenodo"]) -> Datalist:
         where=path,
         remedy="give a datalist file, or the folder of one of these",
     ) from errors[0]
+
+
+def _btcv(root: Path, annotation: Literal["official", "zenodo"]) -> Datalist:
+    """The 30 training scans (5.2): Gibson et al. have labels of test scans too."""
+    datalist = btcv.index(root, annotation)
+    used = {f"{btcv.SITE}_{number:04d}" for number in btcv.NUMBERS}
+    return Datalist(tuple(row for row in datalist if row.subject in used), datalist.source)
 
 
 def read_list(file: Path) -> list[Row]:
@@ -124,12 +154,15 @@ def site_folds(n_cases: int, site_index: int) -> list[NDArray[np.int64]]:
     return [np.asarray(test, dtype=np.int64) for _, test in folds]
 
 
-def divide(datalist: Datalist, fold: int | None) -> tuple[dict[str, list[Row]], list[Row]]:
+def divide(
+    datalist: Datalist, fold: int | None, numbered: Sequence[str] | None = None
+) -> tuple[dict[str, list[Row]], list[Row]]:
     """The training cases of each site, and the test cases.
 
     Args:
         datalist: all of them.
         fold: 0 to 4: that fold of every site is the test part; None: by the column split.
+        numbered: sites whose place here is the seed of their folds; None: those of the datalist in sorted order.
 
     Raises:
         InputError: too few cases for folds, no split, or a site without a training case.
@@ -138,14 +171,16 @@ def divide(datalist: Datalist, fold: int | None) -> tuple[dict[str, list[Row]], 
     test: list[Row] = []
     if fold is None and not datalist.splits:
         raise InputError("no case has a split", where=datalist.source, remedy="give --fold, or add a column split")
-    for index, site in enumerate(ordered_sites(datalist)):
+    own_sites = ordered_sites(datalist)
+    numbers = {site: index for index, site in enumerate(numbered or own_sites)}
+    for site in own_sites:
         own = [row for row in datalist if row.site == site]
         if fold is None:
             training[site] = [row for row in own if row.split == "train"]
             test += [row for row in own if row.split == "test"]
         else:
             try:
-                held = set(site_folds(len(own), index)[fold].tolist())
+                held = set(site_folds(len(own), numbers[site])[fold].tolist())
             except InputError as error:
                 named = f"site {site}: " if site else ""
                 raise InputError(named + error.problem, where=datalist.source, remedy=error.remedy) from error
@@ -158,3 +193,19 @@ def divide(datalist: Datalist, fold: int | None) -> tuple[dict[str, list[Row]], 
                 remedy="write train into the column split of some of its cases, or choose other --sites",
             )
     return training, test
+
+
+def marks(row: Row) -> set[str]:
+    """By what a weight file says which cases a network has seen: digests of the case's file and of its subject.
+
+    Weights are given away, and names of patients must not go with them.
+    """
+    names = [f"{row.image.resolve()} {row.labels.get('frame', '')}"]
+    names += [f"{row.site} {row.subject}"] if row.subject else []
+    return {hashlib.sha256(name.encode()).hexdigest()[:16] for name in names}
+
+
+def label_sets(datalist: Datalist, site: str) -> tuple[str, ...]:
+    """Which of several published sets of labels the cases of a site come with; () where there is one set only."""
+    found = (row.labels.get("annotation", "") for row in datalist if row.site == site)
+    return tuple(dict.fromkeys(name for name in found if name))

@@ -16,6 +16,8 @@ Architecture = Literal["unet", "deeplabv3plus"]
 CT_SIZE = 384
 PER_SITE = {1: 4, 2: 3}
 """Slices of each site in a batch: 4 of one site, 3 of each of two, else 2 (specification 2.6)."""
+BLOCKS: dict[Architecture, tuple[int, ...]] = {"unet": (1, 2, 3, 4), "deeplabv3plus": (1, 2)}
+"""The categorical blocks of the U-Net and stages of DeepLabV3+, unless others are asked for (specification 3.2, 4)."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ class Network:
     """catenorm: the paper's; bn, in, gn: one pass with that norm; dsbn, ms-net: batch norms per site; w-net: two networks."""
     architecture: Architecture = "unet"
     """unet, or deeplabv3plus (bn and catenorm only)."""
-    blocks: tuple[int, ...] = (1, 2, 3, 4)
-    """catenorm, w-net: categorical blocks of the U-Net (1 inc, 2-5 down1-4, 6 mid, 7-10 up1-4), or encoder stages of
-    DeepLabV3+ (paper: 1 2)."""
+    blocks: tuple[int, ...] | None = None
+    """catenorm, w-net: categorical blocks of the U-Net (1 inc, 2-5 down1-4, 6 mid, 7-10 up1-4; default: 1 2 3 4), or encoder
+    stages of DeepLabV3+ (default: 1 2)."""
     width: int = 32
     """Channels of the U-Net's first level (32: 17,286,786 parameters)."""
     mask_mode: Literal["soft", "nearest", "hard"] = "soft"
@@ -83,25 +85,30 @@ class Network:
     reduction: int = 2
     """A CN layer's first convolution has channels / reduction."""
     separate_statistics: bool = False
-    """Batch norms outside categorical blocks keep running statistics for each pass (authors' code: one for both)."""
+    """catenorm in the U-Net: batch norms outside categorical blocks keep running statistics for each pass (authors' code: one
+    for both)."""
     mask_source: Literal["prediction", "truth"] = "prediction"
     """What the second pass is shown: the first one's classes, or the true labels (upper bound)."""
 
     def __post_init__(self) -> None:
         at_least(1, width=self.width, reduction=self.reduction)
-        if self.architecture == "deeplabv3plus":
-            if self.method not in ("bn", "catenorm"):
-                raise SettingError(f"--method {self.method} is for the U-Net", remedy="give bn or catenorm")
-            if self.separate_statistics:
-                raise SettingError("--separate-statistics is for the U-Net", remedy="leave it out")
+        if self.architecture == "deeplabv3plus" and self.method not in ("bn", "catenorm"):
+            raise SettingError(f"--method {self.method} is for the U-Net", remedy="give bn or catenorm")
+        if self.separate_statistics and (self.method, self.architecture) != ("catenorm", "unet"):
+            raise SettingError("--separate-statistics is for --method catenorm in the U-Net", remedy="leave it out")
         most = 4 if self.architecture == "deeplabv3plus" else 10
         if self.method in ("catenorm", "w-net"):
-            if wrong := [block for block in self.blocks if not 1 <= block <= most]:
+            if wrong := [block for block in self.categorical if not 1 <= block <= most]:
                 raise SettingError(f"--blocks holds {wrong[0]}", remedy=f"give numbers from 1 to {most}")
-            if not self.blocks:
+            if not self.categorical:
                 raise SettingError("--blocks is empty", remedy="give block numbers, or --method bn")
         elif self.mask_source == "truth":
             raise SettingError(f"--method {self.method} has no second pass", remedy="leave out --mask-source")
+
+    @property
+    def categorical(self) -> tuple[int, ...]:
+        """The categorical blocks or stages: those that were asked for, or the paper's of the architecture."""
+        return BLOCKS[self.architecture] if self.blocks is None else self.blocks
 
     @property
     def passes(self) -> int:
@@ -116,14 +123,13 @@ class Network:
     @property
     def name(self) -> str:
         """What tables call it."""
-        if self.passes == 1:
-            return self.method if self.architecture == "unet" else f"deeplab {self.method}"
-        first, last = min(self.blocks), max(self.blocks)
-        whole = len(set(self.blocks)) == last - first + 1
-        shown = f"{first}-{last}" if whole and first < last else " ".join(map(str, sorted(set(self.blocks))))
-        if self.method == "w-net":
-            return "w-net"
-        return f"catenorm {shown}" if self.architecture == "unet" else "deeplab catenorm"
+        plain = self.method if self.architecture == "unet" else f"deeplab {self.method}"
+        own = sorted(set(self.categorical))
+        # Tables tell catenorm's blocks apart in the U-Net (1, and 1-4); elsewhere there is one choice unless it is departed from.
+        if self.passes == 1 or (plain != "catenorm" and own == sorted(BLOCKS[self.architecture])):
+            return plain
+        whole = len(own) == own[-1] - own[0] + 1 > 1
+        return f"{plain} {own[0]}-{own[-1]}" if whole else f"{plain} {' '.join(map(str, own))}"
 
 
 @dataclass(frozen=True)
@@ -135,9 +141,10 @@ class Training:
     steps: int = 9000
     """Iterations after the warm-up."""
     warmup_steps: int = 9000
-    """Iterations of plain training before (a further optimiser starts after them); ms-net: simply more of the same."""
+    """Iterations before: of the same convolutions with batch norm in one pass, or of the baseline itself; then a new Adam starts."""
     warm_start: Path | None = None
-    """Run folder or weight file whose tensors of equal name and shape are taken over, instead of a warm-up here."""
+    """Run folder or weight file whose tensors of equal name and shape are taken over, instead of a warm-up here; refused where it
+    was trained on cases that are held out here."""
     batch_size: int | None = None
     """Slices of each site in a batch; default: 4 for one site, 3 for two, 2 for three or more."""
     learning_rate: float = 1e-3
@@ -147,7 +154,7 @@ class Training:
     loss: Literal["code", "paper"] = "code"
     """Form of Dice and cross-entropy: the authors' code or the paper."""
     balance: float | None = None
-    """The paper's lambda; default: 1 for one organ, 0.5 for several."""
+    """--loss paper: its lambda; default: 1 for one organ, 0.5 for several."""
     class_weights: bool = False
     """Weigh each class by 1 - its share of the batch's pixels."""
     clip: float = 0.1
@@ -172,8 +179,14 @@ class Training:
             raise SettingError(f"--fold is {self.fold}", remedy="give 0 to 4")
         if self.balance is not None and not 0 <= self.balance <= 1:
             raise SettingError(f"--balance is {self.balance:g}", remedy="give 0 to 1")
+        if self.balance is not None and self.loss == "code":
+            raise SettingError("--balance is for --loss paper", remedy="leave it out, or give --loss paper")
         if not 0 < self.clip < math.inf:
             raise SettingError(f"--clip is {self.clip:g}", remedy="give a positive number")
+
+    def slices_per_site(self, sites: int) -> int:
+        """Slices of each site in a batch."""
+        return self.batch_size or PER_SITE.get(sites, 2)
 
 
 # --- The commands -----------------------------------------------------------------------------------------------------
@@ -216,6 +229,11 @@ class Train:
             raise SettingError("batch norms look at whole batches", remedy="leave out --accumulate")
         if self.run.precision == "fp16":
             raise SettingError("clipped gradients do not go with fp16", remedy="give --precision bf16 or fp32")
+        if self.training.clip_first and self.network.passes == 1:
+            raise SettingError(f"--method {self.network.method} has one stage", remedy="leave out --clip-first")
+        own_loss = self.training.loss != "code" or self.training.balance is not None or self.training.class_weights
+        if self.network.method == "ms-net" and own_loss:
+            raise SettingError("ms-net has a loss of its own", remedy="leave out --loss, --balance and --class-weights")
 
 
 @dataclass(frozen=True)
@@ -256,8 +274,8 @@ class Evaluate:
     output: OutputSettings
     predictions: tuple[Path, ...]
     """Folders that `predict` wrote; those of several folds are pooled, methods are told apart by their names."""
-    baseline: str = "bn"
-    """Method that the others are compared with (Wilcoxon's signed-rank test, case by case)."""
+    baseline: str = ""
+    """Method that the others are compared with (Wilcoxon's signed-rank test, case by case); default: bn, else deeplab bn."""
     distance: Literal["directed", "symmetric"] = "directed"
     """Average surface distance from the prediction to the truth (authors), or of both directions."""
 
@@ -271,7 +289,7 @@ class Align:
     target: str = ""
     """Site whose intensities the others get; default: the first."""
     fold: int | None = None
-    """Align only cases outside this test fold; default: those with split train, or all where there is no split."""
+    """Align only cases outside this test fold, and write it as the split; default: those with split train."""
     clamp_negative: bool = False
     """A spread that comes out negative becomes 0 instead of mirroring the class."""
 

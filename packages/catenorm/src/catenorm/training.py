@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from catenorm import settings as of
@@ -15,12 +18,22 @@ from catenorm.baselines import MSNet, WNet, ms_net_step
 from catenorm.cases import Case, check_sizes, load_cases, names_of
 from catenorm.losses import hard_dice_loss, one_hot, segmentation_loss
 from catenorm.method import Plateau, one_stage_step, two_stage_step
-from catenorm.models import Model, build, initialise, model_file, plain_network, plain_settings, save_model, take_over
-from catenorm.rows import divide, open_cases
+from catenorm.models import (
+    Model,
+    build,
+    check_sides,
+    initialise,
+    model_file,
+    plain_network,
+    plain_settings,
+    save_model,
+    take_over,
+)
+from catenorm.rows import label_sets, marks, open_divided
 from dart_core.batches import Batches, Sample
 from dart_core.checkpoint import load_weights
 from dart_core.cli import say
-from dart_core.data.datalist import Datalist
+from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.figures import training_curves
 from dart_core.report import Report
@@ -51,23 +64,14 @@ class SiteBatches(Batches):
     """
 
     def __init__(self, sites: Sequence[Sequence[Case]], per_site: int, augments: bool, flips: bool, seed: int) -> None:
-        self.augments, self.flips = augments, flips
         self.parts: list[Batches] = []
         for number, cases in enumerate(sites):
             own = int(np.random.SeedSequence(seed, spawn_key=(number,)).generate_state(1)[0])
-            self.parts.append(Batches(self._loader(number, cases), len(cases), per_site, own))
+            # Loading processes get these two arrays of each case and nothing else of it.
+            arrays = [(case.image, case.truth) for case in cases]
+            load = functools.partial(_slice, arrays, number, augments, flips)
+            self.parts.append(Batches(load, len(cases), per_site, own))
         super().__init__(self.parts[0].load, sum(part.size for part in self.parts), per_site * len(sites), seed)
-
-    def _loader(self, site: int, cases: Sequence[Case]) -> Callable[[int, np.random.Generator], Sample]:
-        def load(index: int, rng: np.random.Generator) -> Sample:
-            case = cases[index]
-            z = int(rng.integers(1, len(case.image) - 1))
-            image, label = case.image[z - 1 : z + 2], case.truth[z]
-            if self.augments:
-                image, label = augment(image, label, rng, self.flips)
-            return {"image": image, "label": label.astype(np.int64), "site": np.int64(site)}
-
-        return load
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
         """One step's slices, ordered by site; see `Batches.batch`."""
@@ -75,19 +79,40 @@ class SiteBatches(Batches):
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
+def _slice(
+    cases: Sequence[tuple[NDArray[np.float32], NDArray[np.uint8]]],
+    site: int,
+    augments: bool,
+    flips: bool,
+    index: int,
+    rng: np.random.Generator,
+) -> Sample:
+    """A slice of a case with its neighbours, its labels, and the number of its site."""
+    volume, truth = cases[index]
+    z = int(rng.integers(1, len(volume) - 1))
+    image, label = volume[z - 1 : z + 2], truth[z]
+    if augments:
+        image, label = augment(image, label, rng, flips)
+    return {"image": image, "label": label.astype(np.int64), "site": np.int64(site)}
+
+
 # --- The command ------------------------------------------------------------------------------------------------------
 
 
 def train(command: of.Train) -> None:
     """Train a network and report; the last weights are kept, never those that are best on the test part (8.6)."""
-    datalist = open_cases(command.cases)
-    training_rows, test_rows = divide(datalist, command.training.fold)
-    model = _model(command, tuple(training_rows))
-    weights = None if command.training.warm_start is None else _warm_weights(command, model)
+    datalist, training_rows, test_rows = open_divided(command.cases, command.training.fold)
+    model = _model(command, training_rows)
+    weights: dict[str, Tensor] | None = None
+    if command.training.warm_start is not None:
+        weights, seen = _warm_weights(command, model, test_rows)
+        model = dataclasses.replace(model, seen=tuple(sorted({*model.seen, *seen})))
     sites = [load_cases(rows, command.cases, training=True) for rows in training_rows.values()]
     for cases in sites[1:]:
         for case in cases:
             check_sizes(sites[0][0], case)
+    images = command.training.slices_per_site(len(sites)) * (1 if model.network.per_site else len(sites))
+    check_sides(model.network, sites[0][0].image.shape[1:], images)
     with Run(command.run, command) as run:
         _check_run(run)
         network = _new_network(model, weights).to(run.device)
@@ -100,8 +125,8 @@ def train(command: of.Train) -> None:
         _report(run, command, model, network, datalist, [len(cases) for cases in sites], len(test_rows))
 
 
-def _model(command: of.Train, sites: tuple[str, ...]) -> Model:
-    training = command.training
+def _model(command: of.Train, rows: Mapping[str, Sequence[Row]]) -> Model:
+    training, sites = command.training, tuple(rows)
     cases = dataclasses.replace(command.cases, datalist=tuple(path.resolve() for path in command.cases.datalist))
     if command.network.per_site and len(sites) < 2:
         raise SettingError(
@@ -110,7 +135,8 @@ def _model(command: of.Train, sites: tuple[str, ...]) -> Model:
             remedy="name them in the column site, or give --method bn",
         )
     return Model(
-        network=command.network,
+        # The file says which blocks, whatever the default may become.
+        network=dataclasses.replace(command.network, blocks=command.network.categorical),
         name=command.name or command.network.name,
         organs=names_of(command.cases),
         sites=sites,
@@ -118,11 +144,15 @@ def _model(command: of.Train, sites: tuple[str, ...]) -> Model:
         fold=training.fold,
         steps=training.steps,
         warmup_steps=training.warmup_steps,
+        seen=tuple(sorted({mark for own in rows.values() for row in own for mark in marks(row)})),
     )
 
 
-def _warm_weights(command: of.Train, model: Model) -> dict[str, Tensor]:
-    """The weights of --warm-start, after a look whether any of them fits."""
+def _warm_weights(command: of.Train, model: Model, held_out: Sequence[Row]) -> tuple[dict[str, Tensor], set[str]]:
+    """The weights of --warm-start and the marks of what they have seen, after a look whether any of them fits.
+
+    They must not have seen what this run holds out. Weights of other programs say nothing about that.
+    """
     path = command.training.warm_start
     assert path is not None
     if command.training.warmup_steps:
@@ -131,7 +161,19 @@ def _warm_weights(command: of.Train, model: Model) -> dict[str, Tensor]:
             remedy="give --warmup-steps 0 beside --warm-start",
         )
     file = model_file(path)
-    weights, _ = load_weights(file)
+    weights, metadata = load_weights(file)
+    earlier = json.loads(metadata.get("catenorm", "{}"))
+    seen, fold = set(earlier.get("seen", ())), earlier.get("fold")
+    if known := [row for row in held_out if marks(row) & seen]:
+        raise SettingError(
+            f"it was trained on {len(known)} of the {len(held_out)} cases held out here, such as {known[0].image.name}",
+            where=file,
+            remedy="give a run with the same --fold, or the same split",
+        )
+    if None not in (fold, model.fold) and fold != model.fold and set(earlier.get("sites", ())) & set(model.sites):
+        raise SettingError(
+            f"it is of fold {fold}, not {model.fold}", where=file, remedy="give a run with the same --fold"
+        )
     trial = build(model.network, model.classes, model.sites)
     if not initialise(trial, model.network, model.classes, weights):
         raise CheckpointError(
@@ -139,7 +181,7 @@ def _warm_weights(command: of.Train, model: Model) -> dict[str, Tensor]:
             where=file,
             remedy="give a run of the same architecture and --width",
         )
-    return weights
+    return weights, seen
 
 
 def _new_network(model: Model, weights: Mapping[str, Tensor] | None) -> nn.Module:
@@ -169,7 +211,7 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
         training: how.
     """
     two_classes = model.classes == 2
-    per_site = training.batch_size or of.PER_SITE.get(len(sites), 2)
+    per_site = training.slices_per_site(len(sites))
     flips = training.flip == "on" or (training.flip == "auto" and two_classes)
     batches = SiteBatches(sites, per_site, training.augment, flips, run.settings.seed)
     sets = network.parameter_sets() if isinstance(network, MSNet) else (list(network.parameters()),)
@@ -179,8 +221,12 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
     run.restore(network=network, plateau=plateau, **state)
     step_of = _stepper(network, model, training, optimizers)
     for step, batch in run.steps(batches, training.warmup_steps + training.steps):
-        if step == training.warmup_steps > 0 and not isinstance(network, MSNet):
+        if step == training.warmup_steps > 0:
             _end_warmup(run, network, model, training, plateau)
+            for optimizer in optimizers[1:]:
+                optimizer.state.clear()
+        if isinstance(network, MSNet) and step == training.ms_net_warmup:
+            plateau.forget()  # from here on it sees the Dice of another decoder, which has not learnt yet
         for optimizer in optimizers[1:]:
             for group in optimizer.param_groups:
                 group["lr"] = plateau.rate
@@ -266,6 +312,7 @@ def _report(
     report.text(
         f"{len(datalist)} cases, {held_out} of them held out by {where}. The network of the last step is kept. It has"
         f" {parameters:,} parameters, {ratio:.3f} times those of the same network with batch norm."
+        + "".join(f" Labels of {site}: {name}." for site in model.sites for name in label_sets(datalist, site))
     )
     report.table(("site", "training cases"), list(zip(model.sites, counts, strict=True)))
     losses = {
