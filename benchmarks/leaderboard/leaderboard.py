@@ -44,6 +44,8 @@ def main() -> int:
     unknown = [name for name in arguments.boards if name not in BOARDS]
     if unknown:
         parser.error(f"there is no board {unknown[0]!r}; there are {', '.join(BOARDS)}")
+    if arguments.processes < 1 or (arguments.repetitions is not None and arguments.repetitions < 1):
+        parser.error("--processes and --repetitions start at 1")
     data = Path(arguments.data_root) if arguments.data_root else None
     scale = Scale(arguments.scale, arguments.work.resolve(), data, arguments.repetitions)
     out = (arguments.out or scale.work).resolve()

@@ -18,6 +18,16 @@ UNLABELLED = {"AdaBN": "adabn", "Seg-JDOT": "seg-jdot", "AdaptSegNet": "adaptseg
 LABELLED = {"FTA": "fta", "FTF": "ftf", "L2-SP": "l2sp", "SpotTUNet": "spottune", "MMTL": "mmtl", "OCTL": "octl"}
 
 
+OWN = "No adaptation (mmtl-octl)"
+AGAINST = {
+    "FDA-MRI": "No adaptation (full resolution)",
+    "AvaGrad-trained source": "SGD-trained source (nnU-Net)",
+    "CateNorm-trained source": "BN-trained source (CateNorm's U-Net)",
+    **dict.fromkeys((*LABELLED, "Target only", "All target patients"), OWN),
+}
+"""Method -> the network that it starts from, or differs from in one thing; others start from aiva's."""
+
+
 def pairs(scale: Scale) -> tuple[tuple[str, str], ...]:
     """(source, target)."""
     found: tuple[tuple[str, str], ...] = scale.pick(
@@ -54,7 +64,7 @@ def entries(scale: Scale) -> Iterator[Entry]:
             needs = "source scans at test time"
         elif method == "All target patients":
             needs = "masks of all target patients"
-        yield Entry(method, found[0].trained.command, needs, found)
+        yield Entry(method, found[0].trained.command, needs, found, AGAINST.get(method, ""))
 
 
 def _runs(scale: Scale, pair: tuple[str, str], seed: int, small: bool) -> dict[str, Run]:
@@ -91,7 +101,6 @@ def _runs(scale: Scale, pair: tuple[str, str], seed: int, small: bool) -> dict[s
         adapt = ("adapt", "--method", flag, "--target", target, "--source-model", base, *common, *words)
         add(method, Job("aiva", adapt, f"{method} {source}->{target} {seed}"), *test)
 
-    # The same network and number of steps, trained by each package in its own way.
     fda: tuple[Word, ...] = (
         "--width",
         4,
@@ -186,7 +195,7 @@ def _runs(scale: Scale, pair: tuple[str, str], seed: int, small: bool) -> dict[s
         ("pretrain", "--source", source, *common, *long, *rate, *width),
         f"mmtl-octl source {source} {seed}",
     )
-    add("No adaptation (mmtl-octl)", history, *test)
+    add(OWN, history, *test)
     for method, flag in LABELLED.items():
         words = (
             "adapt",
@@ -231,8 +240,8 @@ BOARD = Board(
     protocol={
         "small": "lgg_multisite, T1, two pairs of hospitals, three seeds that draw the split of the patients. Every network has seen all "
         "training patients of the source; adaptation without labels sees the target's training scans, adaptation with labels one "
-        f"target patient. U-Nets of width 4 (adagrad-unet and catenorm: their own, width 8), about 300 steps of 8 slices for the source, "
-        "60 to 200 for adaptation; settings as in the packages' own studies, nothing chosen on these test patients. Scores on the "
+        f"target patient. U-Nets of width 4 (adagrad-unet and catenorm: their own, width 8); for the source 300 steps of 8 slices (fda-mri 400 of 8 crops, "
+        "adagrad-unet 250 of 6), 60 to 200 for adaptation; settings as in the packages' own studies, nothing chosen on these test patients. Scores on the "
         f"target's test patients, slice by slice, on the grid of the files; tolerance {LGG_SPACING[0]} mm.",
         "smoke": "phantom heads, one pair, a few steps: shows that every run works.",
     },

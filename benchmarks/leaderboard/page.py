@@ -80,7 +80,7 @@ def _board(record: Mapping[str, Any], folder: Path) -> str:
     needs = sorted({entry["needs"] for entry in entries})
     heads = [
         ("method", False), ("package", False), ("needs", False), *((name.replace("_", " "), True) for name in metrics),
-        (f"p against {record['reference']}", True), ("runs", False),
+        ("p", True), ("against", False), ("runs", False),
     ]  # fmt: skip
     options = "".join(f"<option>{html.escape(name)}</option>" for name in needs)
     first = 3  # of the metrics; the table comes sorted by it
@@ -95,7 +95,8 @@ def _board(record: Mapping[str, Any], folder: Path) -> str:
     return (
         f'<section class="board" id="{html.escape(record["task"])}"><h2>{html.escape(record["title"])}</h2>'
         f"<p>{html.escape(record['protocol'])}</p><p>Scale: {html.escape(record['scale'])}; mean ± standard deviation over "
-        f"{len(seeds)} seed{'s' * (len(seeds) != 1)}; Wilcoxon's signed-rank test over runs of the same place and seed.</p>"
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)}; p: Wilcoxon's signed-rank test against the named method over runs of the same place and seed, which "
+        "share test cases; not corrected for the number of methods.</p>"
         f'<div class="controls"><label>Find <input type="search"></label><label>Needs <select><option value="">anything</option>{options}'
         f'</select></label><output></output></div><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
         "</section>"
@@ -113,6 +114,7 @@ def _row(entry: Mapping[str, Any], record: Mapping[str, Any], folder: Path) -> s
         )
     p = entry["p"]
     cells.append(f'<td class="number" data-value="{"" if p is None else p}">{"–" if p is None else f"{p:.2g}"}</td>')
+    cells.append(f"<td>{html.escape(entry['against'])}</td>")
     links = "".join(f"<li>{_link(run, record['metrics'][0], folder)}</li>" for run in entry["runs"])
     cells.append(f"<td><details><summary>{len(entry['runs'])}</summary><ul>{links}</ul></details></td>")
     kind = ' class="reference"' if entry["method"] == record["reference"] else ""

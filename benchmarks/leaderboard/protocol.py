@@ -41,6 +41,8 @@ class Entry:
     needs: str
     """What it needs beyond what all have."""
     runs: Sequence[Run]
+    against: str = ""
+    """Method that it is tested against, the network that it starts from; default: the board's reference."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Board:
         title: for people.
         protocol: what is the same for all, by scale.
         metrics: names of the scores; the first decides the order; higher is better.
-        reference: method that the others are compared with.
+        reference: method that the others are compared with, unless an entry names another.
         entries: at a scale.
         score: reads the scores of a prediction: metric -> value.
     """
@@ -69,7 +71,8 @@ class Board:
 def results(board: Board, scale: Scale, entries: Sequence[Entry], outcomes: Mapping[Job, Outcome]) -> dict[str, Any]:
     """The record of a board: every run's scores, and of every method mean and spread over seeds and the test.
 
-    A seed's value is the mean over its places, as in the papers; the test pairs runs of the same place and seed.
+    A seed's value is the mean over its places, as in the papers; the test pairs runs of the same place and seed. Runs of one place
+    share test cases, so that p is smaller than independent runs would give, and it is not corrected for the number of methods.
     """
     found: list[dict[str, Any]] = []
     for entry in entries:
@@ -81,11 +84,14 @@ def results(board: Board, scale: Scale, entries: Sequence[Entry], outcomes: Mapp
             if outcome.state == "done":
                 row |= {name: float(value) for name, value in board.score(outcome.out, run, scale).items()}
             runs.append(row)
-        found.append({"method": entry.method, "package": entry.package, "needs": entry.needs, "runs": runs})
-    reference = next((row for row in found if row["method"] == board.reference), None)
+        against = "" if entry.method == board.reference else entry.against or board.reference
+        found.append({
+            "method": entry.method, "package": entry.package, "needs": entry.needs, "against": against, "runs": runs
+        })  # fmt: skip
+    runs_of = {row["method"]: row["runs"] for row in found}
     for row in found:
         row["scores"] = {metric: _summary(row["runs"], metric) for metric in board.metrics}
-        row["p"] = _p_value(row["runs"], reference["runs"] if reference else [], board.metrics[0])
+        row["p"] = _p_value(row["runs"], runs_of.get(row["against"], []), board.metrics[0])
     return {
         "task": f"leaderboard-{board.name}", "title": board.title, "scale": scale.name,
         "protocol": board.protocol[scale.name], "metrics": list(board.metrics), "reference": board.reference,
@@ -107,11 +113,10 @@ def _summary(runs: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
 
 def _p_value(runs: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], metric: str) -> float | None:
     """Wilcoxon's signed-rank test over the runs of the same place and seed; None for fewer than six, which cannot be significant."""
-    there = {(run["place"], run["seed"]): run[metric] for run in others if metric in run}
+    defined = [[run for run in part if math.isfinite(run.get(metric, math.nan))] for part in (runs, others)]
+    there = {(run["place"], run["seed"]): run[metric] for run in defined[1]}
     pairs = [
-        (run[metric], there[run["place"], run["seed"]])
-        for run in runs
-        if metric in run and (run["place"], run["seed"]) in there
+        (run[metric], there[run["place"], run["seed"]]) for run in defined[0] if (run["place"], run["seed"]) in there
     ]
     if len(pairs) < 6 or runs is others:
         return None

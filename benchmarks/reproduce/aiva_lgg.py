@@ -174,7 +174,7 @@ def mean_of(scores: dict[str, list[float]], metric: int) -> float:
 
 
 def summarise(done: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
-    """Tables by pair and over pairs, with Wilcoxon's test against no adaptation over (seed, pair, patient)."""
+    """Tables by pair and over pairs, with Wilcoxon's test against no adaptation over patients, each the mean of its seeds."""
     table: dict[str, Any] = {}
     for method in METHODS:
         row: dict[str, Any] = {}
@@ -197,11 +197,15 @@ def summarise(done: dict[str, Any], seeds: Sequence[int]) -> dict[str, Any]:
                 }
         if method != BASELINE:
             keys = [f"{seed}/{'/'.join(pair)}" for seed in seeds for pair in PAIRS]
-            ours = [v[0] for key in keys for v in done[f"{key}/{method}"]["target"].values()]
-            none = [v[0] for key in keys for v in done[f"{key}/{BASELINE}"]["target"].values()]
-            statistic, p = metrics.wilcoxon_signed_rank(ours, none)
+            of_patient: dict[str, list[tuple[float, float]]] = {}
+            for key in keys:
+                none = done[f"{key}/{BASELINE}"]["target"]
+                for patient, value in done[f"{key}/{method}"]["target"].items():
+                    of_patient.setdefault(patient, []).append((value[0], none[patient][0]))
+            means = np.array([np.mean(values, axis=0) for values in of_patient.values()])
+            statistic, p = metrics.wilcoxon_signed_rank(means[:, 0], means[:, 1])
             row["against_none"] = {
-                "n": len(ours), "difference": round(float(np.mean(ours) - np.mean(none)), 5), "statistic": statistic,
+                "n": len(means), "difference": round(float(np.mean(means[:, 0] - means[:, 1])), 5), "statistic": statistic,
                 "p": p, "p_bonferroni": metrics.bonferroni(p, len(METHODS) - 1),
             }  # fmt: skip
         table[method] = row

@@ -89,7 +89,7 @@ def main() -> int:
     try:
         if not wanted:
             load(arguments.package, arguments.table)  # says what there is
-        if arguments.processes < 1 or (arguments.repetitions or 1) < 1:
+        if arguments.processes < 1 or (arguments.repetitions is not None and arguments.repetitions < 1):
             raise SettingError("--processes and --repetitions start at 1")
         data = Path(arguments.data_root) if arguments.data_root else None
         scale = Scale(arguments.scale, arguments.work.resolve(), data, arguments.repetitions)

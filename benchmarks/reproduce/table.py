@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 Row = tuple[str, ...]
 ScaleName = Literal["paper", "small", "smoke"]
-Test = Literal["paired t", "Welch", "Wilcoxon"]
+Test = Literal["paired t", "Student", "Wilcoxon"]
 ALPHA = 0.05
 
 
@@ -306,6 +306,8 @@ def verdicts(table: Table, ours: Mapping[Row, Mapping[str, Number]]) -> list[Ver
             pair = [ours.get(row, {}).get(column) for row in (claim.better, claim.other)]
             if printed[0] is None or printed[1] is None or pair[0] is None or pair[1] is None:
                 continue
+            if printed[0][0] == printed[1][0]:
+                continue  # a tie claims nothing that could hold or not
             p = _p_value(table.test, pair[0].values, pair[1].values)
             difference = pair[0].mean - pair[1].mean
             found.append(
@@ -325,8 +327,8 @@ def verdicts(table: Table, ours: Mapping[Row, Mapping[str, Number]]) -> list[Ver
 def _p_value(test: Test, a: Sequence[float], b: Sequence[float]) -> float | None:
     if min(len(a), len(b)) < 2:
         return None
-    if test == "Welch":
-        return two_sample_t_test(a, b, equal_variances=False)[1]
+    if test == "Student":
+        return two_sample_t_test(a, b, equal_variances=True)[1]
     if len(a) != len(b):
         return None
     if test == "Wilcoxon":
@@ -353,13 +355,15 @@ def in_words(table: Table, ours: Mapping[Row, Mapping[str, Number]], found: Sequ
         own = [verdict for verdict in found if (verdict.better, verdict.other) == (claim.better, claim.other)]
         if not own:
             continue
-        words = "above" if table.higher_is_better == (own[0].paper > 0) else "below"
+        signs = {table.higher_is_better == (verdict.paper > 0) for verdict in own}
+        words = "above" if True in signs else "below"
         yes, no = ([verdict.column for verdict in own if verdict.agrees == kind] for kind in (True, False))
         text = f"{name_of(claim.better)} against {name_of(claim.other)}: "
         if not no:
             text += f"as in the paper in {'all ' if len(yes) > 1 else ''}{len(yes)} column{'s' * (len(yes) > 1)}."
         elif not yes:
-            text += f"the paper has it {words}; here it is not, in {', '.join(no)}."
+            paper = f"the paper has it {words}; here it is not, in" if len(signs) == 1 else "the other way round in"
+            text += f"{paper} {', '.join(no)}."
         else:
             text += f"as in the paper in {', '.join(yes)}; not in {', '.join(no)}."
         sentences.append(text)

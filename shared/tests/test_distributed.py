@@ -93,3 +93,15 @@ def test_the_interpreter_is_not_taken_down_beside_the_threads_of_gloo(status: in
     else:
         assert all(f"at exit {rank}" in done.stdout for rank in (0, 1))
         assert done.stdout.count("unflushed") == 2
+
+
+def test_a_run_that_goes_on_between_two_loops_draws_the_same(tmp_path: Path) -> None:
+    """Of every process: the state of its generator is that of the checkpoint, in the unbroken run as well."""
+    program = PROGRAM.parent / "epochs.py"
+    for words in (("whole", 2, "begin"), ("parts", 1, "begin"), ("parts", 2, "resume")):
+        done = torchrun(2, str(tmp_path / words[0]), *map(str, words[1:]), program=program)
+        assert done.returncode == 0, done.stderr
+    draws = {name: [(tmp_path / f"{name}-{rank}.txt").read_text() for rank in (0, 1)] for name in ("whole", "parts")}
+    assert draws["whole"] == draws["parts"]
+    assert draws["whole"][0] != draws["whole"][1]
+    assert len(set(draws["whole"][1].split())) == 12  # six steps, six numbers

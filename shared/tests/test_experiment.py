@@ -35,6 +35,7 @@ def main():
     parser.add_argument("--fail")
     parser.add_argument("--seed")
     parser.add_argument("--method")
+    parser.add_argument("--datalist")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
     given = parser.parse_args()
@@ -113,6 +114,26 @@ def test_an_address_is_what_the_result_depends_on(tmp_path: Path, monkeypatch: p
     assert address("--add", Job("counting", ("count", "--seed", 2))) != before
     monkeypatch.setattr("counting.__version__", "1.1")
     assert address("--datalist", moved / "scans.csv") != first
+
+
+def test_data_that_have_moved_before_a_job_was_done(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("old", "new")]
+    for place in places:
+        place.mkdir()
+        (place / "scans.csv").write_text("image\na.nii\n")
+        (place / "a.nii").write_bytes(b"1")
+    jobs = [Job("counting", ("count", "--datalist", place / "scans.csv", "--to", 3)) for place in places]
+    home = tmp_path / "experiment" / "runs" / jobs[0].address
+    begun = home / jobs[0].out / "checkpoints" / "step-1.pt"
+    begun.parent.mkdir(parents=True)
+    begun.touch()
+    old = {"command": "counting", "words": ["count", "--datalist", str(places[0] / "scans.csv"), "--to", "3"]}
+    (home / "job.json").write_text(json.dumps({**old, "out": jobs[0].out, "name": "x"}))
+    for path in places[0].iterdir():
+        path.unlink()
+    assert go([jobs[1]], tmp_path / "experiment")[jobs[1]].state == "done"
+    assert str(places[1] / "scans.csv") in json.loads((home / "job.json").read_text())["words"]
+    assert not begun.exists()
 
 
 @given(st.binary(max_size=200_000), st.integers(0, 199_999))

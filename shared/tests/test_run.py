@@ -113,6 +113,18 @@ def stop_at(step: int, number: int = signal.SIGTERM) -> Callable[[Run, int], Non
 # The output folder
 
 
+def test_a_step_that_is_saved_twice_does_not_cost_the_checkpoint_before(tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def again(run: Run, step: int) -> None:
+        if step == 6:  # of which `steps` has a checkpoint already
+            run.save()
+            found.extend(sorted(path.name for path in (run.out / "checkpoints").iterdir()))
+
+    train(settings(tmp_path, checkpoint_every=3), total=7, each_step=again)
+    assert found == ["step-000000003.pt", "step-000000006.pt"]
+
+
 def test_creating_a_run_touches_nothing(tmp_path: Path) -> None:
     run = Run(settings(tmp_path), {"width": 3})
     assert list(tmp_path.iterdir()) == []

@@ -110,6 +110,16 @@ def test_recipe_of_a_training_set(files, tmp_path):
         of.Planning(pixel=(0.0, 1.0))
 
 
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.00001), (1.00001, 1.0, 1.0), (1.0, 1.00001, 1.0)])
+def test_voxels_that_differ_by_rounding_are_cut_along_z(files, tmp_path, spacing):
+    image, labels = files.brain(np.random.default_rng(0), (20, 24, 22))
+    cases = of.Cases(files.datalist(tmp_path, [files.case(tmp_path, "a", image, labels, spacing=spacing)]))
+    assert make_recipe(list(read_datalist(cases)), cases, of.Planning()).slice_axis == 0
+    longer = (1.001, *spacing[1:])
+    cases = of.Cases(files.datalist(tmp_path, [files.case(tmp_path, "b", image, labels, spacing=longer)]))
+    assert make_recipe(list(read_datalist(cases)), cases, of.Planning()).slice_axis == 2
+
+
 def test_small_heads_in_large_pictures_are_normalised_inside(files, tmp_path):
     image, labels = np.zeros((24, 24, 12)), np.zeros((24, 24, 12))
     image[4:16, 4:20, 2:10], labels[5:9, 5:9, 3:6] = 2.0, 1

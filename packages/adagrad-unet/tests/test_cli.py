@@ -498,6 +498,7 @@ def test_wrong_folders_to_evaluate(
         (("--patch-size", "4", "40"), "--patch-size is 4; give at least 8"),
         (("--patch-size", "40", "34"), "--patch-size 40 34: side 2 is halved 2 times; give multiples of 4"),
         (("--clip", "0"), "--clip is 0"),
+        (("--accumulate", "2"), "the Dice loss looks at whole batches; leave out --accumulate"),
     ],
 )
 def test_settings_that_cannot_be(

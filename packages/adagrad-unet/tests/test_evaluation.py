@@ -93,6 +93,8 @@ def test_equal_scores_have_p_one_and_other_subjects_are_not_paired():
     [
         (["AG-50", "S-25", "S-1000", "S-50"], "S-1000"),
         (["AG-25-noAug", "S-25-noAug", "S-1000-noAug"], "S-1000-noAug"),
+        (["S-1000-noAug", "AG-50", "S-1000", "S-25-noAug"], "S-1000"),  # Tables 1 and 3 together
+        (["S-50", "S-1000-noAug"], "S-1000-noAug"),
         (["baseline AvaGrad", "spottuned AvaGrad, 7 slices"], "baseline AvaGrad"),
         (["SGDm-50", "AG-50"], "SGDm-50"),
     ],

@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adagrad_unet import AvaGrad, GenericUNet2d, poly_lr
 from adagrad_unet import settings as of
 from adagrad_unet.baselines import RUNS, printed_table
 from adagrad_unet.cases import Case, Recipe
-from adagrad_unet.method import gradient_clipper, make_optimizer, run_name, train_network, training_batches
+from adagrad_unet.method import (
+    _start_anew,
+    gradient_clipper,
+    make_optimizer,
+    run_name,
+    train_network,
+    training_batches,
+)
 from adagrad_unet.plan import Plan
 from dart_core.data.datalist import Row
 from dart_core.data.nnunet import OUTSIDE
@@ -283,6 +290,23 @@ def test_sgd_that_has_found_nothing_starts_anew(tmp_path, monkeypatch):
     assert made[0].param_groups[0]["momentum"] == 0.95
     run_training(tmp_path / "b", of.Training(of.Optimisation("avagrad"), epochs=3, batches=1, validation_batches=1))
     assert len(seen) == 3  # the other optimisers go on
+
+
+def test_all_processes_start_anew_with_the_same_weights():
+    """Each has a generator of its own, which the new start leaves as it was."""
+
+    def weights(own: int, seed: int, step: int) -> Tensor:
+        torch.manual_seed(own)
+        network = GenericUNet2d(1, 2, ((2, 2),), ((3, 3),) * 2, (4, 8))
+        before = torch.get_rng_state()
+        _start_anew(network, make_optimizer(network.parameters(), of.Optimisation("sgd")), seed, step)
+        assert torch.equal(torch.get_rng_state(), before)
+        return nn.utils.parameters_to_vector(network.parameters()).detach()
+
+    first = weights(1, 7, 100)
+    assert torch.equal(weights(2, 7, 100), first)
+    assert not torch.equal(weights(1, 8, 100), first)
+    assert not torch.equal(weights(1, 7, 101), first)
 
 
 @pytest.mark.parametrize(

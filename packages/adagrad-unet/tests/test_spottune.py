@@ -167,6 +167,42 @@ def test_training_scans_are_not_tested(command, heads, spotted, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_predict_keeps_to_the_test_scans(command, heads, spotted, trained, tmp_path):
+    """SpotTUNet has learnt from slices of the target's training scans; `train` has seen no target."""
+
+    def predicted(model: Path, *words: object, datalist: Path = heads) -> tuple[list[str], str]:
+        out = tmp_path / f"p{len(list(tmp_path.iterdir()))}"
+        done = command("predict", "--datalist", datalist, "--site", "sm15", "--model", model, *words, "--out", out)
+        assert done.status == 0, done.err
+        with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
+            return [row["subject"] for row in csv.DictReader(file)], done.err
+
+    rows = [row for row in Datalist.read(heads) if row.site == "sm15"]
+    test = [row.subject for row in rows if row.split == "test"]
+    found, said = predicted(spotted["tuned"])
+    assert found == test
+    assert "only scans for test" in said
+    assert len(rows) > len(test)
+    found, said = predicted(spotted["tuned"], "--split", "all")
+    assert found == [row.subject for row in rows]
+    assert "only scans for test" not in said
+    assert len(predicted(trained["sgd"])[0]) == len(rows)
+    without = Datalist(tuple(dataclasses.replace(row, split="") for row in rows)).write(heads.with_name("none.csv"))
+    assert len(predicted(spotted["tuned"], datalist=without)[0]) == len(rows)
+
+
+def test_a_target_without_training_scans(command, hearts, tiny_spot, tmp_path):
+    """As C and D of M&Ms, which have labels for validation and testing only."""
+    rows = [row for row in Datalist.read(hearts) if row.site == "B" or row.split != "train"]
+    listed = Datalist(tuple(rows)).write(hearts.with_name("target.csv"))
+    done = command("spottune", "--datalist", listed, *tiny_spot, "--site", "C", "--out", tmp_path / "o")
+    assert done.status == 2
+    assert (
+        "target.csv: site C has no scan for train; name one that has (there: B), or give a CSV of your own" in done.line
+    )
+    assert not (tmp_path / "o").exists()
+
+
 def test_labels_of_hearts(command, hearts, tiny_spot, tmp_path):
     """Four outputs and cross-entropy; masks come back with whole-numbered labels."""
     words = ("--datalist", hearts, *tiny_spot, "--labels", "LV", "MYO", "RV")

@@ -18,6 +18,7 @@ from aiva.method import train_aiva
 from aiva.settings import Alignment, Training
 from aiva.slices import Slices
 from aiva.training import Selection
+from dart_core.errors import CheckpointError
 from dart_core.nets import ResidualUNet2d
 from dart_core.run import Run
 from dart_core.settings import RunSettings
@@ -133,6 +134,25 @@ def test_many_crashes(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", pair, resume=True)
     assert_same_run(tmp_path / "run", undisturbed)
     assert_same_clusters(tmp_path / "run", undisturbed)
+
+
+@pytest.mark.parametrize(("crash", "goes_on"), [(17, True), (13, False)])
+def test_a_damaged_checkpoint(crash: int, goes_on: bool, pair: Pair, undisturbed: Path, tmp_path: Path) -> None:
+    """The one before is taken, unless a clustering lies between: then rows of its features have been written over."""
+    with pytest.MonkeyPatch.context() as patch:
+        crash_at(crash, "before", patch)
+        with pytest.raises(Crash):
+            train(tmp_path / "run", pair)
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-10])
+    if goes_on:
+        train(tmp_path / "run", pair, resume=True)
+        assert_same_run(tmp_path / "run", undisturbed)
+        assert_same_clusters(tmp_path / "run", undisturbed)
+    else:
+        with pytest.raises(CheckpointError, match="written over after the clustering at step 12; start anew"):
+            train(tmp_path / "run", pair, resume=True)
+        assert older.exists()
 
 
 def test_what_a_checkpoint_holds(pair: Pair, undisturbed: Path, tmp_path: Path) -> None:

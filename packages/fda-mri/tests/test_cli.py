@@ -22,13 +22,19 @@ import yaml
 
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.data.datalist import Datalist, Row
+from dart_core.data.slices import predict_slices
 from dart_core.evaluation import score
 from dart_core.nets import ResidualUNet2d
+from dart_core.report import Report
 from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
-from fda_mri import DonorBank, fourier_transfer, multi_source_predict, random_donors, select_beta
-from fda_mri.baselines import CycleGANTransform, predict_transformed
+from fda_mri import DonorBank, fourier_transfer, multi_source_predict, random_donors, select_beta, tuning
+from fda_mri import settings as of
+from fda_mri.adaptation import check_roles, read_tuning
+from fda_mri.adaptation import tuned as with_tuned_beta
+from fda_mri.baselines import CYCLEGAN_NOTE, CycleGANTransform, predict_transformed
 from fda_mri.cli import COMMANDS
-from fda_mri.scans import Scan, load, select
+from fda_mri.evaluation import evaluation_sections, score_predictions
+from fda_mri.scans import Grid, Scan, load, select
 from fda_mri.settings import Scans
 
 # nibabel says it is typed, but these functions are not.
@@ -107,12 +113,14 @@ def test_train_writes_a_run(trained: Any, datalist: Path) -> None:
     assert settings["site"] == "sm15"
     assert settings["seed"] == 0xBADCAFE
     _, metadata = load_weights(run / "model.safetensors")
-    assert {key: metadata[key] for key in ("network", "width", "site")} == {
+    (scan,) = loaded(datalist, "sm15", "source_val")
+    assert {key: metadata[key] for key in ("network", "width", "site", "fold", "grid")} == {
         "network": "ResidualUNet2d",
         "width": "2",
         "site": "sm15",
+        "fold": "",
+        "grid": scan.grid.to_json(),
     }
-    (scan,) = loaded(datalist, "sm15", "source_val")
     probabilities = multi_source_free(trained, scan)
     assert scan.mask is not None
     expected = score(probabilities > 0.5, scan.mask, scan.grid.spacing)
@@ -182,6 +190,8 @@ def test_predict(mode: Any, command: Command, trained: Any, datalist: Path, tmp_
     assert (tmp_path / "out" / row["image"]).resolve() == scan.row.image.resolve()
     assert (tmp_path / "out" / row["prediction"]).is_file()
     assert (row["subject"], row["site"], row["source_site"], row["mode"]) == ("phantom4004", "ge3", "sm15", mode)
+    names = ("output", "average", "neighbours", "crop", "donor_seed", "generator")
+    assert [row[name] for name in names] == ["authors", "probabilities", "2", "60", "42", ""]
     assert is_report(tmp_path / "out" / "report.html", "Predictions", "Middle slices", f"<dd>{mode}</dd>")
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"scans": 1}
 
@@ -200,6 +210,73 @@ def test_predict_on_another_grid(command: Command, trained: Any, datalist: Path,
     original = nib.load(tmp_path / "out" / row["image"])
     assert written.shape == original.shape
     np.testing.assert_allclose(written.affine, original.affine, atol=1e-4)
+
+
+def test_resampling_without_a_bank(command: Command, trained: Any, datalist: Path, tmp_path: Path) -> None:
+    """--mode none asks the network's file for the grid; files of before that did not store one go on without."""
+    words = ["predict", "--datalist", datalist, "--site", "sm3", "--role", "test", "--mode", "none", "--device", "cpu",
+             "--probabilities", "--model"]  # fmt: skip
+    old = tmp_path / "old.safetensors"
+    save_weights(old, network_of(trained), {"network": "ResidualUNet2d", "width": "2", "site": "sm15"})
+    runs = {"plain": [trained.run], "resampled": [trained.run, "--resample"], "old": [old, "--resample"]}
+    for name, given in runs.items():
+        assert command(*words, *given, "--out", tmp_path / name).status == 0
+    chosen = Scans(datalist, "sm3", resample=True)
+    (source, *_) = loaded(datalist, "sm15", "train")
+    for grid, names in ((None, ("plain", "old")), (source.grid, ("resampled",))):
+        (scan,) = load(select(chosen, "test"), chosen, grid)
+        assert np.allclose(scan.grid.affine, source.grid.affine) == (grid is not None)
+        probabilities = predict_slices(network_of(trained), torch.from_numpy(scan.volume)).sigmoid().numpy()
+        expected = voxels(scan.write(tmp_path / "expected.nii.gz", probabilities))
+        for name in names:
+            found = voxels(tmp_path / name / "sm3_2004_probability.nii.gz")
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+# Roles must not mix (specification 5.4)
+
+
+def test_scans_that_may_have_trained(command: Command, trained: Any, datalist: Path, tmp_path: Path) -> None:
+    rows = Datalist.read(datalist).select(site="sm15")
+    plain = Datalist(tuple(dataclasses.replace(row, split="") for row in rows)).write(tmp_path / "plain.csv")
+    model, bank = ["--model", trained.run, "--device", "cpu"], ["--bank", trained.bank, "--n", 2]
+    for number, (words, named) in enumerate((
+        (["predict", *model, "--mode", "none", "--role", "test"], [trained.run]),
+        (["predict", *model, *bank, "--role", "test"], [trained.run, trained.bank]),
+        (["adapt", *bank, "--role", "val"], [trained.bank]),
+        (["tune-beta", *model, *bank, "--betas", 0, 0.05], [trained.run, trained.bank]),
+    )):  # fmt: skip
+        for listed, site, warned in ((plain, "sm15", True), (datalist, "sm15", False), (datalist, "ge3", False)):
+            out = tmp_path / f"{number}-{listed.stem}-{site}"
+            done = command(*words, "--datalist", listed, "--site", site, "--out", out)
+            assert done.status == 0, done.err
+            lines = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+            assert len(lines) == warned
+            if warned:
+                assert lines[0].startswith(f"warning: site sm15 is also that of {' and '.join(map(str, named))}, ")
+    # All rows of the split column: those that trained are among them.
+    words = ["predict", *model, "--mode", "none", "--datalist", datalist, "--site", "sm15", "--out", tmp_path / "all"]
+    assert "warning: " in command(*words).err
+
+
+def test_folds_must_agree(command: Command, refused: Any, datalist: Path, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, split="") for row in Datalist.read(datalist) if row.site == "sm15"]
+    shutil.copy(rows[0].image, tmp_path / "sixth.nii.gz")
+    rows.append(dataclasses.replace(rows[0], image=tmp_path / "sixth.nii.gz", subject="sixth"))
+    listed, bank = Datalist(tuple(rows)).write(tmp_path / "list.csv"), tmp_path / "bank.safetensors"
+    assert command("bank", "--datalist", listed, "--fold", 1, "--out", bank).status == 0
+    assert DonorBank.load(bank).metadata["fold"] == "1"
+    words = ["adapt", "--datalist", listed, "--bank", bank, "--n", 2, "--role", "test", "--out", tmp_path / "out"]
+    for fold in ([], ["--fold", 2]):
+        assert "bank.safetensors was made of site sm15 with --fold 1; give --fold 1 here too" in refused(*words, *fold)
+    done = command(*words, "--fold", 1)
+    assert done.status == 0
+    assert "warning" not in done.err
+    row = (dataclasses.replace(rows[0], split="test"),)
+    for metadata in ({"site": "sm15"}, {"site": "ge3", "fold": "1"}, {"site": "", "fold": "1"}):
+        check_roles(row, Scans(listed, fold=0), "test", {bank: metadata})  # unknown fold, or another site
+    with pytest.raises(ValueError, match="without --fold; leave out --fold here too"):
+        check_roles(row, Scans(listed, fold=0), "test", {bank: {"site": "sm15", "fold": ""}})
 
 
 def test_predict_takes_as_many_slices_as_the_bank(
@@ -283,6 +360,23 @@ def test_cyclegan(command: Command, trained: Any, datalist: Path, tmp_path: Path
     assert command("adapt", *target, "--generator", gan, "--out", tmp_path / "adapted").status == 0
     adapted = voxels(tmp_path / "adapted" / "ge3_4004_cyclegan.nii.gz")
     np.testing.assert_allclose(adapted, transform(volume).numpy(), rtol=0, atol=1e-5)
+    (row,) = read_csv(tmp_path / "out" / "predictions.csv")
+    assert row["generator"] == str(gan.resolve())
+    # --resample: on the source's grid, which the generator's file names.
+    other = Scans(datalist, "sm3", resample=True)
+    (scan,) = load(select(other, "test"), other, Grid.from_json(transform.metadata["grid"]))
+    assert np.array_equal(scan.grid.affine, loaded(datalist, "sm15", "train")[0].grid.affine)
+    expected = voxels(scan.write(tmp_path / "expected.nii.gz", transform(torch.from_numpy(scan.volume)).numpy()))
+    words = [*target, "--site", "sm3", "--resample", "--generator", gan, "--out", tmp_path / "resampled"]
+    assert command("adapt", *words).status == 0
+    np.testing.assert_allclose(voxels(tmp_path / "resampled" / "sm3_2004_cyclegan.nii.gz"), expected, rtol=0, atol=1e-5)
+
+
+def test_cyclegan_does_not_learn_from_the_targets_test_scans(refused: Any, datalist: Path, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, split="") for row in Datalist.read(datalist)]
+    listed = Datalist(tuple(rows)).write(tmp_path / "list.csv")
+    words = ["train", "--method", "cyclegan", *GAN, "--datalist", listed, "--site", "sm15", "--target-site", "ge3"]
+    assert "list.csv, site ge3: has scans of 5 subjects" in refused(*words, "--out", tmp_path / "gan")
 
 
 # tune-beta
@@ -383,6 +477,68 @@ def test_predict_takes_beta_from_tuning(
     assert not (tmp_path / "no").exists()
 
 
+SETTINGS = {"n": 2, "neighbours": 2, "crop": 60, "output": "authors", "average": "probabilities", "donor_seed": 42}
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"tolerance": 1.0}, "--tolerance 1.0, not 3.0"),
+        ({"surface": "2d"}, "--surface 2d, not 3d"),
+        ({"transfer": SETTINGS | {"n": 7}}, "--n 7, not 2"),
+        ({"transfer": SETTINGS | {"output": "formula"}}, "--output formula, not authors"),
+        ({"transfer": SETTINGS | {"average": "logits"}}, "--average logits, not probabilities"),
+        ({"transfer": SETTINGS | {"crop": 0}}, "--crop 0, not 60"),
+        ({"transfer": SETTINGS | {"neighbours": 1, "donor_seed": 1}}, ""),  # a 2-D search looks at neither
+        ({"transfer": {}}, ""),
+    ],
+    ids=["tolerance", "surface", "n", "output", "average", "crop", "no matter", "old"],
+)
+def test_curves_of_other_settings(
+    changed: dict[str, Any], problem: str, tuned: Path, refused: Any, verb: Any, datalist: Path, tmp_path: Path
+) -> None:
+    """Only curves of the same settings are averaged: by tune-beta and by predict --tuned."""
+    result = json.loads((tuned / "tuning.json").read_text())
+    assert result["transfer"] == SETTINGS
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tuning.json").write_text(json.dumps(result | changed))
+    if not problem:
+        assert read_tuning(other, ("2d",), result)["curves"] == result["curves"]
+        assert with_tuned_beta(of.Transfer(mode="2d", n=2), [tuned, other]).beta in result["betas"]
+        return
+    line = f"tuning.json: was made with {problem}; run it again with the same --{problem.split()[0][2:]}"
+    words = [*verb("tune-beta", datalist), "--betas", 0, 0.02, 0.05, "--modes", "2d", "--tolerance", 3]
+    assert line in refused(*words, "--curves-of", other)
+    assert line in refused(*verb("predict", datalist), "--mode", "2d", "--tuned", tuned, other)
+
+
+class Steep(torch.nn.Module):
+    """Logits so far from 0 that the mean of the probabilities and that of the logits differ."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(60.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scale * (x - 0.3)
+
+
+def test_study_of_n_averages_what_the_method_averages(
+    command: Command, verb: Any, datalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "load_network", lambda model, device: (Steep(), {}))
+    found = {}
+    for average in ("probabilities", "logits"):
+        out = tmp_path / average
+        words = ["--betas", 0, 0.1, "--n", 3, "--counts", 3, "--average", average, "--tolerance", 3, "--out", out]
+        assert command(*verb("tune-beta", datalist), *words).status == 0
+        result = json.loads((out / "tuning.json").read_text())
+        found[average] = result["curves"]["3d"][1]
+        assert result["counts"]["0.1"] == [[3, found[average]]]
+    assert found["probabilities"] != found["logits"]
+
+
 def grid_refused(command: Command, tuned: Path, words: list[Any], no: list[Any], run: Path) -> str:
     other = run.with_name("other")
     shutil.copytree(tuned, other)
@@ -395,7 +551,13 @@ def grid_refused(command: Command, tuned: Path, words: list[Any], no: list[Any],
 
 
 def prediction_folder(
-    folder: Path, rows: list[Row], masks: list[np.ndarray], source: str, mode: str = "none", n: int = 7
+    folder: Path,
+    rows: list[Row],
+    masks: list[np.ndarray],
+    source: str,
+    mode: str = "none",
+    n: int = 7,
+    **settings: object,
 ) -> Path:
     """What `predict` would have written, with masks of our own (in RAS)."""
     folder.mkdir()
@@ -407,11 +569,13 @@ def prediction_folder(
         written = nib.Nifti1Image(mask.astype(np.uint8), canonical.affine)
         nib.save(written, folder / name)
         table.append(
-            [row.image.resolve(), row.mask and row.mask.resolve(), name, row.subject, row.site, source, mode, n, 0.015]
-        )
+            [row.image.resolve(), row.mask and row.mask.resolve(), name, row.subject, row.site, source, mode, n, 0.015,
+             *settings.values()]
+        )  # fmt: skip
     with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta"])
+        columns = ["image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta", *settings]
+        writer.writerow(columns)
         writer.writerows(table)
     return folder
 
@@ -447,6 +611,53 @@ def test_evaluate(command: Command, datalist: Path, tmp_path: Path) -> None:
     assert {row["scan"] for row in table} == {row.subject for row in rows}
     assert "sm15 -> ge3  none" in done.out
     assert is_report(tmp_path / "out" / "report.html", "phantom4000", "Wilcoxon")
+
+
+def test_runs_of_other_settings_are_other_methods(datalist: Path, tmp_path: Path) -> None:
+    rows = list(Datalist.read(datalist).select(site="ge3"))[:1]
+    mask = np.ones((48, 56, 12), bool)
+
+    def names(*runs: dict[str, Any]) -> list[str]:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        made = [
+            prediction_folder(folder / str(k), rows, [mask], **{"source": "sm15", **run}) for k, run in enumerate(runs)
+        ]
+        output = of.OutputSettings(folder / "out")
+        return [result.method for result in score_predictions(of.Evaluate(output, tuple(made)))]
+
+    defaults = {"output": "authors", "average": "probabilities", "neighbours": 2, "crop": 60, "donor_seed": 42}
+    for mode, decided in {
+        "3d": {"output", "average", "crop"},
+        "2d": {"output", "average", "crop"},
+        "2.5d": {"output", "average", "crop", "neighbours"},
+        "random": {"output", "average", "donor_seed"},
+        "none": set(),
+    }.items():
+        short = mode if mode == "none" else f"{mode} n=7 beta=0.015"
+        assert names({"mode": mode}, {"mode": mode, **defaults}) == [short, short]
+        changed = {"output": "formula", "average": "logits", "neighbours": 1, "crop": 0, "donor_seed": 7}
+        for name, value in changed.items():
+            expected = f"{short} {name.replace('_', '-')}={value}" if name in decided else short
+            assert names({"mode": mode, **defaults, name: value}) == [expected]
+    # The generator is named only where a pair has several: every pair has one of its own.
+    a, b, c = ({"mode": "cyclegan", "generator": f"/runs/{name}"} for name in ("1/gan", "1/other", "2/gan"))
+    assert names(a, {**b, "source": "sm3"}) == ["cyclegan", "cyclegan"]
+    assert names(a, b) == ["cyclegan gan", "cyclegan other"]
+    assert names(a, b, c) == ["cyclegan /runs/1/gan", "cyclegan other", "cyclegan /runs/2/gan"]
+    assert names({"mode": "cyclegan"}, a) == ["cyclegan", "cyclegan gan"]
+
+
+def test_report_says_that_cyclegan_is_a_stand_in(datalist: Path, tmp_path: Path) -> None:
+    rows = list(Datalist.read(datalist).select(site="ge3"))[:1]
+    for mode in ("cyclegan", "none"):
+        folder = prediction_folder(tmp_path / mode, rows, [np.ones((48, 56, 12), bool)], "sm15", mode)
+        command = of.Evaluate(of.OutputSettings(tmp_path / "out"), (folder,))
+        report = Report("Evaluation", "", package="fda-mri")
+        evaluation_sections(report, score_predictions(command), command)
+        report.write(tmp_path / f"{mode}.html")
+        text = (tmp_path / f"{mode}.html").read_text(encoding="utf-8")
+        assert (CYCLEGAN_NOTE.split("; ")[1].split("'")[0] in text) == (mode == "cyclegan")
 
 
 def test_evaluate_where_there_is_nothing(command: Command, datalist: Path, tmp_path: Path) -> None:
@@ -722,14 +933,30 @@ def test_scan_smaller_than_the_crop(refused: Any, verb: Any, command: Command, d
     assert command(*words, "--pad-small", "--epochs", 1, "--iterations", 1).status == 0
 
 
-def test_one_donor_only(refused: Any, verb: Any, command: Command, datalist: Path, tmp_path: Path) -> None:
+def test_one_donor_only(verb: Any, command: Command, datalist: Path, tmp_path: Path) -> None:
+    """Specification 2.4: fewer donors than n are all used; random ones are drawn with replacement, so there n stays."""
     rows = list(Datalist.read(datalist).select(site="sm15", split="train"))[:1]
     listed, bank = Datalist(tuple(rows)).write(tmp_path / "list.csv"), tmp_path / "bank.safetensors"
     assert command("bank", "--datalist", listed, "--out", bank).status == 0
-    for name in ("adapt", "predict", "tune-beta"):
-        line = refused(*verb(name, datalist), "--bank", bank)
-        assert "bank.safetensors: holds one donor only, and --n is 2; collect more source scans, or give --n 1" in line
-    assert command(*verb("predict", datalist), "--bank", bank, "--n", 1, "--role", "test").status == 0
+    tune = ("tune-beta", "--betas", 0, 0.05, "--modes")
+    for name, *flags, warned in (
+        ("adapt", True),
+        ("adapt", "--mode", "2.5d", False),  # its neighbours are donors too
+        ("adapt", "--mode", "2.5d", "--neighbours", 0, True),
+        ("adapt", "--mode", "random", False),
+        ("predict", True),
+        ("predict", "--n", 1, False),
+        (*tune, "random", False),
+        (*tune, "random", "2d", True),
+    ):  # fmt: skip
+        done = command(*verb(name, datalist), "--bank", bank, *flags, "--overwrite")
+        assert done.status == 0, done.err
+        line = f"warning: {bank} holds 1 scan; it is used instead of --n 2"
+        assert [found for found in done.err.splitlines() if found.startswith("warning")] == [line] * warned
+        if name == "adapt":
+            n = 2 if flags else 1
+            assert len(list((tmp_path / "out").glob("ge3_4004_donor*.nii.gz"))) == (1 if "--neighbours" in flags else n)
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_bank_from_elsewhere(refused: Any, verb: Any, datalist: Path, trained: Any, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_small_sites_are_halved(count: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_too_few_scans_to_split(count: int) -> None:
-    with pytest.raises(InputError, match=f"has {count} scans, and the paper's rule needs at least 3"):
+    with pytest.raises(InputError, match=f"has scans of {count} subjects, and the paper's rule needs at least 3"):
         split_indices(count)
 
 
@@ -119,6 +119,36 @@ def test_cc359_is_split_by_the_papers_rule(cc359_folder: Path) -> None:
         select(Scans(cc359_folder))
 
 
+def test_what_learns_from_the_target_leaves_its_validation_and_test_scans_alone(cc359_folder: Path) -> None:
+    for site in ("ph15", "ge3"):
+        unused, val, test = (select(Scans(cc359_folder, site), role) for role in ("target_train", "val", "test"))
+        assert sorted(row.subject for row in (*unused, *val, *test)) == [f"CC{n:04d}" for n in cc359.IDS[site]]
+        assert len(unused) == len(cc359.IDS[site]) - 20
+        folded = Scans(cc359_folder, site, fold=1)
+        assert select(folded, "target_train") == select(folded, "train")
+
+
+def test_site_whose_scans_all_validate_or_test(datalist: Path, tmp_path: Path) -> None:
+    rows = [dataclasses.replace(row, split="") for row in Datalist.read(datalist) if row.site == "ge3"]
+    listed = Datalist(tuple(rows)).write(tmp_path / "list.csv")
+    with pytest.raises(InputError, match=r"list\.csv, site ge3: has scans of 5 subjects, .*: none is left to train on"):
+        select(Scans(listed, "ge3"), "target_train")
+    assert len(select(Scans(datalist, "ge3"), "target_train")) == 3  # the split column's
+
+
+def test_all_scans_of_a_subject_play_one_role(tmp_path: Path) -> None:
+    """Eleven subjects with two visits, the second ones listed behind all first ones."""
+    listed = tmp_path / "list.csv"
+    lines = [f"{subject}-{visit}.nii.gz,p{subject}" for visit in (1, 2) for subject in range(11)]
+    listed.write_text("\n".join(["image,subject", *lines]))
+    for fold in (None, 0):
+        for role, indices in split_indices(11, fold).items():
+            if not indices:
+                continue
+            found = [row.image.name for row in select(Scans(listed, fold=fold), role)]  # type: ignore[arg-type]
+            assert found == [f"{index}-{visit}.nii.gz" for index in indices for visit in (1, 2)]
+
+
 def test_split_column_decides_where_there_is_one(datalist: Path) -> None:
     chosen = Scans(datalist, "ge3")
     assert [len(select(chosen, role)) for role in ("train", "source_val", "val", "test", "all")] == [3, 1, 1, 1, 5]
@@ -137,7 +167,9 @@ def test_split_column_without_the_role(datalist: Path, tmp_path: Path) -> None:
 def test_site_with_too_few_scans(datalist: Path, tmp_path: Path) -> None:
     rows = [dataclasses.replace(row, split="") for row in Datalist.read(datalist) if row.site == "ge3"][:2]
     listed = Datalist(tuple(rows)).write(tmp_path / "list.csv")
-    with pytest.raises(InputError, match=r"list\.csv, site ge3: has 2 scans, and the paper's rule needs at least 3"):
+    with pytest.raises(
+        InputError, match=r"list\.csv, site ge3: has scans of 2 subjects, and the paper's rule needs at least 3"
+    ):
         select(Scans(listed, "ge3"), "train")
 
 
@@ -247,6 +279,14 @@ def test_scans_must_share_a_grid_unless_resampled(datalist: Path) -> None:
     assert size == pytest.approx(own_size, rel=0.05)
 
 
+def test_spacing_without_the_rounding_of_headers() -> None:
+    grid = Grid((2, 2, 2), np.diag([1.0000001, 1.7999999523, 0.00012, 1]))
+    assert grid.spacing == (1.0, 1.8, 0.00012)
+    same = Grid.from_json(grid.to_json())
+    assert same.shape == grid.shape
+    assert np.array_equal(same.affine, grid.affine)
+
+
 def test_first_scan_sets_the_grid(datalist: Path) -> None:
     both = [*select(Scans(datalist, "sm15"))[:1], *select(Scans(datalist, "sm3"))[:1]]
     with pytest.raises(InputError, match="another grid"):
@@ -315,5 +355,5 @@ def test_folds_of_the_in_domain_score(count: int) -> None:
 
 
 def test_a_fold_needs_six_scans() -> None:
-    with pytest.raises(InputError, match="has 5 scans, and the paper's rule needs at least 6"):
+    with pytest.raises(InputError, match="has scans of 5 subjects, and the paper's rule needs at least 6"):
         split_indices(5, 0)

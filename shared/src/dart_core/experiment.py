@@ -277,6 +277,20 @@ def _argument(word: Word, runs: Path) -> str:
     return str(word.resolve() if isinstance(word, Path) else word)
 
 
+def _describe(job: Job, runs: Path) -> None:
+    """Write a job's `job.json`, anew where its data have moved since: the address stays, the words do not."""
+    home = runs / job.address
+    words = [_argument(word, runs) for word in job.words]
+    content = {"command": job.command, "words": words, "out": job.out, "name": str(job)}
+    before = _read(home / "job.json")
+    if before == content or (before and ((home / "done.json").is_file() or _taken(home))):
+        return
+    if before and before["words"] != words:  # a run that has begun would refuse them
+        out = home / job.out
+        shutil.rmtree(out) if out.is_dir() else out.unlink(missing_ok=True)
+    write_atomic(home / "job.json", json.dumps(content, indent=1))
+
+
 def _outcome(job: Job, runs: Path, state: State) -> Outcome:
     """What the folder of a job tells; `state` where it tells nothing."""
     folder = runs / job.address
@@ -467,10 +481,7 @@ def run(
     runs = folder / "runs"
     for job in everything:
         home = runs / job.address
-        if not (home / "job.json").is_file():
-            words = [_argument(word, runs) for word in job.words]
-            content = {"command": job.command, "words": words, "out": job.out, "name": str(job)}
-            write_atomic(home / "job.json", json.dumps(content, indent=1))
+        _describe(job, runs)
         (home / "failed.json").unlink(missing_ok=True)
     state: dict[Job, Outcome] = {job: _outcome(job, runs, "waiting") for job in everything}
     handles: dict[Job, Any] = {}

@@ -111,6 +111,8 @@ class Run:
         self._sharded = False
         self._rng: dict[str, Any] | None = None
         self._newest: Path | None = None
+        self._older: Path | None = None
+        self._begun = False
         self._signal = 0
         self._stepping = False
         self._cleanup = contextlib.ExitStack()
@@ -301,8 +303,9 @@ class Run:
         if state is None:
             state = {name: item.state_dict() for name, item in self._stateful.items()}
         save_checkpoint(path, {"step": self.step, "state": state, "scaler": self._scaler.state_dict(), "rng": rng})
-        prune_checkpoints(path.parent, (path, self._newest))
-        self._newest = path
+        if path != self._newest:  # a method may save the step that `steps` has saved
+            self._older, self._newest = self._newest, path
+        prune_checkpoints(path.parent, (self._newest, self._older))
 
     def steps(self, batches: Batches, total: int, label: str = "training") -> Iterator[tuple[int, dict[str, Tensor]]]:
         """Give out (step, batch on the device) from the restored step up to `total`.
@@ -328,8 +331,11 @@ class Run:
         if self._rng is not None:
             _set_rng_state(self._rng, self.device)
             self._rng = None
-        elif self.rank > 0:
+        elif self.rank > 0 and not self._begun:
             _seed(self.settings.seed, self.rank, self.step)
+        self._begun = (
+            True  # a further loop, of a method that calls this epoch by epoch, draws on as a resumed one would
+        )
         self._stepping = True
         try:
             for step in self.log.progress(range(first, total), label, total, first):

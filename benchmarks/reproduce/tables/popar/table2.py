@@ -36,7 +36,7 @@ TABLE = Table(
     hours=HOURS,
     hours_from=HOURS_FROM,
     factor=100,
-    test="Welch",
+    test="Student",
     not_run={
         (
             "SimMIM",

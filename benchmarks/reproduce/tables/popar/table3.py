@@ -29,7 +29,7 @@ TABLE = Table(
     hours=HOURS,
     hours_from=HOURS_FROM,
     factor=100,
-    test="Welch",
+    test="Student",
     not_run={
         **{(name, "ResNet-50"): CONVOLUTIONAL for name in ("SimSiam", "MoCoV2", "Barlow Twins")},
         ("SimMIM", "ViT-B"): "no part of popar; benchmark-transformers pretrains with SimMIM",

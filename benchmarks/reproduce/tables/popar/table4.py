@@ -43,6 +43,6 @@ TABLE = Table(
     hours=HOURS,
     hours_from=HOURS_FROM,
     factor=100,
-    test="Welch",
+    test="Student",
     not_run={(name, "ResNet-50"): CONVOLUTIONAL for name in ("Random", "ImageNet-1K", "ChestX-ray14")},
 )

@@ -56,5 +56,5 @@ TABLE = Table(
     hours=HOURS,
     hours_from=HOURS_FROM,
     factor=100,
-    test="Welch",
+    test="Student",
 )

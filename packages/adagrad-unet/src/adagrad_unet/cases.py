@@ -189,7 +189,8 @@ def make_recipe(rows: Sequence[Row], cases: of.Cases, planning: of.Planning, nam
             )
         names = tuple(str(label) for label in range(1, max(found) + 1)) if max(found) > 1 else ("foreground",)
     target = np.asarray(target_spacing(spacings, sizes))
-    axis = int(target.argmax()) if planning.slice_axis == "auto" else AXES[planning.slice_axis]
+    # Headers round: 1 and 1.00001 mm are equal.
+    axis = int(target.round(4).argmax()) if planning.slice_axis == "auto" else AXES[planning.slice_axis]
     order = [axis, *(other for other in range(3) if other != axis)]
     if planning.pixel is not None:
         target[order[1:]] = planning.pixel

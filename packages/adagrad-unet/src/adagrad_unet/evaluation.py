@@ -58,9 +58,10 @@ def evaluate(command: of.Evaluate) -> None:
 
 
 def default_baseline(methods: Sequence[str]) -> str:
-    """SGD with the most epochs, as the paper compares; else the first method."""
-    runs = [(int(match[1]), method) for method in methods if (match := re.fullmatch(r"S-(\d+)(?:-noAug)?", method))]
-    return max(runs)[1] if runs else methods[0]
+    """SGD with the most epochs, with augmentation where there are both, as the paper compares; else the first method."""
+    found = ((method, re.fullmatch(r"S-(\d+)(-noAug)?", method)) for method in methods)
+    runs = [(int(match[1]), match[2] is None, method) for method, match in found if match]
+    return max(runs)[-1] if runs else methods[0]
 
 
 def _labels(folders: Sequence[Path]) -> dict[str, int]:
@@ -104,7 +105,7 @@ def compare(
         results: scores.
         baseline: method to compare with.
         metric: of the results.
-        correction: "row": by the number of comparisons of one pair of sites and label (paper: 7); "table": by all.
+        correction: "row": by the number of comparisons of one pair of sites and label (paper's Tables 1 and 2: 7); "table": by all.
 
     Returns:
         rows with source, target, structure, method, metric, subjects, mean, difference, p, p_corrected, significant.

@@ -189,7 +189,7 @@ def train_network(
             if run.is_main:
                 run.log.write(step, epoch=epoch, **found, **rate_percentiles(optimizer))
             if epoch == RESET_EPOCH and settings.optimisation.optimizer == "sgd" and found.get("validation_dice") == 0:
-                _start_anew(network, optimizer)
+                _start_anew(network, optimizer, seed, step)
     return recorder or UpdateRecorder(network, optimizer), rate_percentiles(optimizer)
 
 
@@ -223,8 +223,13 @@ def _validate(
     }
 
 
-def _start_anew(network: GenericUNet2d, optimizer: Optimizer) -> None:
+def _start_anew(network: GenericUNet2d, optimizer: Optimizer, seed: int, step: int) -> None:
     """New initial weights and less momentum, where SGD has found nothing (specification 2.3)."""
-    network.initialise()
+    # Every process draws from a generator of its own, and all need the same weights.
+    key = np.random.SeedSequence(seed, spawn_key=(3, step)).generate_state(1, np.uint64)
+    device = next(network.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(key[0]))
+        network.initialise()
     for group in optimizer.param_groups:
         group["momentum"] = RESET_MOMENTUM

@@ -52,12 +52,16 @@ def predict(command: of.Predict) -> None:
     path = weight_file(command.model)
     metadata = read_metadata(path)
     if metadata.get("network") == "GenericUNet2d" and "recipe" in metadata:
-        rows = select(of.Cases(command.datalist, command.site), command.split)
+        rows = select(of.Cases(command.datalist, command.site), command.split or "all")
         _predict_nnunet(command, rows, path, metadata, device)
     elif "spottune" in metadata:
         # The same splits as in training, those published with a public set included.
-        split = None if command.split == "all" else command.split
-        rows = rows_of(open_datalist(command.datalist), [command.site] if command.site else [], split)
+        listed, sites = open_datalist(command.datalist), [command.site] if command.site else []
+        rows = rows_of(listed, sites, None if command.split == "all" else command.split)
+        if command.split is None and any(row.split for row in rows):
+            command = dataclasses.replace(command, split="test")
+            rows = rows_of(listed, sites, "test")
+            say("only scans for test: the network may have learnt from the others; --split all segments them too")
         _predict_spottune(command, rows, device)
     else:
         raise CheckpointError(

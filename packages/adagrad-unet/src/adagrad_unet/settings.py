@@ -250,6 +250,10 @@ class Train:
     """File that `plan` wrote; default: plan from the training images."""
     training: Training = field(default_factory=Training)
 
+    def __post_init__(self) -> None:
+        if self.run.accumulate > 1:
+            raise SettingError("the Dice loss looks at whole batches", remedy="leave out --accumulate")
+
 
 @dataclass(frozen=True)
 class Spottune:
@@ -258,7 +262,7 @@ class Spottune:
     run: RunSettings
     scans: ScanSettings
     site: str = ""
-    """Site to train on."""
+    """Site to train on, with the scans for train of the column split or of a public data set (M&Ms: none at C and D)."""
     model: Path | None = None
     """Run folder of the baseline, for --stage spottuned."""
     spottuning: Spottuning = field(default_factory=Spottuning)
@@ -275,8 +279,10 @@ class Predict:
     """Run folder of `train` or `spottune`, or its model.safetensors."""
     site: str = ""
     """Site to segment; empty = all."""
-    split: Split = "all"
-    """Images to segment. Without split column, a fifth of each site's subjects is test."""
+    split: Split | None = None
+    """Images to segment; default: all, but for networks of `spottune` test where there are splits, as they may have learnt from
+    the site's other scans. Without splits, a fifth of each site's subjects is test for networks of `train`, and none for those of
+    `spottune`, which cannot be trained without them either (nor at sites without train scans: C and D of M&Ms)."""
     name: str = ""
     """What the method is called in tables; default: as the paper calls the run (AG-50)."""
     mirror: Literal["as-trained", "yes", "no"] = "as-trained"
@@ -304,7 +310,7 @@ class Evaluate:
     surface: Literal["3d", "2d"] = "3d"
     """Surface Dice of the volume, or its mean over slices (for stacks with gaps)."""
     baseline: str = ""
-    """Method that the others are compared with; default: SGD with the most epochs, as the paper."""
+    """Method that the others are compared with; default: SGD with the most epochs (and augmentation), as the paper."""
     correction: Literal["row", "table"] = "row"
     """Bonferroni's factor: the comparisons of one site and label, or of the whole table."""
 

@@ -295,7 +295,7 @@ def spottune(command: of.Spottune) -> None:
     settings = command.spottuning
     datalist = open_datalist(command.scans.datalist)
     site = _site(datalist, command.site)
-    rows = rows_of(datalist, [site] if site else [], "train")
+    rows = _training_rows(datalist, site)
     source, model = _source(command)
     if model is None:  # a target may be one patient: the paper's has seven slices
         require_subjects(rows, 2, f"site {site}, split train" if site else "split train")
@@ -355,6 +355,23 @@ def _site(datalist: Datalist, site: str) -> str:
             f"holds {len(datalist.sites)} sites", where=datalist.source, remedy=f"name one: --site {datalist.sites[0]}"
         )
     return site or next(iter(datalist.sites), "")
+
+
+def _training_rows(datalist: Datalist, site: str) -> list[Row]:
+    """The training scans of a site.
+
+    Raises:
+        InputError: no such site, no splits, or none for train at this site, as at C and D of M&Ms.
+    """
+    trained = [row.site for row in datalist if row.split == "train"]
+    if trained and site in datalist.sites and site not in trained:
+        raise InputError(
+            f"site {site} has no scan for train",
+            where=datalist.source,
+            remedy=f"name one that has (there: {', '.join(dict.fromkeys(trained))}), or give a CSV of your own whose column split"
+            " says train of its annotated subjects and test of the others",
+        )
+    return rows_of(datalist, [site] if site else [], "train")
 
 
 def _source(command: of.Spottune) -> tuple[ResidualUNet2d | None, Network | None]:

@@ -79,13 +79,17 @@ def training_rows(datalist: Datalist, sites: Sequence[str]) -> list[Row]:
 
 
 def selection_scans(datalist: Datalist, sites: Sequence[str], training: of.Training, scans: ScanSettings) -> list[Scan]:
-    """The labelled source scans that choose the network; none where the last one is kept and there are none.
+    """The labelled source scans that choose the network. Where the last one is kept, those that there are.
 
     Raises:
         InputError: none there, and the rule needs them.
     """
-    if training.checkpoint == "last" and training.selection_split not in datalist.splits:
-        return []
+    if training.checkpoint == "last":
+        rows = [
+            row for row in datalist
+            if row.split == training.selection_split and row.mask is not None and (not sites or row.site in sites)
+        ]  # fmt: skip
+        return load_scans(rows, scans, need_mask=True)
     return load_scans(rows_of(datalist, sites, training.selection_split), scans, need_mask=True)
 
 

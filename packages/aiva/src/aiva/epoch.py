@@ -24,9 +24,9 @@ from aiva.features import FeatureStore
 from aiva.settings import Alignment
 from aiva.slices import Slices
 from dart_core.data.slices import evaluating
-from dart_core.errors import DartError, InputError
+from dart_core.errors import CheckpointError, DartError, InputError
 from dart_core.files import atomic_write
-from dart_core.run import Run
+from dart_core.run import CHECKPOINTS, Run
 
 CLUSTER_SEED = 42
 FOLDER = "clusters"
@@ -174,6 +174,28 @@ def save_clustering(run: Run, step: int, found: Clustering, places: Mapping[str,
     }
     with atomic_write(run.out / FOLDER / f"step-{step:09d}.npz") as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **arrays)
+
+
+def refuse_overwritten(run: Run) -> None:
+    """Look whether the features that a resumed run goes on with are still those of its checkpoint.
+
+    They are not where newer checkpoints were damaged and a clustering lies between: the epoch after it has written over rows of
+    the epoch before.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    numbers = [int(path.stem.partition("-")[2]) for path in (run.out / CHECKPOINTS).glob("step-*.pt")]
+    newest = max(numbers, default=0)
+    clustered = [int(path.stem.partition("-")[2]) for path in (run.out / FOLDER).glob("step-*.npz")]
+    lost = [step for step in clustered if run.step < step <= newest]
+    if run.settings.resume and lost:
+        raise CheckpointError(
+            f"the checkpoint of step {run.step} cannot be continued: its features were written over after the clustering at step "
+            f"{min(lost)}",
+            where=run.out,
+            remedy="start anew with --overwrite",
+        )
 
 
 def clusterings(folder: Path) -> Iterator[dict[str, np.ndarray[Any, Any]]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from aiva.alignment import UNASSIGNED, AlignmentAccumulator, Form, LambdaNormaliser, alignment_loss
 from aiva.bottleneck import bottleneck_features, bottleneck_width, freeze_for_adaptation, statistics_kept
-from aiva.epoch import Adaptation, Clusters, check_counts
+from aiva.epoch import Adaptation, Clusters, check_counts, refuse_overwritten
 from aiva.features import FeatureStore, check_room
 from aiva.settings import Alignment, Training
 from aiva.slices import SitePair, Slices
@@ -160,6 +160,8 @@ def train_aiva(
             accumulator=accumulator, selection=selection, source_features=stores["source"],
             target_features=stores["target"],
         )  # fmt: skip
+        if settings.embedding == "running":
+            refuse_overwritten(run)
         if run.step == 0:
             selection.after(0, network, run)
         for step, batch in run.steps(SitePair(source, target, batch_size, run.settings.seed, period), total):

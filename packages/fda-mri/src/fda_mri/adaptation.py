@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fda_mri import figures
 from fda_mri import settings as of
 from fda_mri.baselines import CycleGANTransform, predict_transformed
 from fda_mri.donors import DonorBank, random_donors
-from fda_mri.evaluation import COLUMNS
+from fda_mri.evaluation import COLUMNS, SETTINGS
 from fda_mri.fourier import fourier_transfer
 from fda_mri.method import multi_source_predict, select_beta
 from fda_mri.scans import Grid, Scan, load, select
@@ -49,6 +49,7 @@ def adapt(command: of.Adapt) -> None:
         raise SettingError("--mode none changes nothing", remedy="choose a donor search, or cyclegan")
     donors, grid, scans, generator = _adaptation(command.scans, transfer, command.bank, command.generator)
     check_all(rows, scans, grid)
+    check_roles(rows, scans, command.role, {command.bank: donors.metadata} if command.bank and donors else {})
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     report = Report("Adapted scans", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
@@ -141,11 +142,16 @@ def predict(command: of.Predict) -> None:
     rows = select(command.scans, command.role)
     device = find_device(command.device)
     network, metadata = load_network(command.model, device)
-    donors, grid, scans, generator = _adaptation(command.scans, transfer, command.bank, command.generator, device)
+    donors, grid, scans, generator = _adaptation(
+        command.scans, transfer, command.bank, command.generator, device, metadata
+    )
     check_all(rows, scans, grid)
+    trained = {command.model: metadata} | ({command.bank: donors.metadata} if command.bank and donors else {})
+    check_roles(rows, scans, command.role, trained)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     adaptation = Adaptation(network, transfer, donors, generator, command.batch_size)
+    settings = vars(transfer) | {"generator": _folder(command.generator) if generator and command.generator else ""}
     table: list[tuple[object, ...]] = []
     panels: list[Panel] = []
     for scan, name in _loaded(rows, scans, grid):
@@ -165,13 +171,14 @@ def predict(command: of.Predict) -> None:
                 transfer.mode,
                 transfer.n,
                 transfer.beta,
+                *(settings[name] for name in SETTINGS),
             )
         )
         if len(panels) < 6:
             z = scan.volume.shape[-1] // 2
             truth_slice = None if scan.mask is None else scan.mask[..., z]
             panels.append(Panel(name, scan.volume[..., z], truth_slice, probabilities[..., z] > 0.5))
-    write_csv(out / PREDICTIONS, COLUMNS, table)
+    write_csv(out / PREDICTIONS, (*COLUMNS, *SETTINGS), table)
     write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
     report = Report("Predictions", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
     report.picture(comparison([("", panels)]), "Middle slices: prediction red, mask green", "slices with outlines")
@@ -192,23 +199,25 @@ def tuned(transfer: of.Transfer, folders: Sequence[Path]) -> of.Transfer:
         return transfer
     if transfer.mode in ("none", "cyclegan"):
         raise SettingError(f"--mode {transfer.mode} has no beta", remedy="leave out --tuned")
-    results = [read_tuning(folders[0], (transfer.mode,))]
-    betas = results[0]["betas"]
-    results += [read_tuning(folder, (transfer.mode,), betas) for folder in folders[1:]]
+    same: dict[str, Any] = {"transfer": vars(transfer)}
+    results = [read_tuning(folders[0], (transfer.mode,), same)]
+    betas, same = results[0]["betas"], results[0] | same
+    results += [read_tuning(folder, (transfer.mode,), same) for folder in folders[1:]]
     curves = np.array([result["curves"][transfer.mode] for result in results])
     return dataclasses.replace(transfer, beta=float(select_beta(curves, betas, "averaged")))
 
 
-def read_tuning(path: Path, modes: Collection[str], betas: Sequence[float] | None = None) -> dict[str, Any]:
+def read_tuning(path: Path, modes: Collection[str], same: Mapping[str, Any]) -> dict[str, Any]:
     """What a run of tune-beta wrote.
 
     Args:
         path: its folder.
         modes: searches of which it must have a curve.
-        betas: grid that it must have; None takes any.
+        same: what it must share, as far as both have it: betas, tolerance, surface, and of transfer what decides the
+            modes.
 
     Raises:
-        InputError: it cannot be read, or has another grid or no such curve.
+        InputError: it cannot be read, has no such curve, or differs.
     """
     file = path / TUNING
     try:
@@ -219,10 +228,23 @@ def read_tuning(path: Path, modes: Collection[str], betas: Sequence[float] | Non
         ) from error
     if not isinstance(result, dict) or not {"pair", "betas", "curves"} <= result.keys():
         raise InputError("holds no curves", where=file, remedy="give the folder of a tune-beta run")
-    other_grid = betas is not None and result["betas"] != list(betas)
+    other_grid = "betas" in same and result["betas"] != list(same["betas"])
     if other_grid or (missing := set(modes) - set(result["curves"])):
         what = "another grid of betas" if other_grid else f"no curve for {', '.join(missing)}"
         raise InputError(f"has {what}", where=file, remedy="run it again with the same --betas and --modes")
+    settings = {name for mode in modes for name in ("n", *of.DECIDING[mode])}
+    for found, wanted, names in (
+        (result, same, {"tolerance", "surface"}),
+        (result.get("transfer", {}), same.get("transfer", {}), settings),
+    ):
+        for name in sorted(names & found.keys() & wanted.keys()):
+            if found[name] != wanted[name]:
+                flag = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"was made with {flag} {found[name]}, not {wanted[name]}",
+                    where=file,
+                    remedy=f"run it again with the same {flag}",
+                )
     return result
 
 
@@ -249,20 +271,63 @@ def _adaptation(
     bank: Path | None,
     generator: Path | None,
     device: torch.device | str = "cpu",
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[DonorBank | None, Grid | None, of.Scans, CycleGANTransform | None]:
-    """What a mode needs: a bank with its grid, or a generator, or nothing."""
+    """What a mode needs: a bank, or a generator, or nothing; and the source's grid.
+
+    Without a bank the grid comes from the metadata of the network (else of the generator), and only --resample asks for
+    it: a network takes scans of any grid.
+    """
     if transfer.mode == "cyclegan":
         if generator is None:
             raise SettingError(
                 "--mode cyclegan needs --generator", remedy="give the run folder of train --method cyclegan"
             )
-        return None, None, scans, CycleGANTransform.load(generator, device)
+        transform = CycleGANTransform.load(generator, device)
+        return None, _trained_grid(scans, {**transform.metadata, **(metadata or {})}), scans, transform
     if transfer.mode == "none":
-        return None, None, scans, None
+        return None, _trained_grid(scans, metadata or {}), scans, None
     if bank is None:
         raise SettingError(f"--mode {transfer.mode} needs --bank", remedy="give the file that `fda-mri bank` wrote")
-    donors, grid, scans = open_bank(bank, transfer, scans)
+    donors, grid, scans = open_bank(bank, transfer, scans, (transfer.mode,))
     return donors, grid, scans, None
+
+
+def _trained_grid(scans: of.Scans, metadata: Mapping[str, str]) -> Grid | None:
+    return Grid.from_json(metadata["grid"]) if scans.resample and "grid" in metadata else None
+
+
+def _folder(generator: Path) -> str:
+    """The run folder of a generator, which may be given by its file."""
+    return str((generator if generator.is_dir() else generator.parent).resolve())
+
+
+def check_roles(rows: Sequence[Row], scans: of.Scans, role: str, trained: Mapping[Path, Mapping[str, str]]) -> None:
+    """Warn where scans may be among those that a network or bank was made of (specification 5.4).
+
+    Args:
+        rows: of one site.
+        scans: says which fold.
+        role: of the rows.
+        trained: file or folder -> metadata of the network and the bank.
+
+    Raises:
+        SettingError: network or bank come from this site, but from another fold.
+    """
+    site, fold = rows[0].site, "" if scans.fold is None else str(scans.fold)
+    here = {path: metadata for path, metadata in trained.items() if site and metadata.get("site") == site}
+    for path, metadata in here.items():
+        if (other := metadata.get("fold", fold)) != fold:
+            raise SettingError(
+                f"{path} was made of site {site} {f'with --fold {other}' if other else 'without --fold'}",
+                remedy=f"give --fold {other} here too" if other else "leave out --fold here too",
+            )
+    mixed = role == "all" if fold else any(row.split in ("", "train") for row in rows)
+    if here and mixed:
+        say(
+            f"warning: site {site} is also that of {' and '.join(map(str, here))}, and some of these scans may have been "
+            "used there; a split column, or --fold, with --role test keeps them apart"
+        )
 
 
 def check_all(rows: Sequence[Row], scans: of.Scans, grid: Grid | None, need_mask: bool = False) -> None:
@@ -283,19 +348,18 @@ def _loaded(rows: Sequence[Row], scans: of.Scans, grid: Grid | None) -> Iterator
 # --- what both need --------------------------------------------------------------------------------------------------
 
 
-def open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[DonorBank, Grid, of.Scans]:
-    """A bank, its grid, and the scan settings with its number of slices."""
+def open_bank(
+    path: Path, transfer: of.Transfer, scans: of.Scans, modes: Collection[str]
+) -> tuple[DonorBank, Grid, of.Scans]:
+    """A bank, its grid, and the scan settings with its number of slices; warns where a search finds fewer than n donors."""
     donors = DonorBank.load(path)
     if not {"grid", "keep_slices"} <= donors.metadata.keys():
         raise InputError("does not say on which grid its scans lie", where=path, remedy="write it with `fda-mri bank`")
-    if len(donors) == 1 and transfer.n > 1:
-        raise InputError(
-            f"holds one donor only, and --n is {transfer.n}",
-            where=path,
-            remedy="collect more source scans, or give --n 1 to go on with one",
-        )
-    if len(donors) < transfer.n and transfer.mode != "2.5d":
-        say(f"warning: {path} holds {len(donors)} scans; all of them are used instead of --n {transfer.n}")
+    # Donors of a slice there are to choose from; random ones are drawn with replacement.
+    candidates = {"3d": len(donors), "2d": len(donors), "2.5d": len(donors) * (2 * transfer.neighbours + 1)}
+    if any(candidates.get(mode, transfer.n) < transfer.n for mode in modes):
+        held = "1 scan; it is" if len(donors) == 1 else f"{len(donors)} scans; all of them are"
+        say(f"warning: {path} holds {held} used instead of --n {transfer.n}")
     keep = scans.keep_slices if scans.keep_slices is not None else int(donors.metadata["keep_slices"])
     settings = dataclasses.replace(scans, keep_slices=keep)
     return donors, bank_grid(donors), settings
@@ -303,8 +367,7 @@ def open_bank(path: Path, transfer: of.Transfer, scans: of.Scans) -> tuple[Donor
 
 def bank_grid(donors: DonorBank) -> Grid:
     """The voxel grid of a bank that `bank` wrote."""
-    stored = json.loads(donors.metadata["grid"])
-    return Grid(tuple(stored["shape"]), np.array(stored["affine"]))
+    return Grid.from_json(donors.metadata["grid"])
 
 
 def _describe(transfer: of.Transfer) -> str:

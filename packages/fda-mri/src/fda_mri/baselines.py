@@ -347,7 +347,11 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def train_cyclegan(
-    run: Run, source_volumes: Sequence[np.ndarray], target_volumes: Sequence[np.ndarray], settings: CycleGAN
+    run: Run,
+    source_volumes: Sequence[np.ndarray],
+    target_volumes: Sequence[np.ndarray],
+    settings: CycleGAN,
+    metadata: Mapping[str, str] | None = None,
 ) -> CycleGANNetworks:
     """Train the CycleGAN stand-in between two sites; resumes where the run was stopped.
 
@@ -359,6 +363,7 @@ def train_cyclegan(
         source_volumes: normalised (H, W, Z) source scans, without masks.
         target_volumes: normalised (H, W, Z) target scans.
         settings: networks, slice size, steps and learning rate.
+        metadata: strings to store with the generator (the source's grid).
 
     Returns:
         The trained networks on the run's device; `to_source` is what `CycleGANTransform` takes.
@@ -399,8 +404,8 @@ def train_cyclegan(
         if step % LOG_EVERY == 0:
             run.log.write(step, **{name: float(loss) for name, loss in losses.items()})
     size = {"width": settings.generator_width, "blocks": settings.blocks, "image_size": settings.image_size}
-    metadata = {"network": "ResnetGenerator", **{key: str(value) for key, value in size.items()}}
-    save_weights(run.out / GENERATOR, networks.to_source, metadata)
+    stored = {**(metadata or {}), "network": "ResnetGenerator", **{key: str(value) for key, value in size.items()}}
+    save_weights(run.out / GENERATOR, networks.to_source, stored)
     return networks
 
 
@@ -417,6 +422,8 @@ class CycleGANTransform:
         self.generator = generator
         self.image_size = image_size
         self.batch_size = batch_size
+        self.metadata: dict[str, str] = {}
+        """Strings that are stored with the weights (grid)."""
 
     @classmethod
     def load(cls, path: Path, device: torch.device | str = "cpu", batch_size: int = 4) -> CycleGANTransform:
@@ -446,7 +453,9 @@ class CycleGANTransform:
             ) from error
         generator = ResnetGenerator(width=width, blocks=blocks)
         load_weights(path, generator)
-        return cls(generator.to(device), image_size, batch_size)
+        transform = cls(generator.to(device), image_size, batch_size)
+        transform.metadata = metadata
+        return transform
 
     @torch.no_grad()
     def __call__(self, target: Tensor, sources: Sequence[Tensor] = ()) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -87,8 +86,8 @@ def train(command: of.Train) -> None:
         )
         if not run.is_main:
             return
-        metadata = {"network": "ResidualUNet2d", "width": str(command.training.width), "site": _site(training)}
-        save_weights(run.out / WEIGHTS, network, metadata)
+        metadata = {"network": "ResidualUNet2d", "width": str(command.training.width)}
+        save_weights(run.out / WEIGHTS, network, metadata | _origin(training, command.scans))
         scores = []
         for scan in validation:
             probabilities = predict_slices(network, torch.from_numpy(scan.volume)).sigmoid().numpy()
@@ -145,11 +144,12 @@ def _train_cyclegan(command: of.Train) -> None:
     if not command.target_site or command.target_site == command.scans.site:
         raise SettingError("--method cyclegan needs --target-site", remedy="name the site to translate from")
     target_scans = dataclasses.replace(command.scans, site=command.target_site)
-    source_rows, target_rows = select(command.scans, "train"), select(target_scans, "train")
+    source_rows, target_rows = select(command.scans, "train"), select(target_scans, "target_train")
     source = list(load(source_rows, command.scans))
     target = list(load(target_rows, target_scans, source[0].grid))
     with Run(command.run, command) as run:
-        train_cyclegan(run, [scan.volume for scan in source], [scan.volume for scan in target], command.gan)
+        volumes = [scan.volume for scan in source], [scan.volume for scan in target]
+        train_cyclegan(run, *volumes, command.gan, {"grid": source[0].grid.to_json()})
         if not run.is_main:
             return
         run.finish({"source_scans": len(source), "target_scans": len(target), "steps": command.gan.steps})
@@ -178,15 +178,10 @@ def bank(command: of.Bank) -> None:
     if file == command.out or file.exists():
         check_file(file, ".safetensors", command.overwrite)
     scans = list(load(select(command.scans, "train"), command.scans))
-    grid = scans[0].grid
     donors = DonorBank.build(
         [torch.from_numpy(scan.volume) for scan in scans], unique_names([scan.row for scan in scans])
     )
-    donors.metadata = {
-        "site": _site(scans),
-        "grid": json.dumps({"shape": grid.shape, "affine": grid.affine.tolist()}),
-        "keep_slices": str(scans[0].volume.shape[-1]),
-    }
+    donors.metadata = {**_origin(scans, command.scans), "keep_slices": str(scans[0].volume.shape[-1])}
     file.parent.mkdir(parents=True, exist_ok=True)
     donors.save(file)
     say(f"donor bank: {file} ({len(donors)} scans of site {_site(scans)}, {file.stat().st_size / 1e6:.0f} MB)")
@@ -209,3 +204,9 @@ def export(command: of.Export) -> None:
 
 def _site(scans: Sequence[Scan]) -> str:
     return scans[0].row.site
+
+
+def _origin(training: Sequence[Scan], scans: of.Scans) -> dict[str, str]:
+    """What weights and bank say of the scans they come from: site, fold (empty: none), grid."""
+    fold = "" if scans.fold is None else str(scans.fold)
+    return {"site": _site(training), "fold": fold, "grid": training[0].grid.to_json()}

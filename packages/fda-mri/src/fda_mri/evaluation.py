@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,14 @@ from dart_core import evaluation
 from dart_core.evaluation import Result
 from dart_core.report import Report
 from fda_mri import settings as of
-from fda_mri.baselines import printed_table
+from fda_mri.baselines import CYCLEGAN_NOTE, printed_table
 from fda_mri.method import select_pairs
 
 CC359_SITES = ("sm15", "sm3", "ge15", "ge3", "ph15", "ph3")
 COLUMNS = ("image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta")
-"""Columns of predictions.csv."""
+"""Columns of predictions.csv that must be there."""
+SETTINGS = ("output", "average", "neighbours", "crop", "donor_seed", "generator")
+"""Its further columns; where one is missing, the setting had its default."""
 
 
 def evaluate(command: of.Evaluate) -> None:
@@ -31,7 +35,7 @@ def score_predictions(command: of.Evaluate) -> list[Result]:
     Raises:
         InputError: a folder without predictions.csv, a scan without mask, or a file that cannot be used.
     """
-    return evaluation.score_folders(
+    results = evaluation.score_folders(
         command.predictions,
         command.datalist,
         command.tolerance,
@@ -40,6 +44,7 @@ def score_predictions(command: of.Evaluate) -> list[Result]:
         columns=COLUMNS,
         method=_method,
     )
+    return _with_short_names(results)
 
 
 def evaluation_sections(report: Report, results: Sequence[Result], command: of.Evaluate) -> None:
@@ -49,6 +54,8 @@ def evaluation_sections(report: Report, results: Sequence[Result], command: of.E
 
 def _options(command: of.Evaluate) -> dict[str, Any]:
     def sections(report: Report, results: Sequence[Result]) -> None:
+        if any(r.method.partition(" ")[0] == "cyclegan" for r in results):
+            report.text(CYCLEGAN_NOTE)
         _matrix_section(report, results, command)
         sites = {site for r in results for site in r.pair}
         if sites <= set(CC359_SITES) and all(r.scan.startswith("CC") for r in results):
@@ -102,8 +109,38 @@ def _printed_section(report: Report) -> None:
 
 
 def _method(row: Mapping[str, str]) -> str:
-    """A name for the method; the same in all tables and pictures."""
-    beta = float(row["beta"])
+    """A name for the method, the same in all tables and pictures: what has one name is averaged as repeats."""
+    mode, beta = row["mode"], float(row["beta"])
     if not beta >= 0:
         raise ValueError
-    return row["mode"] if row["mode"] in ("none", "cyclegan") else f"{row['mode']} n={row['n']} beta={beta:g}"
+    if mode == "none":
+        return mode
+    if mode == "cyclegan":
+        return f"{mode} {row.get('generator') or ''}".rstrip()
+    name = f"{mode} n={row['n']} beta={beta:g}"
+    for setting in of.DECIDING.get(mode, ()):
+        default = str(getattr(of.Transfer, setting))
+        if (value := row.get(setting) or default) != default:
+            name += f" {setting.replace('_', '-')}={value}"
+    return name
+
+
+def _with_short_names(results: Sequence[Result]) -> list[Result]:
+    """The generator's folder only in the names of pairs that have several."""
+    generators: dict[tuple[str, str], set[str]] = {}
+    for r in results:
+        mode, _, generator = r.method.partition(" ")
+        if mode == "cyclegan":
+            generators.setdefault(r.pair, set()).add(generator)
+
+    def short(r: Result) -> str:
+        mode, _, generator = r.method.partition(" ")
+        if mode != "cyclegan":
+            return r.method
+        if len(generators[r.pair]) == 1:
+            return mode
+        folders = [Path(other).name for other in generators[r.pair]]
+        folder = Path(generator).name
+        return f"{mode} {folder if folders.count(folder) == 1 else generator}".rstrip()
+
+    return [dataclasses.replace(r, method=short(r)) for r in results]

@@ -6,6 +6,7 @@ Scans are read in RAS orientation, so slices along the last axis are axial. Resu
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ PAPER_SLICES = 172
 SPLIT_SEED = 42
 FOLD_SEED = 0xBADCAFE
 
-Role = Literal["train", "source_val", "val", "test", "all"]
+Role = Literal["train", "source_val", "target_train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,21 @@ class Grid:
         h, w, slices = volume.array.shape
         return cls((h, w, slices), volume.affine)
 
+    @classmethod
+    def from_json(cls, text: str) -> Grid:
+        """The grid that `to_json` wrote."""
+        stored = json.loads(text)
+        return cls(tuple(stored["shape"]), np.array(stored["affine"]))
+
+    def to_json(self) -> str:
+        """As text, for the metadata of a weight file or bank."""
+        return json.dumps({"shape": self.shape, "affine": self.affine.tolist()})
+
     @property
     def spacing(self) -> tuple[float, ...]:
         """Voxel size in mm per axis."""
-        return tuple(float(side) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
+        # Rounded as in `evaluate`: an error of a few parts in 10 million must not decide what lies within 1 mm.
+        return tuple(round(float(side), 5) for side in np.linalg.norm(self.affine[:3, :3], axis=0))
 
     def volume(self, array: np.ndarray) -> Volume:
         """An array on this grid as a volume."""
@@ -97,8 +109,9 @@ class Scan:
 def select(scans: of.Scans, role: Role = "all") -> list[Row]:
     """The rows of one site that play a role.
 
-    A split column decides where there is one (source: train and val; target: val and test). Otherwise the paper's rule
-    does (specification 5.4).
+    A split column decides where there is one (source: train and val; target: val and test, and train for a baseline that
+    learns from the target). Otherwise the paper's rule does (specification 5.4), in which all scans of one subject stay
+    together.
 
     Raises:
         InputError: no such site, several sites and none named, or too few scans for the role.
@@ -113,7 +126,7 @@ def select(scans: of.Scans, role: Role = "all") -> list[Row]:
     rows = list(datalist)
     if role == "all":
         return rows
-    split = {"train": "train", "source_val": "val", "val": "val", "test": "test"}[role]
+    split = {"train": "train", "source_val": "val", "target_train": "train", "val": "val", "test": "test"}[role]
     if any(row.split for row in rows) and scans.fold is None:
         chosen = [row for row in rows if row.split == split]
         if not chosen:
@@ -123,47 +136,61 @@ def select(scans: of.Scans, role: Role = "all") -> list[Row]:
                 remedy="fill the split column, or leave it out to use the paper's rule",
             )
         return chosen
+    subjects: dict[str | Path, list[Row]] = {}
+    for row in rows:
+        subjects.setdefault(row.subject or row.image, []).append(row)
+    groups = list(subjects.values())
+    where = f"{scans.datalist}, site {scans.site}"
     try:
-        chosen_indices = split_indices(len(rows), scans.fold)[role]
+        chosen_indices = split_indices(len(groups), scans.fold)[role]
     except InputError as error:
-        raise InputError(error.problem, where=f"{scans.datalist}, site {scans.site}", remedy=error.remedy) from error
-    return [rows[index] for index in chosen_indices]
+        raise InputError(error.problem, where=where, remedy=error.remedy) from error
+    if not chosen_indices:
+        raise InputError(
+            f"has scans of {len(groups)} subjects, which validate and test by the paper's rule: none is left to train on",
+            where=where,
+            remedy="add scans, or say in a split column which are train, val and test",
+        )
+    return [row for index in chosen_indices for row in groups[index]]
 
 
 def split_indices(count: int, fold: int | None = None) -> dict[str, list[int]]:
-    """The paper's split of a site's scans in ascending order (specification 5.4).
+    """The paper's split of a site's subjects in ascending order (specification 5.4; there each has one scan).
 
     Args:
-        count: scans of the site.
+        count: subjects of the site.
         fold: None for transfer between sites; 0, 1 or 2 for the in-domain score by 3-fold cross-validation.
 
     Returns:
         train and source_val: all but 2, and those 2, where the site is the source; val and test: 10 and 10, where it
-        is the target (half and half where there are fewer than 20 scans). In a fold all four come from this site:
-        test is the held-out third, source_val and val 2 of the others, train the rest.
+        is the target (half and half where there are fewer than 20); target_train: those of the target that neither
+        validate nor test. In a fold all come from this site: test is the held-out third, source_val and val 2 of the
+        others, train and target_train the rest.
 
     Raises:
-        InputError: too few scans.
+        InputError: too few subjects.
     """
     from sklearn.model_selection import KFold, train_test_split
 
     fewest = 3 if fold is None else 6
     if count < fewest:
         raise InputError(
-            f"has {count} scans, and the paper's rule needs at least {fewest}",
+            f"has scans of {count} subjects, and the paper's rule needs at least {fewest}",
             remedy="add scans, or say in a split column which are train, val and test",
         )
     everything = list(range(count))
     if fold is not None:
         others, test = list(KFold(3, shuffle=True, random_state=FOLD_SEED).split(everything))[fold]
         train, val = train_test_split(others.tolist(), test_size=2, random_state=FOLD_SEED)
-        return {"train": sorted(train), "source_val": val, "val": val, "test": test.tolist()}
+        train.sort()
+        return {"train": train, "source_val": val, "target_train": train, "val": val, "test": test.tolist()}
     train, source_val = train_test_split(everything, test_size=2, random_state=SPLIT_SEED)
     held_out = everything
     if count > 20:
         _, held_out = train_test_split(everything, test_size=20, random_state=SPLIT_SEED)
     test, val = train_test_split(held_out, test_size=len(held_out) // 2, random_state=SPLIT_SEED)
-    return {"train": sorted(train), "source_val": source_val, "val": val, "test": test}
+    unused = sorted(set(everything) - {*val, *test})
+    return {"train": sorted(train), "source_val": source_val, "target_train": unused, "val": val, "test": test}
 
 
 def load(rows: Sequence[Row], scans: of.Scans, grid: Grid | None = None, need_mask: bool = False) -> Iterator[Scan]:

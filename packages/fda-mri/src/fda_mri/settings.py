@@ -17,6 +17,14 @@ COUNTS = (1, 3, 5, 7, 11, 15)
 
 Mode = Literal["3d", "2.5d", "2d", "random", "none", "cyclegan"]
 
+DECIDING = {
+    "3d": ("output", "average", "crop"),
+    "2d": ("output", "average", "crop"),
+    "2.5d": ("output", "average", "neighbours", "crop"),
+    "random": ("output", "average", "donor_seed"),
+}
+"""Fields of `Transfer` that decide the result of a donor search, beside n and beta."""
+
 
 @dataclass(frozen=True)
 class Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from fda_mri import settings as of
-from fda_mri.adaptation import TUNING, check_all, choose_donors, load_network, open_bank, read_tuning
+from fda_mri.adaptation import TUNING, check_all, check_roles, choose_donors, load_network, open_bank, read_tuning
 from fda_mri.donors import DonorBank
 from fda_mri.method import multi_source_predict, predict_per_donor, select_beta
 from fda_mri.scans import Grid, Scan, load, select
@@ -28,9 +29,17 @@ def tune_beta(command: of.TuneBeta) -> None:
     rows = select(command.scans, "val")
     device = find_device(command.device)
     network, metadata = load_network(command.model, device)
-    donors, grid, scans = open_bank(command.bank, command.transfer, command.scans)
-    others = [read_tuning(path, command.modes, command.betas) for path in command.curves_of]
+    donors, grid, scans = open_bank(command.bank, command.transfer, command.scans, command.modes)
+    settings = {
+        "tolerance": command.tolerance,
+        "surface": command.surface,
+        "betas": list(command.betas),
+        # Modes have a curve each, over all betas.
+        "transfer": {name: value for name, value in vars(command.transfer).items() if name not in ("mode", "beta")},
+    }
+    others = [read_tuning(path, command.modes, settings) for path in command.curves_of]
     check_all(rows, scans, grid, need_mask=True)
+    check_roles(rows, scans, "val", {command.model: metadata, command.bank: donors.metadata})
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     curves, counts = _tuning_scores(command, rows, scans, grid, network, donors)
@@ -45,9 +54,7 @@ def tune_beta(command: of.TuneBeta) -> None:
     result = {
         "pair": pair,
         "scans": len(rows),
-        "tolerance": command.tolerance,
-        "surface": command.surface,
-        "betas": list(command.betas),
+        **settings,
         "curves": curves,
         "chosen": chosen,
         "averaged_over_pairs": [pair, *(other["pair"] for other in others)],
@@ -100,6 +107,7 @@ def _tuning_scores(
     # The authors studied n at 0.005 to 0.02, the first four of their grid.
     studied = [beta for beta in command.betas if beta > 0][:4] if command.counts else []
     by_count: dict[float, list[list[float]]] = {beta: [] for beta in studied}
+    of_logits = command.transfer.average == "logits"
     for scan in load(rows, scans, grid, need_mask=True):
         target = torch.from_numpy(scan.volume)
 
@@ -108,7 +116,7 @@ def _tuning_scores(
             return score(mask, scan.truth, scan.grid.spacing, command.tolerance, command.surface)["surface_dice"]
 
         for mode in command.modes:
-            transfer = of.Transfer(**{**vars(command.transfer), "mode": mode})
+            transfer = dataclasses.replace(command.transfer, mode=mode)
             chosen, offsets, _ = choose_donors(donors, target, transfer)
             styles = donors.gather(chosen, offsets).to(device)
             options: dict[str, Any] = {
@@ -132,8 +140,9 @@ def _tuning_scores(
                     network, target.to(device), styles, beta, command.transfer.output, command.batch_size
                 )
                 for rank, (logits, _) in enumerate(terms, 1):
-                    total += logits.sigmoid()
-                    values[rank] = surface(total / rank) if rank in command.counts or rank == len(styles) else np.nan
+                    total += logits if of_logits else logits.sigmoid()
+                    mean = (total / rank).sigmoid() if of_logits else total / rank
+                    values[rank] = surface(mean) if rank in command.counts or rank == len(styles) else np.nan
                 table.append([values[min(n, len(styles))] for n in command.counts])
     curves = {mode: np.nanmean(table, axis=0).tolist() for mode, table in by_mode.items()}
     counts = {
