@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import wilcoxon
 
 from dart_core.data.datalist import Row
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 from dart_core.settings import OutputSettings
 from mmtl_octl.aucs import (
     Scored,
@@ -103,6 +103,40 @@ def test_means_over_labels_then_over_seeds() -> None:
     (forgetting,) = found["source"]["one", "two"]
     assert forgetting.mean == pytest.approx(0.3)
     assert label_means(networks[:2]) == {"Mass": pytest.approx(0.85), "Edema": pytest.approx(0.65)}
+
+
+def test_joint_sources_and_other_sites_have_cells_of_their_own() -> None:
+    joint = {"source": ("one", "three"), "seed": 1}
+    networks = [
+        scored("mmtl", (0.9, 0.7, None), **joint),
+        scored("mmtl", (0.6, 0.6, None), site="one", **joint),
+        scored("mmtl", (0.4, 0.4, None), site="three", **joint),
+        scored("mmtl", (0.2, 0.2, None), site="four", **joint),
+    ]
+    found = {where: {pair: cell.mean for pair, (cell,) in cells.items()} for where, cells in tables(networks).items()}
+    pair = ("one+three", "two")
+    assert found == {
+        "target": {pair: pytest.approx(0.8)},
+        "source": {(*pair, "one"): pytest.approx(0.6), (*pair, "three"): pytest.approx(0.4)},
+        "elsewhere": {(*pair, "four"): pytest.approx(0.2)},
+    }
+
+
+def test_the_same_network_twice(write: Write, tmp_path: Path) -> None:
+    folders = (write("mmtl", 0.8, seed=1), write("mmtl", 0.9, seed=1))
+    with pytest.raises(
+        InputError, match=rf"{folders[1]}: holds mmtl with adam, seed 1, one → two, as {folders[0]} does"
+    ):
+        evaluate(Evaluate(OutputSettings(tmp_path / "out"), folders, task="classification"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_datalist_that_nothing_would_read(write: Write, tmp_path: Path) -> None:
+    command = Evaluate(
+        OutputSettings(tmp_path / "out"), (write("mmtl", 0.8),), tmp_path / "a.csv", task="classification"
+    )
+    with pytest.raises(SettingError, match="--datalist has no meaning for --task classification"):
+        evaluate(command)
 
 
 def test_the_target_alone_stands_beside_every_source() -> None:

@@ -260,6 +260,13 @@ def test_settings_that_cannot_be(adapt: Any, pretrained: Path, tmp_path: Path, w
     assert not (tmp_path / "out").exists()
 
 
+def test_a_split_that_is_named_already(command: Any, sets: Sets, tmp_path: Path) -> None:
+    words = ("pretrain", *TASK, "--datalist", sets.source, "--image-size", 32, *SHORT)
+    done = command(*words, "--split-by", "image", "--out", tmp_path / "given")
+    assert f"warning: {sets.source} names the test images of {SOURCE}: --split-by image has no effect there" in done.err
+    assert "--split-by" not in command(*words, "--out", tmp_path / "open").err
+
+
 def test_flags_of_the_other_task(command: Any, heads: Any, tmp_path: Path) -> None:
     done = command("pretrain", *heads, "--image-size", 64, "--out", tmp_path / "out")
     assert done.status == 2

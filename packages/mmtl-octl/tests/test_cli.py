@@ -161,6 +161,10 @@ def test_fine_tuning_takes_the_optimiser_of_its_source(adapted: Any) -> None:
     assert (settings["optimizer"], settings["width"], settings["start_step"]) == ("adam", 2, "keep")
 
 
+def test_octl_without_momentum(adapted: Any) -> None:
+    assert load_model(adapted("octl", "--momentum", 0))[1].method == "octl_mu0"
+
+
 def test_amount_of_target_data(adapted: Any) -> None:
     _, model = load_model(adapted("mmtl", "--patients", 2, "--interval", 2, "--schedule", "release", "--keep-source"))
     assert (model.patients, model.interval, model.slices) == (2, 2, 8)
@@ -274,7 +278,7 @@ def test_optimisers_are_told_apart(predicted: Any, command: Command, tmp_path: P
     done = command("evaluate", "--predictions", *folders, "--out", tmp_path / "scores")
     assert done.status == 0
     assert "fta sgd" in done.out
-    assert "octl adam" in done.out
+    assert "octl_startkeep adam" in done.out
 
 
 def test_printed_tables_stand_beside_the_papers_own_data(predicted: Any, command: Command, tmp_path: Path) -> None:
@@ -460,6 +464,58 @@ def test_site_with_one_patient(datalist: Path, refused: Any, recipe: Any, tmp_pa
     )
     line = refused("predict", *words, "--model", source_model["sgd"], "--site", SOURCE, "--device", "cpu")
     assert "site sm3 has no row with split test (there: train)" in line
+
+
+@pytest.fixture
+def without_validation(tmp_path: Path) -> Callable[[Path, str], Path]:
+    """A datalist less the validation rows of one site."""
+
+    def write(listed: Path, site: str) -> Path:
+        rows = tuple(row for row in Datalist.read(listed) if (row.site, row.split) != (site, "val"))
+        return Datalist(rows).write(tmp_path / "some.csv")
+
+    return write
+
+
+def test_validation_scans_at_some_sites_only(
+    without_validation: Any, datalist: Path, words: Any, command: Command, refused: Any, tmp_path: Path
+) -> None:
+    listed = without_validation(datalist, TARGET)
+    words = [listed if word == words[2] else word for word in words]
+    assert "--keep best needs validation scans" in refused(*words, "fta", "--keep", "best")
+    assert command(*words, "fta", "--out", tmp_path / "run").status == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["validation_scans"] == 0
+
+
+def test_source_training_with_validation_scans_at_some_sites_only(
+    without_validation: Any, prostates: Path, recipe: Any, command: Command, tmp_path: Path
+) -> None:
+    listed = without_validation(prostates, "UCL")
+    words = ("--datalist", listed, "--preprocessing", "prostate", *recipe, "--width", 2, "--target", "BMC")
+    assert command("pretrain", *words, "--out", tmp_path / "run").status == 0
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["validation_scans"] == 1
+
+
+def test_features_of_slices_of_another_size(datalist: Path, words: Any, refused: Any, tmp_path: Path) -> None:
+    """A test scan, whose features are only taken after the first epoch."""
+    rows = list(Datalist.read(datalist))
+    (row,) = (row for row in rows if (row.site, row.split) == (TARGET, "test"))
+    for path in (row.image, row.mask):
+        image = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:24], image.affine), tmp_path / path.name)
+    smaller = Row(tmp_path / row.image.name, tmp_path / row.mask.name, row.subject, row.site, row.split)
+    rows[rows.index(row)] = smaller
+    listed = Datalist(tuple(rows)).write(tmp_path / "smaller.csv")
+    words = [listed if word == words[2] else word for word in words]
+    assert "slices of 24 x 40 pixels; those of " in refused(*words, "fta", "--features", 1)
+
+
+def test_the_same_network_twice(predicted: Any, refused: Any, tmp_path: Path) -> None:
+    folder = predicted[f"fta {TARGET}"]
+    again = folder.parent / "again"
+    shutil.copytree(folder, again)
+    line = refused("evaluate", "--predictions", folder, again)
+    assert f"{again}: holds fta with sgd, seed {0xBADCAFE}, {SOURCE} → {TARGET}, as {folder} does already" in line
 
 
 def test_best_without_validation_scans(datalist: Path, refused: Any, words: Any, tmp_path: Path) -> None:

@@ -101,6 +101,15 @@ def test_fta_mu099_is_octl_without_history(tune: Tune, source: ResidualUNet2d, t
     assert not same(control, tune(method="fta"))
 
 
+def test_octl_without_momentum_is_gradient_descent(tune: Tune, source: ResidualUNet2d, tmp_path: Path) -> None:
+    """Specification 9: whatever the history."""
+    network = copy.deepcopy(source)
+    buffers = [torch.ones_like(parameter) for parameter in network.parameters()]
+    save_history(OCTLSGD(network.parameters(), 1.0, history=buffers), network, tmp_path / "history.safetensors")
+    descent = tune(method="octl", momentum=0.0, history=tmp_path / "history.safetensors")
+    assert same(descent, tune(method="fta", momentum=0.0))
+
+
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_octl_starts_with_the_sources_history(tune: Tune, source: ResidualUNet2d, tmp_path: Path, name: Any) -> None:
     network = copy.deepcopy(source)

@@ -296,6 +296,18 @@ def test_hyper_parameters_stay_those_of_the_fine_tuning(kind: str, tmp_path: Pat
         assert before["betas"] == (0.99, 0.999)
 
 
+def test_sgd_with_momentum_0_takes_a_history_and_does_not_use_it(tmp_path: Path) -> None:
+    source_training("sgd", tmp_path / "history.safetensors")
+    model, plain = network(), network()
+    optimizer = OCTLSGD(model.parameters(), 0.1, 0.0)
+    load_history(optimizer, model, tmp_path / "history.safetensors")
+    train(model, optimizer, 3)
+    train(plain, torch.optim.SGD(plain.parameters(), 0.1), 3)
+    torch.testing.assert_close(list(model.parameters()), list(plain.parameters()))
+    with pytest.raises(ValueError, match="SGD without momentum keeps no history"):
+        save_history(optimizer, model, tmp_path / "none.safetensors")
+
+
 @pytest.mark.parametrize(("start", "expected"), [(100, 100), (0, 0), ("keep", 4)])
 def test_step_counters_follow_start_step(start, expected: int, tmp_path: Path) -> None:
     source_training("adam", tmp_path / "history.safetensors")

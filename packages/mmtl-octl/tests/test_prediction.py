@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+from torch import nn
+
+from dart_core.data.scans import Scan, load_scans, open_datalist, rows_of
+from dart_core.settings import OutputSettings, ScanSettings
+from mmtl_octl import prediction
 from mmtl_octl.prediction import filter_slices, part_sizes, size_limit
+from mmtl_octl.settings import Predict
 
 
 def stack(*areas: tuple[int, ...]) -> np.ndarray:
@@ -37,3 +45,22 @@ def test_limit_of_the_release() -> None:
     assert size_limit([predicted], [truth]) == expected
     assert size_limit([predicted], [predicted]) == 0
     assert size_limit([predicted], [np.zeros_like(predicted)]) == 0
+
+
+def test_limit_comes_from_masks_as_they_are_predicted(prostates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prostates: what stands in the first and last slice is emptied, and must not raise the limit."""
+
+    def segment(network: nn.Module, scan: Scan, *_: object) -> np.ndarray:
+        found = scan.truth.astype(np.float32)
+        found[..., [0, -1]] = 1
+        return found
+
+    monkeypatch.setattr(prediction, "segment", segment)
+    scans = ScanSettings(prostates, preprocessing="prostate")
+    command = Predict(scans, OutputSettings(Path("out")), Path("model"), filter_slices=True)
+    datalist = open_datalist(prostates)
+    (scan,) = load_scans(rows_of(datalist, ["BMC"], "val"), scans, need_mask=True)
+    sizes = part_sizes(scan.truth)
+    assert sizes[0] == sizes[-1] == 0
+    expected = 0.1 * np.quantile(sizes[sizes > 0], 0.1)
+    assert prediction._limit(command, nn.Identity(), datalist, "BMC") == pytest.approx(expected)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dart_core.errors import InputError
 from mmtl_octl.tables import (
     PAPER_NAMES,
     PRINTED_TABLES,
     Entry,
     amount_text,
+    pair_of,
+    pair_text,
     per_cent,
     printed_rows,
     printed_table,
@@ -44,7 +47,7 @@ def test_printed_rows_fit_their_columns(name: str) -> None:
         assert rows[-1] == ["MMTL", "Adam", "83.15 ± 0.41", "83.98 ± 0.33", "85.70 ± 0.91"]
 
 
-def entry(seed: int, pair: tuple[str, str], value: float, method: str = "mmtl", amount=(1, 3)) -> Entry:
+def entry(seed: int, pair: tuple[str, ...], value: float, method: str = "mmtl", amount=(1, 3)) -> Entry:
     return Entry(method, "adam", seed, pair, amount, 89, value)
 
 
@@ -67,6 +70,24 @@ def test_methods_amounts_and_missing_pairs_are_kept_apart() -> None:
     assert not cells["mmtl", (1, 3)].complete
     assert cells["fta", (1, 3)].std is None
     assert cells["mmtl", (2, 1)].mean == 0.8
+
+
+def test_two_of_the_same_are_not_taken_for_one() -> None:
+    first = Entry("mmtl", "adam", 1, ("a", "t"), (1, 3), 89, 0.5, "masks/one")
+    second = Entry("mmtl", "adam", 1, ("a", "t"), (1, 3), 89, 0.7, "masks/two")
+    with pytest.raises(
+        InputError, match=r"masks/two: holds mmtl with adam, seed 1, a → t, as masks/one does already; leave"
+    ):
+        seed_table([first, second])
+
+
+def test_sites_beside_target_and_source_are_told_apart() -> None:
+    assert pair_of("a", "t", "t") == pair_of("a", "", "t") == pair_of("a", "t", "a") == ("a", "t")
+    pairs = [pair_of("a+b", "t", site) for site in "ab"]
+    assert pairs == [("a+b", "t", "a"), ("a+b", "t", "b")]
+    (cell,) = seed_table([entry(1, pair, value) for pair, value in zip(pairs, (0.5, 0.7), strict=True)])
+    assert (cell.pairs, cell.mean) == (2, pytest.approx(0.6))
+    assert [pair_text(pair) for pair in (("a", "t"), pairs[0], ("", "t"))] == ["a → t", "a+b → t on a", "– → t"]
 
 
 def test_words() -> None:

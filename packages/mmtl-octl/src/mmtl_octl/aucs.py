@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 
 from dart_core import metrics
 from dart_core.cli import say
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 from dart_core.files import write_atomic, write_csv
 from dart_core.report import COLOURS, Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from mmtl_octl import settings as of
 from mmtl_octl.classifiers import Classifier
-from mmtl_octl.evaluation import METHODS
+from mmtl_octl.evaluation import place_of
 from mmtl_octl.pictures import Pictures
 from mmtl_octl.reports import PACKAGE
-from mmtl_octl.tables import Cell, Entry, per_cent, printed_rows, seed_table
+from mmtl_octl.tables import Cell, Entry, pair_of, pair_text, per_cent, printed_rows, seed_table
 
 PREDICTIONS, SCORES, TABLES = "predictions.csv", "scores.csv", "tables.csv"
 _PUBLISHED = re.compile(r"patient\d{5,}|\d{1,5}")
@@ -91,11 +91,19 @@ class Scored:
     """The patients bear names as CheXpert and ChestX-ray14 give them."""
     origin: str = ""
     """Source data sets as one name; of a network of the target alone, those of the networks it stands beside."""
+    folder: Path = Path()
 
     @property
     def forgetting(self) -> bool:
         """The data set is one that the network's source training saw."""
         return self.site in self.model.source
+
+    @property
+    def tested_on(self) -> str:
+        """ "target", "source" or, where the network knows the data set as neither, "elsewhere"."""
+        if self.forgetting:
+            return "source"
+        return "target" if self.site == (self.model.target or self.site) else "elsewhere"
 
     @property
     def method(self) -> str:
@@ -108,9 +116,9 @@ class Scored:
         return (self.model.images, 1)
 
     @property
-    def pair(self) -> tuple[str, str]:
-        """Source and target data set."""
-        return self.origin, self.model.target or self.site
+    def pair(self) -> tuple[str, ...]:
+        """Source and target data set, and the one it was tested on where that is neither."""
+        return pair_of(self.origin, self.model.target, self.site)
 
     @property
     def mean_auc(self) -> float:
@@ -121,31 +129,45 @@ class Scored:
     def entry(self) -> Entry:
         """For `seed_table`."""
         model = self.model
-        return Entry(self.method, model.optimizer, model.seed, self.pair, self.amount, model.images, self.mean_auc)
+        return Entry(
+            self.method,
+            model.optimizer,
+            model.seed,
+            self.pair,
+            self.amount,
+            model.images,
+            self.mean_auc,
+            str(self.folder),
+        )
 
 
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of one or more networks and write the tables."""
-    scored = paired(sorted((_read(folder) for folder in command.predictions), key=lambda s: _place(s.method)))
+    if command.datalist is not None:
+        raise SettingError(
+            "--datalist has no meaning for --task classification",
+            remedy="leave it out: `predict` wrote the labels down",
+        )
+    scored = paired(sorted((_read(folder) for folder in command.predictions), key=lambda s: place_of(s.method)))
+    found = tables(scored)
     out = command.output.out
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     write_csv(
         out / SCORES,
         ("source", "target", "tested_on", "method", "optimizer", "seed", "images", "label", "positive", "negative", "auc"),
         [
-            (*s.pair, s.site, s.method, s.model.optimizer, s.model.seed, s.model.images, row["label"], row["positive"],
+            (*s.pair[:2], s.site, s.method, s.model.optimizer, s.model.seed, s.model.images, row["label"], row["positive"],
              row["negative"], "" if row["auc"] is None else f"{row['auc']:.6f}")
             for s in scored for row in s.table
         ],
     )  # fmt: skip
-    found = tables(scored)
     columns = ("tested_on", "source", "target", *(f.name for f in dataclasses.fields(Cell)))
     rows = [
-        (name, *pair, *(" ".join(map(str, v)) if isinstance(v, tuple) else v for v in dataclasses.astuple(cell)))
+        ((*pair, name)[2], *pair[:2], *(" ".join(map(str, v)) if isinstance(v, tuple) else v for v in dataclasses.astuple(cell)))
         for name, pairs in found.items() for pair, cells in pairs.items() for cell in cells
     ]  # fmt: skip
     write_csv(out / TABLES, columns, rows)
-    compared = comparisons([s for s in scored if not s.forgetting], command.baseline)
+    compared = comparisons([s for s in scored if s.tested_on == "target"], command.baseline)
     results = [
         {"source": s.pair[0], "target": s.pair[1], "tested_on": s.site, "method": s.method, "seed": s.model.seed,
          "images": s.model.images, "mean_auc": None if math.isnan(s.mean_auc) else s.mean_auc}
@@ -190,15 +212,11 @@ def _read(folder: Path) -> Scored:
         content = json.loads(file.read_text(encoding="utf-8"))
         model = Classifier(**content["model"])
         published = all(_PUBLISHED.fullmatch(subject) for subject in subjects)
-        return Scored(model, str(content["site"]), areas, published, model.source_site)
+        return Scored(model, str(content["site"]), areas, published, model.source_site, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"does not say which network made the predictions ({error})", where=file, remedy=again
         ) from error
-
-
-def _place(method: str) -> int:
-    return METHODS.index(method) if method in METHODS else METHODS.index("fta")
 
 
 def paired(scored: Sequence[Scored]) -> list[Scored]:
@@ -214,11 +232,15 @@ def paired(scored: Sequence[Scored]) -> list[Scored]:
     ]
 
 
-def tables(scored: Sequence[Scored]) -> dict[str, dict[tuple[str, str], list[Cell]]]:
-    """Mean AUC on "target" and on "source", for each pair of data sets: mean and spread over seeds."""
-    found: dict[str, dict[tuple[str, str], list[Cell]]] = {}
-    for name, forgetting in (("target", False), ("source", True)):
-        chosen = [s for s in scored if s.forgetting is forgetting and not math.isnan(s.mean_auc)]
+def tables(scored: Sequence[Scored]) -> dict[str, dict[tuple[str, ...], list[Cell]]]:
+    """Mean AUC on "target", "source" and "elsewhere", for each pair of data sets: mean and spread over seeds.
+
+    Raises:
+        InputError: two folders of the same method, optimiser, number of images, seed and data sets.
+    """
+    found: dict[str, dict[tuple[str, ...], list[Cell]]] = {}
+    for name in ("target", "source", "elsewhere"):
+        chosen = [s for s in scored if s.tested_on == name and not math.isnan(s.mean_auc)]
         pairs = dict.fromkeys(s.pair for s in chosen)
         found[name] = {pair: seed_table(s.entry() for s in chosen if s.pair == pair) for pair in pairs}
     return found
@@ -241,7 +263,7 @@ def comparisons(scored: Sequence[Scored], baseline: str) -> list[dict[str, Any]]
         scored: on the target.
         baseline: method, of the same pair, optimiser and number of images ("none" has none, "target" any).
     """
-    groups: dict[tuple[tuple[str, str], str, str, int], list[Scored]] = {}
+    groups: dict[tuple[tuple[str, ...], str, str, int], list[Scored]] = {}
     for s in scored:
         groups.setdefault((s.pair, s.method, s.model.optimizer, s.amount[0]), []).append(s)
     rows = []
@@ -274,12 +296,12 @@ def comparisons(scored: Sequence[Scored], baseline: str) -> list[dict[str, Any]]
 def classifier_sections(
     report: Report,
     scored: Sequence[Scored],
-    found: Mapping[str, Mapping[tuple[str, str], Sequence[Cell]]],
+    found: Mapping[str, Mapping[tuple[str, ...], Sequence[Cell]]],
     compared: Sequence[Mapping[str, Any]],
     baseline: str,
 ) -> None:
     """Add the tables and the picture of an evaluation, and what the paper prints where the data are its own."""
-    here = [s for s in scored if not s.forgetting]
+    here = [s for s in scored if s.tested_on == "target"]
     report.section("Methods")
     _pivots(report, found["target"], here, "on the target's test images")
     if compared:
@@ -296,6 +318,10 @@ def classifier_sections(
     if found["source"]:
         report.section("Forgetting")
         _pivots(report, found["source"], [s for s in scored if s.forgetting], "on the test images of the source")
+    if found["elsewhere"]:
+        report.section("Other data sets")
+        others = [s for s in scored if s.tested_on == "elsewhere"]
+        _pivots(report, found["elsewhere"], others, "on the test images of a data set that it was not trained on")
     _label_section(report, here or scored)
     if all(s.published for s in scored) and {name for s in scored for name in s.pair} <= {"chexpert", "chestxray14"}:
         report.section("Printed in the paper")
@@ -304,7 +330,7 @@ def classifier_sections(
 
 
 def _pivots(
-    report: Report, pairs: Mapping[tuple[str, str], Sequence[Cell]], scored: Sequence[Scored], where: str
+    report: Report, pairs: Mapping[tuple[str, ...], Sequence[Cell]], scored: Sequence[Scored], where: str
 ) -> None:
     """For each pair and optimiser a table with methods in rows and numbers of target images in columns."""
     for pair, cells in pairs.items():
@@ -321,7 +347,7 @@ def _pivots(
             report.table(
                 ("method", *heads, "labels", "seeds"),
                 rows,
-                f"{pair[0]} → {pair[1]}, {optimizer}: mean AUC in per cent {where}; mean over labels for each seed, then "
+                f"{pair_text(pair)}, {optimizer}: mean AUC in per cent {where}; mean over labels for each seed, then "
                 "mean ± sample standard deviation over seeds (where there are several)",
             )
 
@@ -329,7 +355,7 @@ def _pivots(
 def _label_section(report: Report, scored: Sequence[Scored]) -> None:
     """AUC of every label, as a table and as a picture, for each pair and number of images."""
     report.section("Labels")
-    groups: dict[tuple[tuple[str, str], str], list[Scored]] = {}
+    groups: dict[tuple[tuple[str, ...], str], list[Scored]] = {}
     for s in scored:
         groups.setdefault((s.pair, s.site), []).append(s)
     for (pair, site), members in groups.items():

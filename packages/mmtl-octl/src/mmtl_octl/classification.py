@@ -79,6 +79,7 @@ def check_data(command: of.CheckData) -> int:
 
     found = [str(problem) for problem in check(datalist, open_row)]
     for site in sites:
+        _report_named_split(datalist, site, command.pictures.split_by)
         try:
             pictures = read_pictures(datalist, site, command.pictures.labels)
             parts = split_pictures(pictures, command.pictures.split_by or "patient")
@@ -104,7 +105,10 @@ def pretrain(command: of.Pretrain) -> None:
     datalist, settings = open_pictures(command.scans.datalist), command.pictures
     training = command.training.over(of.SOURCE_CLASSIFIER)
     size, split_by = settings.image_size or IMAGE_SIZE, settings.split_by or "patient"
-    parts = [_parts(datalist, site, settings.labels, split_by) for site in _source_sites(command, datalist)]
+    sites = _source_sites(command, datalist)
+    parts = [_parts(datalist, site, settings.labels, split_by) for site in sites]
+    for site in sites:
+        _report_named_split(datalist, site, settings.split_by)
     sources = [filled(part["train"], "train", datalist) for part in parts]
     for source in sources:
         require_subjects(source.rows, 2, f"site {source.name}, split train")
@@ -148,6 +152,12 @@ def _source_sites(command: of.Pretrain, datalist: Datalist) -> tuple[str, ...]:
     return others
 
 
+def _report_named_split(datalist: Datalist, site: str, split_by: SplitBy | None) -> None:
+    """Say where --split-by was given and does nothing, as with ChestX-ray14 and its owners' list of test images."""
+    if split_by is not None and any(row.split == "test" for row in site_rows(datalist, site)):
+        say(f"warning: {datalist.source} names the test images of {site}: --split-by {split_by} has no effect there")
+
+
 def _parts(datalist: Datalist, site: str, labels: Sequence[str], split_by: SplitBy) -> dict[str, Pictures]:
     """The splits of a data set, after making sure that the files are there."""
     pictures = read_pictures(datalist, site, labels)
@@ -173,12 +183,14 @@ def _network(model: Classifier, source: ChestNet | None, imagenet: Path | None, 
 def adapt(command: of.Adapt) -> None:
     """Fine-tune a source classifier on a target data set."""
     source_network, source = _source_model(command)
+    given = command.pictures.split_by
     command = _resolved(command, source)
     settings = command.adaptation
     training = command.training.over(of.TARGET_CLASSIFIER)
     datalist = open_pictures(command.scans.datalist)
     size, split_by = command.pictures.image_size or IMAGE_SIZE, command.pictures.split_by or "patient"
     parts = _parts(datalist, command.target, command.pictures.labels, split_by)
+    _report_named_split(datalist, command.target, given)
     if source_network is not None and source is not None and settings.method == "none":
         _keep_source(command, source_network, source)
         return
@@ -192,8 +204,8 @@ def adapt(command: of.Adapt) -> None:
     sources = _source_pictures(command, source)
     model = Classifier(
         "ChestNet", {**(source.label_sets if source else {}), target.name: list(target.labels)}, size, split_by,
-        training.optimizer or "adam", command.run.seed, source.source if source else [], target.name, settings.name,
-        len(target),
+        training.optimizer or "adam", command.run.seed, source.source if source else [], target.name,
+        settings.name_in("classification", training.optimizer or "adam"), len(target),
     )  # fmt: skip
     model = dataclasses.replace(model, size=source.size) if source else model
     history = _history(command)
@@ -270,12 +282,7 @@ def _resolved(command: of.Adapt, source: Classifier | None) -> of.Adapt:
         say(
             f"warning: the source network was trained with {source.optimizer}; the paper goes on with the same optimiser"
         )
-    settings = dataclasses.replace(
-        settings,
-        schedule=settings.schedule or "xray",
-        start_step="keep" if settings.start_step is None else settings.start_step,
-        k=0.0 if settings.k is None else settings.k,
-    )
+    settings = settings.resolved("classification")
     return dataclasses.replace(command, training=training, adaptation=settings, pictures=known)
 
 

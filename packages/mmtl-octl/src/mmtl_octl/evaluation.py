@@ -22,7 +22,7 @@ from mmtl_octl import settings as of
 from mmtl_octl.features import load_snapshots
 from mmtl_octl.models import Model
 from mmtl_octl.reports import PACKAGE, features_section
-from mmtl_octl.tables import Cell, Entry, amount_text, per_cent, printed_rows, seed_table
+from mmtl_octl.tables import Cell, Entry, amount_text, pair_of, per_cent, printed_rows, seed_table
 
 TABLES = "tables.csv"
 FORGETTING = "forgetting.csv"
@@ -37,11 +37,19 @@ class Scored:
     model: Model
     site: str
     results: Sequence[Result]
+    folder: Path = Path()
 
     @property
     def forgetting(self) -> bool:
         """The site is one that the network's source training saw."""
         return self.site in self.model.source
+
+    @property
+    def tested_on(self) -> str:
+        """ "target", "source" or, where the network knows the site as neither, "elsewhere"."""
+        if self.forgetting:
+            return "source"
+        return "target" if self.site == (self.model.target or self.site) else "elsewhere"
 
     def entry(self, metric: str) -> Entry:
         """Its mean over patients, for the tables."""
@@ -52,16 +60,18 @@ class Scored:
             _method(model),
             model.optimizer,
             model.seed,
-            (model.source_site, model.target or self.site),
+            pair_of(model.source_site, model.target, self.site),
             (model.patients, model.interval),
             model.slices,
             float(finite.mean()) if len(finite) else float("nan"),
+            str(self.folder),
         )
 
 
 def evaluate(command: of.Evaluate) -> None:
     """Score the predictions of one or more networks and write the tables."""
     scored = score_networks(command)
+    metric, tables = paper_tables(scored)
     for folder in command.features:
         load_snapshots(folder)
     adapted, remembered = (results_of([s for s in scored if s.forgetting is where]) for where in (False, True))
@@ -69,7 +79,6 @@ def evaluate(command: of.Evaluate) -> None:
         adapted or remembered, command.output, command, PACKAGE, tolerance=command.tolerance, surface=command.surface,
         baseline=command.baseline, ddof=1, sections=lambda report, _: network_sections(report, scored, command),
     )  # fmt: skip
-    metric, tables = paper_tables(scored)
     columns = ("tested_on", *(field.name for field in dataclasses.fields(Cell)), "metric")
     rows = [
         (name, *(_plain(value) for value in dataclasses.astuple(cell)), metric)
@@ -91,11 +100,15 @@ def score_networks(command: of.Evaluate) -> list[Scored]:
 
 
 def paper_tables(scored: Sequence[Scored]) -> tuple[str, dict[str, list[Cell]]]:
-    """The paper's metric (Dice for prostates, else surface Dice) and its tables: on "target" and on "source"."""
+    """The paper's metric (Dice for prostates, else surface Dice) and its tables: on "target", "source" and "elsewhere".
+
+    Raises:
+        InputError: two folders of the same method, optimiser, amount, seed and sites.
+    """
     metric = "dice" if all(s.model.preprocessing == "prostate" for s in scored) else "surface_dice"
     return metric, {
-        "target": seed_table(s.entry(metric) for s in scored if not s.forgetting),
-        "source": seed_table(s.entry(metric) for s in scored if s.forgetting),
+        where: seed_table(s.entry(metric) for s in scored if s.tested_on == where)
+        for where in ("target", "source", "elsewhere")
     }
 
 
@@ -125,7 +138,7 @@ def _score(folder: Path, command: of.Evaluate) -> Scored:
     file = folder / METRICS
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        return Scored(Model(**content["model"]), str(content["site"]), results)
+        return Scored(Model(**content["model"]), str(content["site"]), results, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"does not say which network made the predictions ({error})",
@@ -141,7 +154,7 @@ def _method(model: Model) -> str:
 def _labelled(scored: Sequence[Scored]) -> list[Scored]:
     """In the order of METHODS, with names that tell optimisers and amounts of data apart where there are several."""
     optimizers = {s.model.optimizer for s in scored}
-    amounts = {(s.model.patients, s.model.interval) for s in scored if s.model.patients and s.model.method != "target"}
+    amounts = {(s.model.patients, s.model.interval) for s in scored if s.model.patients and s.model.source}
 
     def label(model: Model) -> str:
         words = [_method(model)]
@@ -150,14 +163,16 @@ def _labelled(scored: Sequence[Scored]) -> list[Scored]:
             words.append(amount_text((model.patients, model.interval)))
         return " ".join(words)
 
-    def place(s: Scored) -> int:
-        method = _method(s.model)
-        return METHODS.index(method) if method in METHODS else METHODS.index("fta")
-
     return [
         dataclasses.replace(s, results=[dataclasses.replace(r, method=label(s.model)) for r in s.results])
-        for s in sorted(scored, key=place)
+        for s in sorted(scored, key=lambda s: place_of(_method(s.model)))
     ]
+
+
+def place_of(method: str) -> int:
+    """Place of a method in tables and pictures; one with options of its own stands behind the plain one."""
+    plain = method if method in METHODS else method.partition("_")[0]
+    return METHODS.index(plain if plain in METHODS else "fta")
 
 
 def results_of(scored: Sequence[Scored]) -> list[Result]:
@@ -175,11 +190,12 @@ def results_of(scored: Sequence[Scored]) -> list[Result]:
 
 def _table_sections(report: Report, tables: dict[str, list[Cell]], metric: str, command: of.Evaluate) -> None:
     what = "Dice" if metric == "dice" else f"surface Dice at {command.tolerance:g} mm"
-    titles = {"target": "Methods", "source": "Forgetting"}
+    titles = {"target": "Methods", "source": "Forgetting", "elsewhere": "Other sites"}
     texts = {
         "target": f"{what} in per cent on the target site: mean over pairs for each seed, then mean ± sample standard "
         "deviation over seeds (where there are several).",
         "source": f"{what} in per cent of the fine-tuned networks on their own source site (as Table 3 of the paper).",
+        "elsewhere": f"{what} in per cent on sites that are neither the target nor a source: mean over pairs and sites.",
     }
     for name, cells in tables.items():
         if not cells:

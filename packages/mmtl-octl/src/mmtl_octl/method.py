@@ -169,7 +169,8 @@ def fine_tune(
         after_epoch: called before the first epoch and after each.
 
     Returns:
-        The network of the last epoch, or with `keep` "best" that of the epoch with the highest score of `after_epoch`.
+        The network of the last epoch, or with `keep` "best" in the main process that of the epoch with the highest score
+        of `after_epoch`.
 
     Raises:
         SettingError: octl without history; --accumulate with spottune.
@@ -206,7 +207,7 @@ def fine_tune(
             best.offer(score, epoch, network)
 
     _loop(run, prepared, optimizers, batches, step, training, after)
-    if adaptation.keep == "best":
+    if adaptation.keep == "best" and run.is_main:  # it alone has scored the epochs
         best.restore(network)
     return network
 

@@ -172,7 +172,7 @@ def load_history(
     """
     if missing not in ("error", "zeros"):
         raise SettingError(f"missing is {missing!r}", remedy="give 'error' or 'zeros'")
-    kind, named = _kind(optimizer), _named(optimizer, model)
+    kind, named = _kind(optimizer, saving=False), _named(optimizer, model)
     tensors, metadata = load_weights(path)
     names = _names_in(tensors, metadata, kind, path)
     known = dict(unwrap(model).named_parameters())
@@ -215,9 +215,11 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _kind(optimizer: torch.optim.Optimizer) -> Kind:
+def _kind(optimizer: torch.optim.Optimizer, saving: bool = True) -> Kind:
     if isinstance(optimizer, torch.optim.SGD):
-        if any(group["momentum"] == 0 for group in optimizer.param_groups):
+        # OCTLSGD with momentum 0 may be given a history, which it then does not use (specification 9).
+        exempt = isinstance(optimizer, OCTLSGD) and not saving
+        if not exempt and any(group["momentum"] == 0 for group in optimizer.param_groups):
             raise InputError("SGD without momentum keeps no history", remedy="train with momentum")
         return "sgd"
     if isinstance(optimizer, torch.optim.Adam) and not any(group["amsgrad"] for group in optimizer.param_groups):

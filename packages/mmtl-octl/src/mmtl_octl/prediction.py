@@ -48,9 +48,7 @@ def predict(command: of.Predict) -> None:
     for row, name in zip(rows, unique_names(rows), strict=True):
         scan = load_scan(row, scans)
         probabilities = segment(network, scan, scans.channels, command.batch_size)
-        mask = probabilities > 0.5
-        if prostate:
-            mask[..., [0, -1]] = False  # the authors predict slices 1 to Z - 2 (specification 6.2)
+        mask = foreground(probabilities, scans.preprocessing)
         if limit:
             mask = filter_slices(mask, limit)
         if largest:
@@ -77,6 +75,14 @@ def predict(command: of.Predict) -> None:
 def segment(network: nn.Module, scan: Scan, channels: int, batch_size: int = 16) -> NDArray[np.float32]:
     """Foreground probabilities (H, W, Z) of a scan."""
     return predict_scan(network, scan.volume, channels, batch_size)[0].sigmoid().numpy()
+
+
+def foreground(probabilities: NDArray[np.float32], preprocessing: str) -> NDArray[np.bool_]:
+    """Mask (H, W, Z) of probabilities above 0.5; of prostates the authors predict slices 1 to Z - 2 (specification 6.2)."""
+    mask = probabilities > 0.5
+    if preprocessing == "prostate":
+        mask[..., [0, -1]] = False
+    return mask
 
 
 def filter_slices(mask: NDArray[np.bool_], limit: float) -> NDArray[np.bool_]:
@@ -113,6 +119,7 @@ def _limit(command: of.Predict, network: nn.Module, datalist: Datalist, site: st
     predicted, truths = [], []
     for row in rows:
         scan = load_scan(row, command.scans, need_mask=True)
-        predicted.append(segment(network, scan, command.scans.channels, command.batch_size) > 0.5)
+        probabilities = segment(network, scan, command.scans.channels, command.batch_size)
+        predicted.append(foreground(probabilities, command.scans.preprocessing))
         truths.append(scan.truth)
     return size_limit(predicted, truths)

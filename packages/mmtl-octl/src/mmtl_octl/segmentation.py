@@ -24,7 +24,7 @@ from mmtl_octl import settings as of
 from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, make_optimizer, train_source
 from mmtl_octl.models import HISTORY, Model, build, load_model, save_model
 from mmtl_octl.octl import save_history
-from mmtl_octl.pools import Pool, first_patients, make_pool, patch_size_of, training_batches
+from mmtl_octl.pools import Pool, check_sizes, first_patients, make_pool, patch_size_of, training_batches
 from mmtl_octl.prediction import segment
 from mmtl_octl.reports import PACKAGE, amount, features_section, policy_section, schedule_section
 
@@ -44,7 +44,7 @@ def pretrain(command: of.Pretrain) -> None:
     datalist, scans = open_datalist(command.scans.datalist), command.scans
     sources = source_sites(datalist, command.source, command.target)
     rows = [row for site in sources for row in _training_rows(datalist, site, least=2)]
-    validation_rows = rows_of(datalist, sources, "val") if "val" in datalist.splits else []
+    validation_rows = _validation_rows(datalist, sources)
     training = _resolved(command.training, "sgd", 1e-3)
     command = dataclasses.replace(command, training=training)
     pool = make_pool(load_scans(rows, scans, need_mask=True), scans, command.run.seed)
@@ -67,6 +67,11 @@ def _training_rows(datalist: Datalist, site: str, least: int = 1) -> list[Row]:
     rows = rows_of(datalist, [site], "train")
     require_subjects(rows, least, f"site {site}, split train")
     return rows
+
+
+def _validation_rows(datalist: Datalist, sites: Sequence[str]) -> list[Row]:
+    """Those of the sites that have any."""
+    return [row for site in sites for row in datalist if row.site == site and row.split == "val"]
 
 
 def _resolved(training: of.TrainingSettings, optimizer: of.OptimizerName, rate: float) -> of.Training:
@@ -100,25 +105,22 @@ def adapt(command: of.Adapt) -> None:
     if source_model is not None:
         training = dataclasses.replace(training, width=source_model[1].width)
     _check_options(command, training)
-    settings = dataclasses.replace(
-        settings,
-        schedule=settings.schedule or "paper",
-        start_step=SEGMENTATION.start_step if settings.start_step is None else settings.start_step,
-        k=SEGMENTATION.k if settings.k is None else settings.k,
-    )
+    settings = settings.resolved("segmentation")
     command = dataclasses.replace(command, training=training, adaptation=settings)
     datalist = open_datalist(scans.datalist)
     if source_model is not None and settings.method == "none":
         _keep_source(command, datalist, *source_model)
         return
     rows = first_patients(_training_rows(datalist, command.target), _patients(settings))
-    validation_rows = rows_of(datalist, [command.target], "val") if "val" in datalist.splits else []
+    validation_rows = _validation_rows(datalist, [command.target])
     if settings.keep == "best" and not validation_rows:
         raise SettingError("--keep best needs validation scans", remedy="add rows with split val, or --keep last")
     test_rows = rows_of(datalist, [command.target], "test") if command.features else []
     target = make_pool(load_scans(rows, scans, need_mask=True), scans, command.run.seed, settings.interval)
     source = _source_pool(command, source_model)
     validation, tests = (load_scans(chosen, scans, need_mask=True) for chosen in (validation_rows, test_rows))
+    if command.features:  # their vectors must have one length, and the network must take every scan as it is
+        check_sizes([*(source.scans if source else ()), *target.scans, *tests], patch_size_of(training, scans))
     seed, mixed = command.run.seed, settings.method == "mmtl"
     batches = training_batches(
         source if mixed else None, target, training, scans, seed, (settings.schedule or "paper") if mixed else "target",
@@ -126,7 +128,8 @@ def adapt(command: of.Adapt) -> None:
     )  # fmt: skip
     model = _model(
         command, training, source=source_model[1].source if source_model is not None else [], target=command.target,
-        method=settings.name, patients=len(target.patients), interval=settings.interval, slices=target.size,
+        method=settings.name_in("segmentation", training.optimizer or "sgd"), patients=len(target.patients),
+        interval=settings.interval, slices=target.size,
     )  # fmt: skip
     if source_model is not None:
         _check_optimizer(*source_model, training, settings, history)

@@ -77,6 +77,14 @@ TARGET_CLASSIFIER = replace(SOURCE_CLASSIFIER, epochs=16, batches=150)
 """Its fine-tuning."""
 
 
+ScheduleName = Literal["paper", "paper0", "release", "xray"]
+_OPEN: dict[Task, tuple[ScheduleName, int | Literal["keep"], float]] = {
+    "segmentation": ("paper", 100, 0.005),
+    "classification": ("xray", "keep", 0.0),
+}
+"""Schedule, start_step and k where they are not given (specification 2.2, 2.3, 4.6)."""
+
+
 @dataclass(frozen=True)
 class Adaptation:
     """How a source network becomes a target network, and from how much target data (paper sections 2 and 3)."""
@@ -90,7 +98,7 @@ class Adaptation:
     """Take every k-th slice of them (3 makes about 90 slices of one CC359 patient)."""
     images: int | None = None
     """Classification: the first images of the shuffled target training list, 0 = all; default 128, for target all."""
-    schedule: Literal["paper", "paper0", "release", "xray"] | None = None
+    schedule: ScheduleName | None = None
     """mmtl: how the target's share of a batch grows; epochs counted from 1 (paper; default), from 0, or as the authors'
     programs do it (xray: default for classification)."""
     keep_source: bool = False
@@ -129,10 +137,45 @@ class Adaptation:
 
     @property
     def name(self) -> str:
-        """What tables call it: the method, and "fta_mu099" for fine-tuning with momentum 0.99."""
-        if self.method == "fta" and self.momentum is not None:
-            return f"fta_mu{self.momentum:g}".replace(".", "")
-        return self.method
+        """What tables call it for segmentation with SGD, see `name_in`."""
+        return self.name_in("segmentation", "sgd")
+
+    def name_in(self, task: Task, optimizer: OptimizerName) -> str:
+        """What tables call it: the method and those of its options that are not the default, such as "fta_mu099".
+
+        Networks of one method that differ in an option must not be taken for each other.
+
+        Args:
+            task: its defaults hold where an option is left open.
+            optimizer: that of the fine-tuning; options of the other one do nothing.
+        """
+        mine, usual = self.resolved(task), Adaptation(self.method).resolved(task)
+        if self.method == "octl" and self.momentum == 0.99:  # written out
+            mine = replace(mine, momentum=None)
+        of_method: dict[str, tuple[str, ...]] = {
+            "mmtl": ("schedule", "keep_source"),
+            "fta": ("momentum",),
+            "octl": ("momentum",) if optimizer == "sgd" else ("betas", "start_step"),
+            "l2sp": ("l2sp", "alpha", *(["beta"] if self.l2sp == "li2018" else [])),
+            "spottune": ("k",),
+        }
+        words = {
+            "schedule": mine.schedule, "keep_source": "kept", "momentum": f"mu{mine.momentum or 0:g}".replace(".", ""),
+            "betas": "betas{:g}-{:g}".format(*mine.betas), "start_step": f"start{mine.start_step}", "l2sp": mine.l2sp,
+            "alpha": f"alpha{mine.alpha:g}", "beta": f"beta{mine.beta:g}", "k": f"k{mine.k:g}", "keep": mine.keep,
+        }  # fmt: skip
+        changed = [o for o in (*of_method.get(self.method, ()), "keep") if getattr(mine, o) != getattr(usual, o)]
+        return "_".join([self.method, *(str(words[option]) for option in changed)])
+
+    def resolved(self, task: Task) -> Adaptation:
+        """With nothing left open that the task decides."""
+        schedule, start_step, k = _OPEN[task]
+        return replace(
+            self,
+            schedule=self.schedule or schedule,
+            start_step=start_step if self.start_step is None else self.start_step,
+            k=k if self.k is None else self.k,
+        )
 
 
 @dataclass(frozen=True)
@@ -145,8 +188,8 @@ class PictureSettings:
     image_size: int | None = None
     """Side of the pictures as the network sees them, default 256; after source training that of the source."""
     split_by: Literal["patient", "image"] | None = None
-    """What goes into the test split together where the datalist has none: all images of a patient (default), or each
-    image for itself (authors)."""
+    """What goes into the test split together where the datalist has none (the folder of ChestX-ray14 has one): all images
+    of a patient (default), or each image for itself (authors)."""
 
     def __post_init__(self) -> None:
         at_least(32, image_size=32 if self.image_size is None else self.image_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dart_core.errors import InputError
 from dart_core.files import packaged_table
 
 PRINTED_TABLES = ("table2", "table3", "table4", "table5", "text_numbers")
@@ -46,12 +47,14 @@ class Entry:
     method: str
     optimizer: str
     seed: int
-    pair: tuple[str, str]
-    """(source site, target site)."""
+    pair: tuple[str, ...]
+    """(source site, target site), and the site it was tested on where that is neither."""
     amount: tuple[int, int]
     """(target patients, every how many-th slice)."""
     slices: int
     value: float
+    folder: str = ""
+    """Where the value comes from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,16 @@ def seed_table(entries: Iterable[Entry]) -> list[Cell]:
     """Mean over pairs for each seed, then mean and sample standard deviation over the seeds, as the paper has it.
 
     The paper does not say which standard deviation it prints; this is the sample one, with divisor seeds - 1.
+
+    Raises:
+        InputError: two entries that nothing but their value tells apart.
     """
     groups: dict[tuple[str, str, tuple[int, int]], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.optimizer, entry.method, entry.amount), []).append(entry)
     cells = []
     for (optimizer, method, amount), found in groups.items():
+        _check_distinct(found)
         pairs = {entry.pair for entry in found}
         seeds = sorted({entry.seed for entry in found})
         of_seed = [{e.pair: e.value for e in found if e.seed == seed} for seed in seeds]
@@ -101,6 +108,32 @@ def seed_table(entries: Iterable[Entry]) -> list[Cell]:
             )
         )
     return cells
+
+
+def _check_distinct(entries: Iterable[Entry]) -> None:
+    """No two of the same method, optimiser and amount may share seed and sites: one would stand for both."""
+    first: dict[tuple[int, tuple[str, ...]], Entry] = {}
+    for entry in entries:
+        other = first.setdefault((entry.seed, entry.pair), entry)
+        if other is not entry:
+            what = f"{entry.method} with {entry.optimizer}, seed {entry.seed}, {pair_text(entry.pair)}"
+            raise InputError(
+                f"holds {what}, as {other.folder or 'another one'} does already",
+                where=entry.folder or None,
+                remedy="leave one of the two out, or evaluate them apart",
+            )
+
+
+def pair_text(pair: Sequence[str]) -> str:
+    """Words for an entry's sites."""
+    source, target, *tested = pair
+    return f"{source or '–'} → {target}" + "".join(f" on {site}" for site in tested)
+
+
+def pair_of(source: str, target: str, site: str) -> tuple[str, ...]:
+    """The `Entry.pair` of a network from a source (several joined), of a target (or none), that was tested on a site."""
+    pair = (source, target or site)
+    return pair if site in pair else (*pair, site)
 
 
 def amount_text(amount: tuple[int, int]) -> str:
