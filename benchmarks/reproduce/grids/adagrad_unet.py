@@ -70,7 +70,7 @@ def trained(scale: Scale, row: str, data: str, seed: int) -> Job:
     words: list[Word] = ["train", "--config", config(PACKAGE, row), "--datalist", _datalist(scale, data, seed)]
     words += ["--site", site, "--seed", seed]
     if scale.name == "paper":
-        words += ["--orientation", "file"] if data == "CC359" else []
+        words += ["--orientation", "file", "--slice-axis", "z"] if data == "CC359" else []
     if scale.name == "small":
         words += ["--slice-axis", "z", "--pixel", 2 * PIXEL, 2 * PIXEL, "--base-features", 8, "--max-pools", 3]
         words += ["--batch-size", 6, "--epochs", EPOCHS[row.split("-")[1]], "--batches", 25, "--validation-batches", 0]

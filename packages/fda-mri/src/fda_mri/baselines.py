@@ -68,13 +68,6 @@ def printed_table(name: str) -> list[dict[str, str | float]]:
     return packaged_table("fda_mri", name, PRINTED_TABLES)
 
 
-def _number_or_text(value: str) -> str | float:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
 # --- Harness ---------------------------------------------------------------------------------------------------------
 
 
