@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dart_core.fine_tuning import validated
 from dart_core.testing import assert_equal_states, torchrun
-from stain_aglr import method
 from stain_aglr.models import load_model
 from stain_aglr.networks import PatchClassifier
 
@@ -36,6 +36,6 @@ def test_validation_is_averaged_over_the_processes() -> None:
         assert not classifier.training
         return {"validation_loss": 1.0, "validation_auc": 0.5}
 
-    found = method._validated(run, network, validate)  # type: ignore[arg-type]
+    found = validated(run, network, validate)  # type: ignore[arg-type]
     assert found == {"validation_loss": 2.0, "validation_auc": 0.75}
     assert network.training

@@ -178,7 +178,7 @@ def fine_tune(
             _finite(float(value), f"the loss of step {step}")
             run.log.write(step, loss=value, learning_rate=rate)
         if place + 1 == per_epoch and validate is not None:
-            found = _validated(run, network, validate)
+            found = validated(run, network, validate)
             run.log.write(step, epoch=epoch + 1, **found)
             if recipe.measure not in found:
                 raise SettingError(f"validation gives no {recipe.measure}", remedy=f"there are {', '.join(found)}")
@@ -192,8 +192,14 @@ def fine_tune(
     return best
 
 
-def _validated(run: Run, network: nn.Module, validate: Validate) -> dict[str, float]:
-    """What `validate` finds; the same in all processes, whose batch statistics may differ by a rounding."""
+def validated(run: Run, network: nn.Module, validate: Callable[[Any], Mapping[str, float]]) -> dict[str, float]:
+    """What `validate` finds, averaged over the processes: batch norm may have seen another share of the batches in each.
+
+    Args:
+        run: an entered run; all its processes must call this.
+        network: set to evaluation mode for it, and back to training.
+        validate: gets the network itself, without DistributedDataParallel around it.
+    """
     module = unwrap(network)
     module.eval()
     with torch.no_grad():

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dart_core.batches import Batches
 from dart_core.checkpoint import unwrap
 from dart_core.errors import InputError, SettingError
+from dart_core.fine_tuning import validated
 from dart_core.run import Run
 from stain_aglr.light import BLUR, HEDLight, as_float, random_turns
 from stain_aglr.networks import PatchClassifier, StainAgLr
@@ -363,7 +364,7 @@ def train_network(
             run.log.write(step, loss=loss, learning_rate=optimizer.param_groups[0]["lr"])
         if (step + 1) % epoch_batches == 0:
             epoch = (step + 1) // epoch_batches
-            found = _validated(run, classifier, validate)
+            found = validated(run, classifier, validate)
             run.log.write(step, epoch=epoch, **found)
             best.offer(found["validation_loss"], epoch, unwrap(prepared))
             if plateau.step(found["validation_loss"]):
@@ -371,21 +372,6 @@ def train_network(
                 run.save()  # leaving the loop saves nothing
                 break
     return best
-
-
-def _validated(
-    run: Run, classifier: PatchClassifier, validate: Callable[[PatchClassifier], Mapping[str, float]]
-) -> dict[str, float]:
-    """What `validate` finds, averaged over the processes: batch norm saw another share of the batches in each, and all of them
-    must come to the same learning rate, best epoch and end."""
-    classifier.eval()
-    found = {name: float(value) for name, value in validate(classifier).items()}
-    classifier.train()
-    if run.world_size == 1:
-        return found
-    # On the CPU, where the numbers are float64.
-    means = run.mean(torch.tensor(list(found.values()), dtype=torch.float64))
-    return dict(zip(found, means.tolist(), strict=True))
 
 
 def _seed(run: Run, step: int) -> int:
