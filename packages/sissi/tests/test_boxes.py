@@ -18,6 +18,10 @@ def test_filter():
     np.testing.assert_array_equal(filter_boxes(boxes, (8, 10)), boxes[[0, 6]])
     assert torch.equal(filter_boxes(torch.from_numpy(boxes), (8, 10)), torch.from_numpy(boxes[[0, 6]]))
     assert filter_boxes(np.zeros((0, 4)), (8, 10)).shape == (0, 4)
+    found = filter_boxes(boxes.tolist(), (8, 10))
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, boxes[[0, 6]])
+    assert filter_boxes([], (8, 10)).shape == (0, 4)
 
 
 def test_boxes_from_labels():
@@ -46,6 +50,10 @@ def test_suppression_takes_the_last_box_first():
     boxes = np.array([[0, 0, 9, 9], [0, 0, 10, 10], [50, 50, 60, 60], [0, 0, 11, 11]])
     np.testing.assert_array_equal(weak_nms(boxes), boxes[[3, 2]])
     np.testing.assert_array_equal(weak_nms(boxes, scores=[4, 3, 2, 1]), boxes[[0, 2]])
+    found = weak_nms(boxes.tolist())
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, boxes[[3, 2]])
+    assert weak_nms([]).shape == (0, 4)
 
 
 def test_widths_count_one_more():

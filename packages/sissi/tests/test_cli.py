@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,7 +24,7 @@ from sissi import commands, detectors, method
 from sissi.detectors import build_detector, describe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-NAMED = "SISSI (S): least score 0.01, skip score 0.01, detector small"
+NAMED = "SISSI (S): least score 0.01, skip score 0.01, edges clip, detector small"
 """Method of the detector `trained`."""
 
 
@@ -254,12 +255,12 @@ def test_configurations(configuration, data, tiny, command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "name"),
     [
-        (("--start", "never"), "mixed batch, no correction: detector small"),
-        (("--learn-from", "source"), "source only: detector small"),
-        (("--fusion", "nms"), "Baseline: NMS instead of fusion, least score 0.01, detector small"),
-        (("--views", "one", "--background", "weak", "--paste", "hard"), "Baseline: background weak, hard paste, one view, least score 0.01, skip score 0.01, detector small"),
-        (("--background", "strong", "--paste", "black", "--authors-tta"), "Baseline: background strong, black paste, views of one size, least score 0.01, skip score 0.01, detector small"),
-        (("--no-augment", "--blur", "gaussian", "--colours", "bgr", "--background", "weak", "--paste", "normal"), "Baseline: background weak, normal paste, least score 0.01, skip score 0.01, no augmentation, detector small, colours bgr"),
+        (("--start", "never"), "mixed batch, no correction: edges clip, detector small"),
+        (("--learn-from", "source"), "source only: edges clip, detector small"),
+        (("--fusion", "nms"), "Baseline: NMS instead of fusion, least score 0.01, edges clip, detector small"),
+        (("--views", "one", "--background", "weak", "--paste", "hard"), "Baseline: background weak, hard paste, one view, least score 0.01, skip score 0.01, edges clip, detector small"),
+        (("--background", "strong", "--paste", "black", "--authors-tta"), "Baseline: background strong, black paste, views of one size, least score 0.01, skip score 0.01, edges clip, detector small"),
+        (("--no-augment", "--blur", "gaussian", "--colours", "bgr", "--background", "weak", "--paste", "normal"), "Baseline: background weak, normal paste, least score 0.01, skip score 0.01, edges clip, no augmentation, detector small, colours bgr"),
     ],
 )  # fmt: skip
 def test_further_baselines(words, name, data, tiny, command, tmp_path):
@@ -329,6 +330,17 @@ def test_a_curve_that_slows_down_in_the_last_epoch(data, tiny, command, tmp_path
     )
 
 
+def test_a_curve_that_is_never_asked(data, tiny, command, tmp_path):
+    """Of three epochs none is epoch 3, whatever the curve does."""
+    words = ("--configuration", "plain-a", "--epochs", 3, "--memorisation", 0, "--batch-size", 6, "--out", tmp_path / "run")  # fmt: skip
+    finished = command("train", *data, *tiny, *words)
+    assert finished.status == 0
+    never = "is asked from epoch 3 on, which a training of 3 does not reach"
+    assert f"the AP50 curve {never}: no label was corrected" in finished.err
+    assert f"The curve {never}, so that" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["memorised_epoch"] is None
+
+
 def test_the_source_alone_is_not_gone_back_from(data, tiny, command, tmp_path):
     """Whatever the row: the source-only detector is that of the last epoch."""
     words = ("train", *data, *tiny, "--learn-from", "source", "--epochs", 4)
@@ -375,6 +387,54 @@ def test_a_run_is_not_replaced_by_one_that_reads_its_labels(cells, trained, tiny
     words = ("--readers", cells["smear"], "--predictions", labels, "--out", trained, "--overwrite")
     assert "holds what --predictions names" in command("evaluate", *words, "--split", "train").line
     assert labels.read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", ["picture", "mask"])
+def test_a_run_is_not_replaced_by_one_that_reads_its_pictures(kind, cells, trained, tiny, command, tmp_path):
+    """Nor does `predict` delete them, although the list lies elsewhere."""
+    out, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copytree(trained, out)
+    first = read_boxes(cells["weak"])[0].image
+    labels = np.zeros((64, 64), np.uint8)
+    labels[9:30, 9:30] = 1
+    places = {name: (out if name == kind else elsewhere) / f"{name}.png" for name in ("picture", "mask")}
+    shutil.copy(first, places["picture"])
+    Image.fromarray(labels).save(places["mask"])
+    target = elsewhere / "list.csv"
+    target.write_text(f"image,mask,split\n{places['picture']},{places['mask']},train\n")
+    refused = f"holds {places[kind]}, which a list names; give another --out"
+    words = ("--out", out, "--overwrite")
+    finished = command("train", "--source", cells["phase"], "--target", target, *tiny, *words)
+    assert finished.status == 2
+    assert refused in finished.line
+    words = ("--pictures", target, "--split", "all", "--model", trained, "--device", "cpu", *words)
+    assert refused in command("predict", *words).line
+    assert places[kind].is_file()
+    assert (out / "model.safetensors").is_file()
+
+
+def test_a_picture_is_listed_once(cells, tiny, command, tmp_path):
+    """Its labels are one set: a COCO file with two ids of a name, two Pascal VOC files of one, two ways to write a path."""
+    pictures = [p for p in read_boxes(cells["smear"]) if p.split == "train"][:2]
+    for picture in pictures:
+        shutil.copy(picture.image, tmp_path / picture.image.name)
+    name = pictures[0].image.name
+    twins = [replace(pictures[0], boxes=picture.boxes) for picture in pictures]
+    coco(tmp_path / "coco.json", twins, False)
+    voc(tmp_path / "voc", pictures)
+    for file in (tmp_path / "voc" / "Annotations").iterdir():
+        file.write_text(file.read_text().replace(pictures[1].image.name, name))
+    (tmp_path / "voc" / "JPEGImages").mkdir()
+    shutil.copy(tmp_path / name, tmp_path / "voc" / "JPEGImages" / name)
+    (tmp_path / "list.csv").write_text(f"image,xmin,ymin,xmax,ymax\n{name},9,9,30,30\n./voc/../{name},9,9,30,30\n")
+    for target, place in (("coco.json", "coco.json, images[1]"), ("voc", f"{pictures[1].image.stem}.xml"), ("list.csv", "list.csv, row 3")):  # fmt: skip
+        words = ("--target", tmp_path / target, *tiny, "--out", tmp_path / "run")
+        finished = command("train", "--source", cells["phase"], *words)
+        assert finished.status == 2
+        assert f"{place}: picture " in finished.line
+        assert f"{name} is there twice, before as " in finished.line
+    assert not (tmp_path / "run").exists()
 
 
 def test_boxes_that_cannot_be_used_are_left_out_aloud(cells, tiny, command, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from sissi import demo as module
 from sissi.settings import Correction
 
-RECIPE = "zoom 0.8 to 1.25, ellipses of turned boxes, detector small"
+RECIPE = "edges clip, zoom 0.8 to 1.25, ellipses of turned boxes, detector small"
 
 
 @pytest.mark.slow

@@ -45,11 +45,13 @@ class Bright(nn.Module):
         self.score = score
         self.transform = type("Transform", (), {"resizes": False})()
         self.modes: list[bool] = []
+        self.resizes: list[bool] = []
 
     def forward(self, images):
         from scipy import ndimage
 
         self.modes.append(self.training)
+        self.resizes.append(self.transform.resizes)
         found = []
         for image in images:
             labels, _ = ndimage.label(image[0].numpy() > 0.5)
@@ -81,6 +83,15 @@ def test_a_perfect_detector_gives_its_boxes_back(words):
         scale = np.array([width - 1, height - 1, width - 1, height - 1]) / 100
         boxes = boxes[np.argsort(boxes[:, 0])]
         np.testing.assert_allclose(boxes, np.array(expected) * scale, atol=1.3 * scale.max())
+
+
+@pytest.mark.parametrize("authors_tta", [False, True])
+def test_only_the_authors_views_are_resized(authors_tta):
+    """P1: in each of the five scales, and not afterwards."""
+    detector = Bright()
+    pseudo_labels(detector, frames_with(BOXES), [(100, 100)] * 2, CPU, Correction(authors_tta=authors_tta))
+    assert detector.resizes == [authors_tta] * 5
+    assert not detector.transform.resizes
 
 
 def test_scores_below_the_limits_give_nothing():
@@ -399,6 +410,71 @@ def test_the_flag_stays_up(trainer, monkeypatch):
         corrects.append(made.corrects(epoch))
     assert corrects == [False] * 4 + [True] * 2
     assert (made.progress.memorised, made.progress.cycles) == (3, 2)
+
+
+@pytest.mark.parametrize(("timing", "first"), [("next", 4), ("authors", 3)])
+def test_when_cloning_starts(timing, first, trainer, monkeypatch):
+    """S5: with the correction, in the epoch after the flag; in the authors' code in that of the flag, with the labels at first."""
+    monkeypatch.setattr(method, "ap50", lambda found, truth: 0.5)
+    monkeypatch.setattr(method, "memorisation_epoch", lambda curve, epochs, threshold: (True, 3))
+    made = trainer(Correction("a-sissi-w", views="one", timing=timing))
+    clones, backgrounds = [], []
+    for epoch in range(RECIPE.epochs):
+        made.begin(epoch)
+        clones.append(made.clones(epoch))
+        backgrounds.append(made.batches(epoch).halves[0].load.background)
+    assert clones == [epoch >= first for epoch in range(RECIPE.epochs)]
+    assert backgrounds == ["weak" if epoch >= first else "none" for epoch in range(RECIPE.epochs)]
+    assert [made.corrects(epoch) for epoch in range(RECIPE.epochs)] == [False] * 4 + [True] * 2
+    made = trainer(Correction("plain-a", timing=timing))
+    made.progress.memorised = 3
+    assert not any(made.clones(epoch) for epoch in range(RECIPE.epochs))
+
+
+def test_the_curve_is_asked_about_the_first_labels(trainer, monkeypatch):
+    """S1: also after corrections, which change what is learned from."""
+    asked = []
+    monkeypatch.setattr(method, "ap50", lambda found, truth: asked.append(truth) or 0.5)
+    monkeypatch.setattr(
+        method, "pseudo_labels", lambda detector, frames, *words: [np.array([[1.0, 2, 9, 9]])] * len(frames)
+    )
+    made = trainer(Correction("plain-a"))
+    side = made.material.side
+    made.material = dataclasses.replace(made.material, sizes=[(2 * side, side // 2)] * 3)
+    first = [picture.boxes * [2, 0.5, 2, 0.5] for picture in made.material.target]  # in the frame
+    made.ask(3, False)
+    made.correct(4)
+    assert all((boxes == [[1, 2, 9, 9]]).all() for boxes in made.progress.labels)
+    made.ask(4, False)
+    assert len(asked) == 2
+    for truth in asked:
+        for boxes, expected in zip(truth, first, strict=True):
+            np.testing.assert_allclose(boxes, expected)
+
+
+def test_steps_of_the_optimiser(trainer):
+    """D2: SGD with momentum 0.9 and weight decay 0.0002, against its formula."""
+    made = trainer(detector=Learner(), training=dataclasses.replace(RECIPE, learning_rate=0.001))
+    (weight,) = made.optimizer.param_groups[0]["params"]
+    value = float(weight.detach().fill_(2.0)[0])
+    momentum = 0.0
+    for _ in range(3):
+        weight.grad = torch.full_like(weight, 5.0)
+        made.optimizer.step()
+        momentum = 0.9 * momentum + 5.0 + 0.0002 * value
+        value -= 0.001 * momentum
+        assert float(weight.detach()[0]) == pytest.approx(value, rel=1e-6)
+
+
+def test_when_the_learning_rate_falls(trainer, monkeypatch):
+    """D2: to a tenth after ten epochs without a lower validation loss."""
+    monkeypatch.setattr(method, "validation_loss", lambda *given: 1.0)
+    made = trainer(Correction(start="never"))
+    rates = []
+    for epoch in range(1, 14):
+        made.validate(epoch)
+        rates.append(made.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.01] * 11 + [0.001] * 2)  # the eleventh epoch after the first is one too many
 
 
 class Learner(Bright):

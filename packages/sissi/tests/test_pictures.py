@@ -201,3 +201,32 @@ def test_kinds_of_lists(tmp_path, cells):
     (found,) = open_list(tmp_path, ignore=("fibre",))
     assert found.boxes.tolist() == [[1, 1, 4, 4]]
     assert len(read_boxes(cells["weak"])) == 12
+
+
+def test_other_pictures_beside_those_of_celllab_are_said(tmp_path):
+    for place in ("dead/a.png", "test_labelled/b.png", "c.png", "more/d.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / place)
+    told = []
+    assert [picture.image.name for picture in open_list(tmp_path, tell=told.append)] == ["a.png", "b.png"]
+    assert told == [f"{tmp_path}: laid out like CellLab; pictures left out, which lie in none of alive/, dead/, inhib/, test_labelled/: 2"]  # fmt: skip
+    (tmp_path / "c.png").unlink()
+    (tmp_path / "more" / "d.png").unlink()
+    open_list(tmp_path, tell=told.append)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("text", ["<settings><object/></settings>", "<annotation", "no XML", ""])
+def test_a_stray_xml_makes_no_list(text, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    (tmp_path / "camera.xml").write_text(text)
+    (picture,) = open_pictures(tmp_path)
+    assert picture.image == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize("folder", ["", "Annotations"])
+def test_folders_of_pascal_voc(folder, tmp_path):
+    (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / folder / "a.xml").write_text("<annotation><filename>b.png</filename></annotation>")
+    (picture,) = open_pictures(tmp_path)
+    assert picture.image.name == "b.png"

@@ -10,8 +10,8 @@ from dart_core.settings import RunSettings
 from sissi.settings import NAMES, Correction, DataSettings, DetectorSettings, Train, Training
 
 
-def called(correction: Correction | None = None, training: Training | None = None, detection: DetectorSettings | None = None) -> str:  # fmt: skip
-    data = DataSettings(Path("source.csv"), Path("target.csv"))
+def called(correction: Correction | None = None, training: Training | None = None, detection: DetectorSettings | None = None, edges: str = "drop") -> str:  # fmt: skip
+    data = DataSettings(Path("source.csv"), Path("target.csv"), edges=edges)
     return Train(RunSettings(Path("run")), data, detection or DetectorSettings(), correction or Correction(), training or Training()).method  # fmt: skip
 
 
@@ -34,7 +34,13 @@ def test_every_change_has_a_name():
         names.append(called(training=Training(**words)))
         names.append(called(Correction(start="never"), Training(**words)))
         names.append(called(training=Training(learn_from="source", **words)))
-    names += [called(detection=DetectorSettings("small")), called(detection=DetectorSettings(colours="bgr"))]
+    for words in (
+        {"detector": "small"}, {"colours": "bgr"}, {"score": 0.1}, {"nms": 0.5}, {"detections": 100}, {"batch_norm": "frozen"},
+        {"init": Path("a/model.safetensors")}, {"init": Path("b/model.safetensors")},
+        {"init": Path("a/model.safetensors"), "batch_norm": "trained"},
+    ):  # fmt: skip
+        names.append(called(detection=DetectorSettings(**words)))
+    names += [called(edges="clip"), called(training=Training(learn_from="source"), edges="clip")]
     assert len(set(names)) == len(names)
 
 
@@ -44,6 +50,10 @@ def test_a_change_without_effect_has_none():
         plain = {name: value for name, value in words.items() if name in ("background", "fusion")}
         assert Correction(**words).name == Correction(**plain).name
     assert called(Correction(start="never", memorisation=0.8)) == "mixed batch, no correction"
+    assert called(detection=DetectorSettings(batch_norm="trained")) == called()
+    weights = Path("coco.pth")
+    frozen, auto = (called(detection=DetectorSettings(init=weights, batch_norm=how)) for how in ("frozen", "auto"))
+    assert frozen == auto == "A+SISSI (S): from coco.pth"
 
 
 @pytest.mark.parametrize("row", ["baseline", "plain-a"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 from skimage.morphology import reconstruction
 
@@ -77,6 +78,22 @@ def test_nothing_there(kind, value):
     assert boxes.ndim == 2
     assert boxes.shape[1] == 4
     assert kind == "circles" or len(boxes) == 0
+
+
+@pytest.mark.parametrize("kind", ["circles", "edges", "watershed"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))])  # fmt: skip
+def test_tensors(kind, device):
+    """The same boxes as of an array, as a tensor where the picture is; also of one whose channels were moved."""
+    image = cv2.add(discs(), np.random.default_rng(0).integers(0, 8, (240, 320, 3), dtype=np.uint8))
+    expected = weak_labels(image, kind)
+    assert len(expected)
+    picture = torch.from_numpy(image).permute(2, 0, 1).contiguous().to(device).permute(1, 2, 0)
+    found = weak_labels(picture, kind)
+    assert isinstance(found, torch.Tensor)
+    assert found.device == picture.device
+    np.testing.assert_array_equal(found.cpu(), expected)
+    with pytest.raises(ValueError, match="uint8"):
+        weak_labels(picture.float(), kind)
 
 
 def test_colours_of_the_edges():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 import numba
 import numpy as np
@@ -58,39 +58,53 @@ def valid_boxes(boxes: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np
     return np.asarray((x1 >= 0) & (x1 < x2) & (x2 < width) & (y1 >= 0) & (y1 < y2) & (y2 < height))
 
 
-def filter_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes:
+def _taken(boxes: Any, places: NDArray[np.int64]) -> Any:
+    """Some of the boxes of a list, array or tensor; array for a list."""
+    given = boxes if isinstance(boxes, np.ndarray | Tensor) else array_of(boxes)
+    return given.reshape(-1, 4)[places]
+
+
+@overload
+def filter_boxes(boxes: Boxes, size: tuple[int, int]) -> Boxes: ...
+@overload
+def filter_boxes(boxes: Sequence[Sequence[float]], size: tuple[int, int]) -> NDArray[np.float64]: ...
+def filter_boxes(boxes: Any, size: tuple[int, int]) -> Any:
     """Drop boxes that leave the picture, touch its right or bottom edge, or have no area (specification 5).
 
     Args:
-        boxes: (n, 4), array or tensor.
+        boxes: (n, 4), list, array or tensor.
         size: (H, W) of the picture.
 
     Returns:
-        those with 0 <= x1 < x2 < W and 0 <= y1 < y2 < H, in their order.
+        (m, 4), those with 0 <= x1 < x2 < W and 0 <= y1 < y2 < H, in their order; array for a list.
     """
-    keep = valid_boxes(array_of(boxes), size)
-    return boxes.reshape(-1, 4)[np.flatnonzero(keep)]
+    return _taken(boxes, np.flatnonzero(valid_boxes(array_of(boxes), size)))
 
 
-def weak_nms(boxes: Boxes, threshold: float = 0.15, scores: Any = None) -> Boxes:
+@overload
+def weak_nms(boxes: Boxes, threshold: float = 0.15, scores: Any = None) -> Boxes: ...
+@overload
+def weak_nms(boxes: Sequence[Sequence[float]], threshold: float = 0.15, scores: Any = None) -> NDArray[np.float64]: ...
+def weak_nms(boxes: Any, threshold: float = 0.15, scores: Any = None) -> Any:
     """Non-maximum suppression of weak labels (W4): widths and heights count one more, in a stable order.
 
     Args:
-        boxes: (n, 4), array or tensor.
+        boxes: (n, 4), list, array or tensor.
         threshold: survivors overlap those taken before by less than this (IoU).
         scores: (n,); None: all the same, so that the last box of the list is taken first.
 
     Returns:
-        the boxes that are left, in the order in which they are taken.
+        (m, 4), the boxes that are left, in the order in which they are taken; array for a list.
+
+    Raises:
+        InputError: boxes of another shape or not finite, or another number of scores.
     """
     corners = boxes_of(boxes)
     values = np.ones(len(corners)) if scores is None else array_of(scores).reshape(-1)
     if len(values) != len(corners):
         raise InputError(f"{len(values)} scores for {len(corners)} boxes", remedy="give one score per box")
     order = np.argsort(values, kind="stable")[::-1].copy()
-    kept = _suppress(corners, order, threshold)
-    survivors: Boxes = boxes.reshape(-1, 4)[kept]
-    return survivors
+    return _taken(boxes, _suppress(corners, order, threshold))
 
 
 @compiled

@@ -211,18 +211,17 @@ def make(settings: of.DetectorSettings) -> tuple[nn.Module, bool, str]:
     Returns:
         the detector, whether its batch norm is frozen, and what was taken from the weight file ("" without one).
     """
-    frozen = settings.batch_norm == "frozen" or (settings.batch_norm == "auto" and settings.init is not None)
     detector = build_detector(
-        settings.detector, settings.size, frozen=frozen, score=settings.score, nms=settings.nms,
+        settings.detector, settings.size, frozen=settings.frozen, score=settings.score, nms=settings.nms,
         detections=settings.detections,
     )  # fmt: skip
     if settings.init is None:
-        return detector, frozen, ""
+        return detector, settings.frozen, ""
     taken, left, coco = load_initial(detector, settings.init)
     if coco and settings.detector in _ZERO_EPS:
         overwrite_eps(detector, 0.0)
     others = f"; random: {', '.join(left)}" if left else ""
-    return detector, frozen, f"{settings.init}: {taken} tensors taken{others}"
+    return detector, settings.frozen, f"{settings.init}: {taken} tensors taken{others}"
 
 
 def has_zero_eps(detector: nn.Module) -> bool:

@@ -20,7 +20,7 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 from sissi import settings as of
 from sissi.detectors import PACKAGE
 from sissi.figures import Look, label_sheet
-from sissi.pictures import Files, image_size, open_list, refuse_to_delete
+from sissi.pictures import Files, image_size, open_list
 from sissi.prediction import FILE, SHOWN
 
 MEASURES = ("AP50", "AP75", "AP", "AR")
@@ -230,10 +230,6 @@ def evaluate(command: of.Evaluate) -> None:
                 agreement.append({"method": one, "reader": other, **measure(truth, as_scored, command.limit)})
     means = over_seeds(rows)
     out = command.output.out
-    if command.output.overwrite:
-        for name in ("predictions", "readers"):
-            for path in getattr(command, name):
-                refuse_to_delete(out, {name: path})
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     columns = ("method", "seed", "reader", *MEASURES, "AP of the best 100", "recall")
     write_csv(out / "scores.csv", columns, [[row[name] for name in columns] for row in rows])

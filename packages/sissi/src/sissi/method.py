@@ -228,6 +228,9 @@ class Material:
 class Trainer:
     """The loop, and what it needs of the epoch before.
 
+    Of several processes each computes what is decided between two epochs (losses, the curve, labels), and all take what the main
+    one found: where processors round differently, they would otherwise go on with other labels and learning rates.
+
     An epoch is one pass over the target in whole batches (D3): with 5 pictures and batches of 4 it draws 8, the last 3 of them
     from the next pass, since passes follow each other without a gap. The source goes through its own passes, shuffled anew
     for each, in the same way; it is not cut off and shuffled at the start of an epoch, as the authors do.
@@ -294,6 +297,7 @@ class Trainer:
     def begin(self, epoch: int) -> None:
         """Everything between two epochs: validate, ask the curve, correct. A pure function of the state after the epoch before."""
         progress, last = self.progress, epoch == self.training.epochs
+        self.share_statistics()
         numbers: dict[str, float] = {}
         if epoch > 0:
             numbers["validation_loss"] = self.validate(epoch)
@@ -308,6 +312,16 @@ class Trainer:
         words = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in numbers.items()]
         if words:
             self.say(f"epoch {epoch} of {self.training.epochs}: {', '.join(words)}")
+
+    @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give all processes the main one's running statistics, as before every step: the last step of an epoch leaves each its own."""
+        if self.run.world_size == 1:
+            return
+        buffers = dict(unwrap(self.detector).named_buffers())
+        main = self.run.from_main({name: buffer.cpu() for name, buffer in buffers.items()})
+        for name, buffer in buffers.items():
+            buffer.copy_(main[name])
 
     def corrects(self, epoch: int) -> bool:
         """Whether the labels of an epoch are corrected ones."""
@@ -328,7 +342,8 @@ class Trainer:
         """Loss of the source's validation pictures, for the schedule and the choice of the best epoch."""
         material, progress = self.material, self.progress
         samples = Samples(material.validation, material.files, material.side, material.most)
-        loss = validation_loss(unwrap(self.detector), samples, self.run.device, 2 * self.training.batch_size)
+        own = validation_loss(unwrap(self.detector), samples, self.run.device, 2 * self.training.batch_size)
+        loss: float = self.run.from_main(own)
         if not np.isfinite(loss):
             raise InputError("the validation loss is not finite", remedy="train with a lower --learning-rate")
         self.schedule.step(loss)
@@ -356,12 +371,14 @@ class Trainer:
         found: list[dict[str, Tensor]] = []
         for part in _in_parts(len(self.material.target), 2 * self.training.batch_size):
             found += detect(self.detector, self.material.frames(part), self.run.device, self.run.autocast())
-        value = ap50(found, [self.material.weak(i) for i in range(len(found))])
+        value: float = self.run.from_main(ap50(found, [self.material.weak(i) for i in range(len(found))]))
         progress = self.progress
         progress.curve.append(value)
         if progress.memorised >= 0 or epoch < ASKED_FROM or last:
             return {"ap50": value}
-        flag, update = memorisation_epoch(progress.curve, self.training.epochs, self.correction.memorisation)
+        flag, update = self.run.from_main(
+            memorisation_epoch(progress.curve, self.training.epochs, self.correction.memorisation)
+        )
         if flag:
             progress.memorised = epoch
             then = "; labels are corrected from the next epoch on" if epoch + 1 < self.training.epochs else ""
@@ -376,6 +393,7 @@ class Trainer:
             found += pseudo_labels(
                 self.detector, material.frames(part), material.sizes[part], self.run.device, self.correction
             )
+        found = [boxes.numpy() for boxes in self.run.from_main([torch.from_numpy(boxes) for boxes in found])]
         # A picture in which nothing is left keeps its old labels (P4).
         kept = sum(not len(boxes) for boxes in found)
         progress.labels = [new if len(new) else old for new, old in zip(found, progress.labels, strict=True)]

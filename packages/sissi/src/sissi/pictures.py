@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dart_core.batches import Batches
+from dart_core.cli import say
 from dart_core.data.boxes import (
     BoxedPicture,
     box_problems,
@@ -45,10 +47,26 @@ SMALLEST = 2.0
 # --- Lists -----------------------------------------------------------------------------------------------------------
 
 
-def open_list(path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = ()) -> list[BoxedPicture]:
-    """Read a list of pictures with boxes: what `dart_core.data.boxes.read_boxes` reads, Cellpose, or a folder like CellLab."""
+def open_list(
+    path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = (), tell: Callable[[str], None] = say
+) -> list[BoxedPicture]:
+    """Read a list of pictures with boxes: what `dart_core.data.boxes.read_boxes` reads, Cellpose, or a folder like CellLab.
+
+    Args:
+        path: file or folder.
+        classes: of boxes that are kept; none given: all.
+        ignore: classes that are not.
+        tell: gets a line about pictures of a folder like CellLab that lie elsewhere in it and are left out.
+
+    Raises:
+        InputError: one line with file, row or key, and remedy.
+    """
     if path.is_dir() and celllab.recognise(path):
         found = celllab.index(path)
+        others = _count_others(path, found)
+        if others:
+            known = ", ".join(f"{name}/" for name in (*celllab.STATES, celllab.TEST))
+            tell(f"{path}: laid out like CellLab; pictures left out, which lie in none of {known}: {others}")
     elif path.is_dir() and cellpose.recognise(path):
         found = cellpose.index(path)
     else:
@@ -58,13 +76,22 @@ def open_list(path: Path, classes: Sequence[str] = (), ignore: Sequence[str] = (
     return found
 
 
+def _count_others(folder: Path, found: Sequence[BoxedPicture]) -> int:
+    """Pictures in a folder that are not among those found there."""
+    try:
+        there = find_pictures(folder)
+    except InputError:  # none but in links to folders, which are not followed
+        return 0
+    return len(set(there) - {picture.image for picture in found})
+
+
 def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
     """Pictures of a list or folder; their boxes are not asked for.
 
     Raises:
-        InputError: none of that split.
+        InputError: none of that split, or a list that cannot be read.
     """
-    if path.is_dir() and not celllab.recognise(path) and not cellpose.recognise(path) and not any(path.rglob("*.xml")):
+    if path.is_dir() and not celllab.recognise(path) and not cellpose.recognise(path) and not _is_voc(path):
         return [BoxedPicture(file, np.zeros((0, 4)), (), where=str(file)) for file in find_pictures(path)]
     found = open_list(path)
     if split != "all" and any(picture.split for picture in found):
@@ -74,19 +101,54 @@ def open_pictures(path: Path, split: str = "all") -> list[BoxedPicture]:
     return found
 
 
-def refuse_to_delete(out: Path, given: Mapping[str, Path | None]) -> None:
-    """Keep --overwrite from deleting what a command reads, such as the corrected labels of the run that it replaces.
+def _is_voc(folder: Path) -> bool:
+    """Whether a folder holds Pascal VOC files, rather than pictures beside which some other XML lies."""
+    if (folder / "Annotations").is_dir():
+        return True
+    return any(_is_annotation(path) for path in sorted(folder.glob("*.xml")) if not path.name.startswith("."))
+
+
+def _is_annotation(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            _, root = next(ElementTree.iterparse(opened, ("start",)))
+    except (ElementTree.ParseError, OSError, UnicodeDecodeError, LookupError, StopIteration):
+        return False
+    return bool(root.tag == "annotation")
+
+
+def refuse_to_delete(out: Path, pictures: Sequence[BoxedPicture]) -> None:
+    """Keep --overwrite from deleting pictures and masks of a list; what the flags themselves name `claim_folder` keeps.
 
     Args:
         out: folder that is to be replaced.
-        given: name of a flag -> its file or folder; None where it was not given.
+        pictures: of the list.
 
     Raises:
         OutputError: one of them lies in `out`.
     """
-    for name, path in given.items():
-        if path is not None and out.resolve() in (path.resolve(), *path.resolve().parents):
-            raise OutputError(f"holds what --{name} names", where=out, remedy="give another --out")
+    folder = out.resolve()
+    for picture in pictures:
+        for file in (picture.image, picture.mask):
+            if file is not None and folder in file.resolve().parents:
+                raise OutputError(f"holds {file}, which a list names", where=out, remedy="give another --out")
+
+
+def refuse_twins(pictures: Sequence[BoxedPicture]) -> None:
+    """Each picture has one set of labels, which a correction replaces as a whole.
+
+    Raises:
+        InputError: a file that a list names twice.
+    """
+    places: dict[Path, str] = {}
+    for picture in pictures:
+        file = picture.image.resolve()
+        if file in places:
+            raise InputError(
+                f"picture {picture.image} is there twice, before as {places[file]}", where=picture.where,
+                remedy="list it once, with all its boxes",
+            )  # fmt: skip
+        places[file] = picture.where
 
 
 def divide_source(
@@ -147,6 +209,8 @@ class Noted:
     """Boxes that reached beyond the picture and were cut to it."""
     dark: list[Path] = field(default_factory=list)
     """Pictures that are nearly black."""
+    lists: list[str] = field(default_factory=list)
+    """Lines about the lists themselves."""
 
 
 def is_dark(image: NDArray[np.uint8]) -> bool:
@@ -375,15 +439,17 @@ def open_data(
     Opens every picture once, so that a bad one is named before any work is done.
 
     Raises:
-        InputError: one line about a list, a picture, or a list without anything to learn from.
+        InputError: one line about a list, a picture, one that a list names twice, or a list without anything to learn from.
     """
-    source = open_list(command.source, command.classes, command.ignore)
-    target = open_list(command.target, command.classes, command.ignore)
+    noted = Noted()
+    source = open_list(command.source, command.classes, command.ignore, noted.lists.append)
+    target = open_list(command.target, command.classes, command.ignore, noted.lists.append)
+    refuse_twins(source)
+    refuse_twins(target)
     chosen = [picture for picture in target if picture.split in ("train", "")]
     if not chosen:
         raise InputError("no picture with split train", where=command.target, remedy="name the pictures to train on")
     training, validation = divide_source(source, command.source, seed)
-    noted = Noted()
     sizes: list[tuple[int, int]] = []
 
     def usable(pictures: Sequence[BoxedPicture], edges: str, keep: bool) -> list[BoxedPicture]:

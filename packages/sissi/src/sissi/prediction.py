@@ -42,7 +42,7 @@ def predict(command: of.Predict) -> None:
         dark += [picture.image] * is_dark(files(picture.image))
     out = command.output.out
     if command.output.overwrite:
-        refuse_to_delete(out, {"pictures": command.pictures, "model": command.model})
+        refuse_to_delete(out, pictures)
     claim_folder(out, flat_settings(command), overwrite=command.output.overwrite)
     if dark:
         say(f"note: {dark_note(dark)}")

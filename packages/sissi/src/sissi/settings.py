@@ -55,6 +55,11 @@ class DataSettings:
     memory: bool = False
     """Keep all pictures in memory once they are read."""
 
+    @property
+    def changes(self) -> list[str]:
+        """What is not the paper's."""
+        return [f"edges {self.edges}"] if self.edges != DataSettings.edges else []
+
 
 @dataclass(frozen=True)
 class DetectorSettings:
@@ -87,9 +92,20 @@ class DetectorSettings:
 
     @property
     def changes(self) -> list[str]:
-        """What is not the paper's."""
+        """What is not the paper's or, of weights and batch norm, not the default, as far as it has an effect."""
         words = [f"detector {self.detector}"] if self.detector != DetectorSettings.detector else []
-        return words + (["colours bgr"] if self.colours == "bgr" else [])
+        if self.init is not None:
+            # Files of one name in two folders, such as model.safetensors of two runs, are two sets of weights.
+            words.append(f"from {Path(self.init.parent.name, self.init.name).as_posix()}")
+        if self.frozen != (self.init is not None):
+            words.append(f"batch norm {self.batch_norm}")
+        words += ["colours bgr"] if self.colours == "bgr" else []
+        return words + _numbers(self, "score", "nms", "detections")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether batch norm keeps its statistics and weights."""
+        return self.batch_norm == "frozen" or (self.batch_norm == "auto" and self.init is not None)
 
 
 @dataclass(frozen=True)
@@ -218,9 +234,10 @@ def _share(name: str, value: float) -> None:
         raise SettingError(f"--{name} is {value:g}", remedy="give a number from 0 to 1")
 
 
-def _numbers(settings: Correction, *names: str) -> list[str]:
+def _numbers(settings: Correction | DetectorSettings, *names: str) -> list[str]:
     """Those that are not the default, in words."""
-    values = [(name, getattr(settings, name)) for name in names if getattr(settings, name) != getattr(Correction, name)]
+    defaults = type(settings)
+    values = [(name, getattr(settings, name)) for name in names if getattr(settings, name) != getattr(defaults, name)]
     return [f"{name.replace('_', ' ')} {value:g}" for name, value in values]
 
 
@@ -296,7 +313,7 @@ class Train:
             name, changes = "source only", []
         elif self.correction.starts == "never":
             name, changes = "mixed batch, no correction", []
-        return _joined(name, changes + self.training.changes + self.detection.changes)
+        return _joined(name, changes + self.data.changes + self.training.changes + self.detection.changes)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from sissi import settings as of
 from sissi.detectors import PACKAGE, About, has_zero_eps, make, save_detector
 from sissi.figures import Look, label_sheet
 from sissi.memorisation import fit_saturation, saturation
-from sissi.method import Material, Progress, Trainer
+from sissi.method import ASKED_FROM, Material, Progress, Trainer
 from sissi.pictures import Files, dark_note, open_data, refuse_to_delete, synthetic
 
 LABELS = "labels"
@@ -35,15 +35,16 @@ def labels_file(out: Path, epoch: int) -> Path:
 def train(command: of.Train) -> None:
     """Train a detector; write it, the labels of every cycle, and report.html."""
     _check(command)
-    if command.run.overwrite:
-        read = {"source": command.data.source, "target": command.data.target, "init": command.detection.init}
-        refuse_to_delete(command.run.out, read)
     training, validation, target, sizes, noted = open_data(command.data, command.run.seed)
+    if command.run.overwrite:
+        refuse_to_delete(command.run.out, (*training, *validation, *target))
     given = command.detection
     make(given)  # whether it can be built, before the folder is touched
     files = Files(command.data.memory, given.colours)
     material = Material(training, validation, target, sizes, files, given.size)
     with Run(command.run, command) as run:
+        for line in noted.lists if run.is_main else ():
+            say(line)
         if noted.left_out and run.is_main:
             listed = ", ".join(f"{count} {reason}" for reason, count in noted.left_out.items())
             say(f"boxes left out: {listed} (--edges {command.data.edges})")
@@ -99,6 +100,8 @@ def _check(command: of.Train) -> None:
 
 def _never(memorised: int, epochs: int) -> str:
     """What an AP50 curve did that led to no correction."""
+    if epochs <= ASKED_FROM:
+        return f"is asked from epoch {ASKED_FROM} on, which a training of {epochs} does not reach"
     return f"did not slow down within {epochs} epochs" if memorised < 0 else "slowed down in the last epoch only"
 
 

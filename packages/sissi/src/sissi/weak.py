@@ -6,16 +6,18 @@ Which pipeline fits follows from the state of the cells in a picture: dead cells
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import canny
 from skimage.measure import label
 from skimage.morphology import reconstruction, skeletonize
 from skimage.segmentation import watershed
+from torch import Tensor
 
 from dart_core.errors import InputError, SettingError
 from sissi.boxes import boxes_of, compiled, weak_nms
@@ -26,28 +28,39 @@ KINDS: tuple[Kind, ...] = ("circles", "edges", "watershed")
 SUPPRESSION = 0.15
 
 
+@overload
 def weak_labels(
-    image: Picture,
+    image: Picture, kind: Kind = ..., *, rec: Literal["and", "min"] = ..., grey: Literal["swapped", "correct"] = ...
+) -> NDArray[np.float64]: ...
+@overload
+def weak_labels(
+    image: Tensor, kind: Kind = ..., *, rec: Literal["and", "min"] = ..., grey: Literal["swapped", "correct"] = ...
+) -> Tensor: ...
+def weak_labels(
+    image: Picture | Tensor,
     kind: Kind = "circles",
     *,
     rec: Literal["and", "min"] = "and",
     grey: Literal["swapped", "correct"] = "swapped",
-) -> NDArray[np.float64]:
+) -> NDArray[np.float64] | Tensor:
     """Find cells without learning.
 
     Args:
-        image: uint8 (H, W, 3), blue, green, red.
+        image: uint8 (H, W, 3), blue, green, red, array or tensor.
         kind: circles (W1, dead cells), edges (W2, inhibited ones) or watershed (W3, living ones).
         rec: watershed: how the reconstruction combines its pictures: bit by bit (as coded) or by their minimum (what was meant).
         grey: edges: weights of red and blue swapped (as coded) or correct.
 
     Returns:
-        (n, 4) boxes in pixels, n = 0 where nothing was found.
+        (n, 4) boxes in pixels, n = 0 where nothing was found; a tensor on its device for a tensor.
 
     Raises:
         InputError: another kind of picture.
         SettingError: an unknown `kind`.
     """
+    if isinstance(image, Tensor):
+        array = image.detach().cpu().contiguous().numpy()
+        return torch.from_numpy(weak_labels(array, kind, rec=rec, grey=grey)).to(image.device)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise InputError("weak labels need a picture of type uint8 and shape (H, W, 3)", remedy="convert it")
     if kind not in KINDS:
