@@ -90,11 +90,14 @@ def trained(scale: Scale, name: str, task: Task, repetition: int, site: str | No
     if scale.name == "small":
         steps = 150 if deep else 400
         warm_steps = {"450": 20, "1440": 64}.get(warm, 0 if plain else steps)
-        words += ["--width", 8, "--steps", steps, "--warmup-steps", warm_steps, "--flip", "on", "--channels-last"]
+        words += ["--steps", steps, "--warmup-steps", warm_steps, "--flip", "on", "--channels-last"]
+        words += [] if deep else ["--width", 8]
         words += ["--ms-net-warmup", 50] if name.endswith("ms-net") else []
     if scale.name == "smoke":
-        words += ["--width", 4, "--steps", 3, "--warmup-steps", 0 if plain else 2, "--plateau-window", 2]
-        words += ["--batch-size", 2 if len(sites) == 1 else 1, "--ms-net-warmup", 2]
+        words += ["--steps", 3, "--warmup-steps", 0 if plain else 2, "--plateau-window", 2]
+        words += ["--batch-size", 2 if len(sites) == 1 else 1]
+        words += [] if deep else ["--width", 4]
+        words += ["--ms-net-warmup", 2] if name.endswith("ms-net") else []
     where = site or task
     return Job(PACKAGE, tuple(words), f"{name} on {where} {'fold' if scale.name == 'paper' else 'split'} {repetition}")
 

@@ -22,6 +22,7 @@ from catenorm import (
     two_stage_step,
 )
 from catenorm.baselines import PRINTED_TABLES, printed_table, site_dice
+from dart_core.errors import InputError
 
 
 def images(n: int) -> Tensor:
@@ -73,6 +74,16 @@ def test_unknown_site() -> None:
         network.number("c")
     with pytest.raises(ValueError, match="do not know the sites"):
         network.network(images(1))
+
+
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_number_that_is_none_of_a_site(number: int) -> None:
+    """The image would get no norm at all."""
+    site = torch.tensor([0, number])
+    ms = MSNet(3, 2, ("a", "b"), width=2)
+    for call in (SiteNetwork(unet(), ("a", "b")), ms, ms.auxiliary_logits):
+        with pytest.raises(InputError, match=f"an image is said to be of site {number}; give numbers from 0 to 1"):
+            call(images(2), site)
 
 
 # MS-Net

@@ -116,6 +116,24 @@ def test_a_third_of_the_slices(cases: Cases) -> None:
     assert thinned.to_file(thinned.truth).shape == read_volume(row.image).array.shape
 
 
+def test_the_cache_tells_numbers_of_slices_apart(cases: Cases, tmp_path: Path) -> None:
+    """Eight slices of one image by one label file and nine by another: half of either is four."""
+    row = next(iter(open_cases(cases)))
+    assert row.mask is not None
+    label = nib.load(row.mask)
+    codes = np.zeros(label.shape, np.uint8)
+    kept = dataclasses.replace(cases, cache=tmp_path / "cache")
+    depths = []
+    for last in (8, 9):
+        codes[10:20, 10:20, 2:last] = 6
+        nib.save(nib.Nifti1Image(codes, label.affine), tmp_path / f"m{last}.nii.gz")
+        own = dataclasses.replace(row, mask=tmp_path / f"m{last}.nii.gz", labels={"z_divisor": "2"})
+        fresh, cached = load_case(own, cases), load_case(own, kept)
+        np.testing.assert_array_equal(cached.image, fresh.image)
+        depths.append((fresh.place.first, fresh.place.shape[0], len(fresh.image)))
+    assert depths == [(1, 8, 4), (1, 9, 4)]  # with a slice of margin on either side
+
+
 def test_scan_without_labels_keeps_all_slices(cases: Cases) -> None:
     row = next(iter(open_cases(cases)))
     case = load_case(dataclasses.replace(row, mask=None), cases)

@@ -164,7 +164,8 @@ def test_folds_positions_and_partial_annotation(
             if fold == 1 and number:
                 continue
             name = f"{method}-{fold}-{block}-{number}"
-            short = (*tiny, "--steps", 1, "--warmup-steps", 0, "--blocks", block, "--no-augment")
+            blocks = ("--blocks", block) if method == "catenorm" else ()
+            short = (*tiny, "--steps", 1, "--warmup-steps", 0, *blocks, "--no-augment")
             assert (
                 command(
                     "train",
@@ -302,6 +303,28 @@ def test_an_output_folder_is_kept(command: Command, data: tuple[object, ...], tr
     assert sorted(path.name for path in trained["bn"].iterdir()) == before
 
 
+def test_the_folder_of_the_model_is_not_overwritten(command: Command, trained: dict[str, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(trained["bn"], tmp_path / "run")
+    for model in (run, run / "model.safetensors", run / "warmup"):
+        done = command("predict", "--model", model, "--device", "cpu", "--out", run, "--overwrite")
+        refused(done, f"{run}: holds what --model names; give another --out")
+    assert load_model(run)[1].name == "bn"
+
+
+@pytest.mark.parametrize(("method", "loss"), [("bn", "loss"), ("ms-net", "loss_auxiliary")])
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_training_that_diverges(
+    log_every: int, method: str, loss: str, command: Command, data: tuple[object, ...], tiny: tuple[object, ...],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """At a step that is logged, or at the last one. That MS-Net's second loss is missing at first is none."""
+    words = ("--method", method, "--learning-rate", 1e30, "--log-every", log_every)
+    done = command("train", *data, *tiny, *words, "--out", tmp_path / "run")
+    assert done.status == 2
+    assert f"{loss} of step {1 if log_every == 1 else 4} is no number; lower --learning-rate" in done.last_line
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 # align
 
 
@@ -400,8 +423,17 @@ def test_export(method: str, outputs: int, command: Command, trained: dict[str, 
         (("--method", "in", "--size", 31), ("31 x 31 pixels leave a single value", "32 pixels or more\n")),
         (("--method", "dsbn", "--size", 16), ("16 x 16 pixels leave a single value", "or raise --batch-size")),
         (("--sites", "CT", "--size", 16), ("16 x 16 pixels leave a single value", "or raise --batch-size")),
-        (("--sites", "CT", "--architecture", "deeplabv3plus"), ("one slice at a time", "raise --batch-size")),
+        (
+            ("--sites", "CT", "--architecture", "deeplabv3plus", "--width", 32),
+            ("one slice at a time", "raise --batch-size"),
+        ),
         (("--clip", 0), ("--clip is 0",)),
+        (("--method", "bn", "--blocks", 1), ("--blocks does nothing with --method bn; leave it out",)),
+        (("--method", "dsbn", "--mask-mode", "hard"), ("--mask-mode does nothing with --method dsbn",)),
+        (("--method", "gn", "--form", "paper"), ("--form does nothing with --method gn",)),
+        (("--method", "ms-net", "--reduction", 4), ("--reduction does nothing with --method ms-net",)),
+        (("--architecture", "deeplabv3plus"), ("--width does nothing with --architecture deeplabv3plus",)),
+        (("--method", "bn", "--ms-net-warmup", 3), ("--ms-net-warmup does nothing with --method bn",)),
         (("--warm-start", "nowhere", "--warmup-steps", 0), ("nowhere",)),
         (("--warm-start", "nowhere"), ("--warmup-steps 0",)),
         (("--device", "cuda:99"), ("cuda",)),
@@ -496,7 +528,8 @@ def test_settings_of_cases_come_with_the_network(trained: dict[str, Path], cases
 def test_prostates_of_three_sites(words: tuple[object, ...], command: Command, tmp_path: Path) -> None:
     """Folds, options that depart from the code, and maps."""
     listed = write_prostate_mr(tmp_path / "phantoms", ("RUNMC", "BMC", "I2CVB"), 5, (32, 32, 6))
-    flags = ("--width", 4, "--steps", 1, "--warmup-steps", 1, "--fold", 1, "--device", "cpu")
+    width = () if "deeplabv3plus" in words else ("--width", 4)
+    flags = (*width, "--steps", 1, "--warmup-steps", 1, "--fold", 1, "--device", "cpu")
     data = ("--datalist", listed, "--preprocessing", "prostate")
     assert command("train", *data, *flags, *words, "--out", tmp_path / "run").status == 0
     predict = ("predict", "--model", tmp_path / "run", "--maps", 2, "--maps-block", 2, "--device", "cpu")

@@ -292,3 +292,7 @@ def test_largest_component() -> None:
     assert not kept[0, 0, 0]
     assert not largest_component(np.zeros((4, 4))).any()  # and not all ones
     assert largest_component(np.eye(3)).sum() == 1
+    for tensor in (torch.from_numpy(corner), torch.from_numpy(corner).to(torch.bfloat16)):
+        found = largest_component(tensor)
+        assert (found.dtype, found.device) == (torch.bool, tensor.device)
+        np.testing.assert_array_equal(found.numpy(), kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class Doubtful:
 
     def train(self, step: int, theta: State, device: torch.device) -> TaskResult:
         """The weights plus the step."""
+        if step == 1 and self.failure == "slow":
+            time.sleep(2)
         if step == 2 and self.failure == "bad input":
             raise InputError("a slice is missing", where="x.npy", remedy="prepare it")
         if step == 2 and self.failure == "bug":

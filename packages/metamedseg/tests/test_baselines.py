@@ -124,7 +124,7 @@ class TestTrainers:
         assert moved[1] < 0.2 * moved[0]  # the tenth visit: a tenth of the learning rate
 
     def test_replacement(self, sources):
-        trainer = self.make("reptile", sources, Tasks("standard", shots=40, replacement=True))
+        trainer = self.make("reptile", sources, Tasks("standard", shots=40, replacement="on"))
         assert len(trainer.draw(0)[1]) == 40
         assert len(self.make("reptile", sources, Tasks("standard", shots=40)).draw(0)[1]) == 12
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+import yaml
 
 from dart_core.checkpoint import load_weights
 from dart_core.testing import logged
@@ -20,6 +22,8 @@ from metamedseg.models import read_model
 from metamedseg.tuning import read_summary
 
 DAWOUD = ("--method", "dawoud", "--width", 2, "--shots", 3, "--inner-epochs", 1, "--meta-epochs", 2, "--device", "cpu")
+NETWORK = {"--width": 2, "--depth": 3, "--norm": "instance"}
+"""Network of the initialisation."""
 
 
 def test_help_imports_no_torch():
@@ -81,7 +85,7 @@ class TestMetaTrain:
         assert all(value.isfinite().all() for value in load_weights(out / "model.safetensors")[0].values())
 
     def test_tasks_of_dawoud_count_alike(self, command, slices, tmp_path):
-        words = ("--exclude", "spleen", *DAWOUD, "--weighting", "inverse_distance")
+        words = ("--exclude", "spleen", *DAWOUD)
         out = tmp_path / "run"
         assert command("meta-train", "--slices", slices, *words, "--out", out).status == 0
         updates = [line for line in logged(out) if "meta_epoch" in line]
@@ -197,6 +201,33 @@ class TestFineTune:
             line = f"warning: {init} learnt from kidney_right, of the same organ as kidney_left"
             assert (line in finished.err) == told
             assert finished.err.count("warning") == told
+
+    def test_the_network_is_that_of_the_initialisation(self, command, slices, initialisation, tmp_path):
+        words = ("--target", "spleen", "--shots", 2, "--epochs", 1, "--selections", 1, "--device", "cpu")
+        start = ("fine-tune", "--slices", slices, *words, "--init", initialisation)
+        for flags in (("--width", 3), ("--depth", 2), ("--norm", "batch")):
+            finished = command(*start, *flags, "--out", tmp_path / "no")
+            assert finished.status == 2
+            assert f"{flags[0]} is {flags[1]}, and {NETWORK[flags[0]]} in {initialisation}" in finished.line
+        assert not (tmp_path / "no").exists()
+        finished = command(*start, "--width", 2, "--out", tmp_path / "run")  # says the same
+        assert finished.status == 0, finished.err
+        for folder in (tmp_path / "run", tmp_path / "run" / "selection-1"):
+            content = yaml.safe_load((folder / "config.yaml").read_text())
+            assert (content["width"], content["depth"], content["norm"]) == (2, 3, "instance")
+        assert command(*start, "--out", tmp_path / "other").status == 0
+        content = yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())
+        assert content["width"] == 2
+
+    def test_the_initialisation_is_not_overwritten(self, command, slices, initialisation, tmp_path):
+        init = shutil.copytree(initialisation, tmp_path / "init")
+        words = ("--target", "spleen", "--shots", 2, "--epochs", 1, "--selections", 1, "--device", "cpu")
+        start = ("fine-tune", "--slices", slices, *words, "--init")
+        for path in (init, init / "model.safetensors"):
+            finished = command(*start, path, "--out", init, "--overwrite")
+            assert finished.status == 2
+            assert "holds what --init names; give another --out" in finished.line
+        assert read_model(init).kind == "initialisation"
 
     def test_other_organs_are_no_reason_to_warn(self, command, slices, initialisation, tmp_path):
         words = ("--target", "spleen", "--shots", 2, "--epochs", 1, "--selections", 1, "--device", "cpu")
@@ -344,6 +375,16 @@ class TestEvaluate:
         assert command("fine-tune", "--slices", slices, *words, "--device", "cpu", "--out", other).status == 0
         ((target, _, _, found),) = pictures_of({folder: read_summary(folder) for folder in (other, tuned)}, slices)
         assert (target, [title.split(":")[0] for title, _ in found]) == ("spleen", names)
+
+    def test_slices_without_a_test_part(self, command, slices, tuned, tmp_path):
+        folder = shutil.copytree(slices, tmp_path / "slices")
+        sets = read_slices(folder)
+        rows = tuple(dataclasses.replace(row, split="train") for row in sets["spleen"].rows)
+        write_index(folder, [dataclasses.replace(sets["spleen"], rows=rows)])
+        finished = command("evaluate", "--runs", tuned, "--slices", folder, "--out", tmp_path / "out")
+        assert finished.status == 2
+        assert f"{folder}: spleen has no test slice to show; give the slices of the runs" in finished.line
+        assert not (tmp_path / "out").exists()
 
     def test_other_test_slices_are_refused(self, command, tuned, tmp_path):
         other = shutil.copytree(tuned, tmp_path / "other")

@@ -203,6 +203,19 @@ class TestMistakes:
         self.change(spleen, 1, np.zeros_like)
         self.fails(command, spleen, tmp_path / "out", "spleen_001.nii.gz", "holds no label at all")
 
+    def test_stray_labels_below_0_are_background(self, command, spleen, tmp_path):
+        """Volume 243 of the Decathlon's Task04 has some."""
+        words = ("--size", 16, "--threshold", 6)
+        assert command("prepare", "--data", spleen, *words, "--out", tmp_path / "clean").status == 0
+        self.change(spleen, 1, lambda label: np.where(label == 0, np.int16(-2), label.astype(np.int16)))
+        assert command("check-data", "--data", spleen).status == 0
+        finished = command("prepare", "--data", spleen, *words, "--out", tmp_path / "out")
+        assert finished.status == 0, finished.err
+        clean, stray = (read_slices(tmp_path / name)["spleen"] for name in ("clean", "out"))
+        assert stray.rows == clean.rows
+        for place in range(len(clean)):
+            np.testing.assert_array_equal(stray.mask(place), clean.mask(place))
+
     def test_a_region_that_is_too_small_everywhere(self, command, spleen, tmp_path):
         self.fails(
             command, spleen, tmp_path / "out", "no slice of spleen", "lower --threshold", words=("--threshold", 400)

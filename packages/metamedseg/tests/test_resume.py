@@ -62,6 +62,21 @@ def test_two_processes_are_killed_and_one_goes_on(trainings, slices, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_whole_group_waits_for_the_task(trainings, slices, tmp_path):
+    """As schedulers send it: the processes of the tasks go on until the main one has saved."""
+    words, out = ("meta-train", "--slices", slices, *META), tmp_path / "run"
+    started = trainings.start(*words, "--processes", 2, "--out", out)
+    while not logged(out):
+        assert started.process.exitcode is None, started.stderr.read_text()
+        time.sleep(0.002)
+    os.killpg(started.process.pid, signal.SIGTERM)
+    assert started.status() == 143, started.stderr.read_text()
+    assert "stopped by SIGTERM after step" in started.stderr.read_text().splitlines()[-1]
+    trainings.finish(*words, "--out", out, "--resume")
+    assert_same_run(out, trainings.whole(words))
+
+
+@pytest.mark.slow
 def test_fine_tuning_survives_kill(trainings, slices, tmp_path):
     trainings.assert_survives_kill(("fine-tune", "--slices", slices, *TUNE), tmp_path / "run")
 

@@ -6,12 +6,15 @@ import csv
 import hashlib
 import json
 import shutil
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import odex
 from dart_core.checkpoint import load_weights
@@ -20,6 +23,7 @@ from dart_core.errors import InputError
 from dart_core.testing import InProcess
 from odex.evaluation import read_courses
 from odex.settings import NAMES, POOLS
+from odex.stopwatch import Stopwatch
 from odex.store import read_pool
 from odex.training import fisher_batches
 
@@ -231,15 +235,21 @@ def test_dice_of_patches_that_is_not_there(predicted, tmp_path, value, expected)
         read_courses([tmp_path], "patch_dice")
 
 
-def test_a_pool_without_growth_forgets_nothing_of_what_it_does_not_touch(predicted):
+def test_a_pool_that_always_grows_forgets_nothing_of_what_it_does_not_touch(predicted, learned):
     """odex-inf never changes a network, so a case that stays with its network keeps its mask."""
     masks = {}
     for out in predicted[:3]:
-        row = rows_of(out / "predictions.csv")[0]
-        masks.setdefault(row["network"], []).append(np.asarray(nib.load(out / row["prediction"]).dataobj))
+        for row in rows_of(out / "predictions.csv"):
+            mask = np.asarray(nib.load(out / row["prediction"]).dataobj)
+            masks.setdefault((row["network"], row["image"]), []).append(mask)
+    assert max(len(same) for same in masks.values()) > 1
     for same in masks.values():
         for mask in same:
             np.testing.assert_array_equal(mask, same[0])
+    runs = learned("odex-inf", 3)
+    for earlier, later in pairwise(runs):
+        for one, other in zip(read_pool(earlier).networks, read_pool(later).networks[:-1], strict=True):
+            assert one.read_bytes() == other.read_bytes()
 
 
 def test_labels_may_stay_apart(command, stages, tiny, tmp_path):
@@ -270,6 +280,68 @@ def refused(command, run: Path, tmp_path: Path, words, *expected: str) -> None:
 @pytest.fixture
 def pool(learned):
     return learned(count=1)[0]
+
+
+def test_the_folder_of_the_pool_is_not_overwritten(command, learned, stages, tiny, tmp_path):
+    run = shutil.copytree(learned("sequential", 1)[0], tmp_path / "run")
+    before = digest(run)
+    words = ("--stage", stages[1], "--pool", run, *tiny[1])
+    found = command("learn", *words, "--out", run, "--overwrite")
+    assert found.status == 2
+    assert "holds what --pool names; give another --out" in found.line
+    assert digest(run) == before
+    assert read_pool(run).load(0)
+
+
+@pytest.mark.parametrize("log_every", [1, 50])
+def test_a_training_that_diverges(command, learned, stages, tiny, tmp_path, log_every):
+    """At a step that is logged, or at the last one."""
+    run = learned("sequential", 1)[0]
+    words = ("--stage", stages[1], "--pool", run, *tiny[1], "--learning-rate", 1e30, "--log-every", log_every)
+    found = command("learn", *words, "--out", tmp_path / "run")
+    assert found.status == 2
+    assert f"the loss of step {1 if log_every == 1 else 2} is no number; lower --learning-rate" in found.last_line
+    assert not (tmp_path / "run" / "pool").exists()
+
+
+def test_settings_that_acted_are_written(command, learned, stages, tiny, tmp_path):
+    """Those of the pool in a later stage; the file can be given back."""
+    first, run = learned("odex-inf", 2)
+    early, late = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (first, run))
+    for name in ("method", "covariance", "threshold", "base_features", "max_pools", "batch_size", "norm", "compat"):
+        assert late[name] == early[name], name
+    assert (late["method"], late["covariance"], late["base_features"]) == ("odex-inf", "shrunk", 2)
+    assert late["patch_size"] == list(read_pool(run).plan.patch_size)
+    assert "shrunk" in (run / "report.html").read_text(encoding="utf-8").split("Settings")[-1]
+    again = command("learn", "--config", run / "config.yaml", "--out", tmp_path / "again")
+    assert again.status == 0, again.err
+    assert yaml.safe_load((tmp_path / "again" / "config.yaml").read_text()) == {**late, "out": str(tmp_path / "again")}
+
+
+def test_a_finished_stage_is_left_as_it_is(command, learned, stages, tiny, tmp_path):
+    pool = learned("sequential", 1)[0]
+    run = tmp_path / "run"
+    words = ("learn", "--stage", stages[1], "--pool", pool, *tiny[1], "--out", run)
+    assert command(*words).status == 0
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    found = command(*words, "--resume")
+    assert found.status == 0
+    assert "stage stage-2 is finished already" in found.err + found.out
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_seconds_of_all_sessions_count(command, learned, stages, tiny, tmp_path, monkeypatch):
+    pool = learned("sequential", 1)[0]
+    run = tmp_path / "run"
+    words = ("learn", "--stage", stages[1], "--pool", pool, *tiny[1], "--checkpoint-every", 1, "--out", run)
+    with monkeypatch.context() as patch:
+        patch.setattr("odex.learning.write_pool", lambda *_: 1 / 0)
+        assert command(*words).status == 1
+    assert 0 < Stopwatch(run, time.monotonic()).seconds < 600
+    with (run / "seconds.txt").open("a") as file:
+        file.write("\n3600.000\n\n36")  # the last line was cut by kill -9
+    assert command(*words, "--resume").status == 0
+    assert 3600 < read_pool(run).stages[-1].seconds < 4200
 
 
 def test_a_stage_with_one_case(command, pool, stages, tmp_path):

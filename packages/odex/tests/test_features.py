@@ -78,7 +78,7 @@ def test_an_image_is_the_mean_of_its_patches():
     image = torch.randn(1, 8, 8, 12)
     z = FeatureExtractor(own, (8, 8, 8))
     torch.testing.assert_close(z(image), (z(image[..., :8]) + z(image[..., 4:])) / 2, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(z(image, batch_size=1), z(image))
+    torch.testing.assert_close(FeatureExtractor(own, (8, 8, 8), batch_size=1)(image), z(image))
     # padded to the patch
     padded = torch.nn.functional.pad(image[..., :6], (1, 1))
     torch.testing.assert_close(z(image[..., :6]), z(padded))

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from dart_core.data.datalist import Row
 from odex import ModelPool, mahalanobis
-from odex.learning import moved
-from odex.store import StageRecord
+from odex import settings as of
+from odex.cases import Case
+from odex.learning import features_of, moved, training_dice
+from odex.plan import Plan
+from odex.store import StageRecord, Stored
 
 
 def test_features_that_move_away_from_the_older_stages():
@@ -38,3 +43,27 @@ def test_nothing_is_said_where_distances_are_no_means_over_a_history(options):
     for shift in (0.0, 2.0):
         pool.record(0, rng.normal(shift, 1, (40, 4)), action="update")
     assert moved(pool, StageRecord("second", "update", 0, None, key=1.0), torch.zeros(3, 4)) is None
+
+
+def test_no_more_patches_at_once_than_a_training_batch_has():
+    """Features and Dice are those of any number, up to rounding."""
+    plan = Plan(
+        (1.0, 1.0, 1.0), (8, 8, 8), 2, ((2, 2, 2),), ((3, 3, 3),) * 2, (4, 8), False, ("foreground",), True, "RAS", "batch"
+    )  # fmt: skip
+    network = plan.network().eval()
+    rng = np.random.default_rng(0)
+    image, labels = rng.normal(size=(1, 16, 12, 8)).astype(np.float32), np.ones((16, 12, 8), np.int8)
+    cases = [Case(Row(Path("a")), image, labels, {})]
+    sizes: list[int] = []
+    network.conv_blocks_context[0].register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    found = {}
+    for batch in (2, 8):
+        pool = Stored("odex", replace(plan, batch_size=batch), of.Pool(), of.Baselines(), [])
+        sizes.clear()
+        found[batch] = features_of(network, cases, pool)
+        assert max(sizes) == min(batch, 6)  # 3 x 2 x 1 patches
+        sizes.clear()
+        dice = training_dice(network, cases, pool.plan)
+        assert max(sizes) == min(batch, 4)
+        found[batch] = torch.cat([found[batch][0], torch.tensor([dice])])
+    torch.testing.assert_close(found[2], found[8], rtol=1e-5, atol=1e-6)

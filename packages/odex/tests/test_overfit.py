@@ -17,6 +17,7 @@ from odex.cases import Case
 from odex.learning import training_dice
 from odex.plan import Plan
 from odex.regularisers import regulariser_of
+from odex.stopwatch import Stopwatch
 from odex.training import train_stage
 
 PATCH = (8, 12, 8)
@@ -35,10 +36,18 @@ def test_one_patch_is_learned_by_heart(method, tmp_path):
     )  # fmt: skip
     torch.manual_seed(0)
     network = plan.network()
-    before = training_dice(network.eval(), [case], PATCH)
+    before = training_dice(network.eval(), [case], plan)
     settings = of.Training(epochs=1, batches=80, learning_rate=0.05, momentum=0.9, augmentation=False, log_every=80)
     baselines = of.Baselines(lkd=0.01)
     with Run(RunSettings(tmp_path / "run", device="cpu")) as run:
-        train_stage(run, network, [case], plan, settings, regulariser_of(method, baselines, {}, int(method == "mib")))
+        train_stage(
+            run,
+            network,
+            [case],
+            plan,
+            settings,
+            regulariser_of(method, baselines, {}, int(method == "mib")),
+            Stopwatch(run.out, 0.0),
+        )
     assert before < 0.8
-    assert training_dice(network, [case], PATCH) > 0.98
+    assert training_dice(network, [case], plan) > 0.98

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 
@@ -41,6 +43,28 @@ def test_the_only_output_of_a_network_is_remembered():
     found = regulariser_of("ewc", of.Baselines(), {}, 0)
     found.end(network, lambda: [(image, labels)])
     assert any(name.startswith("0/fisher/seg_outputs.0") for name in found.memory)
+
+
+def test_batches_for_the_last_one_alone_are_not_kept():
+    """As coded, EWC takes the last mini-batch of an epoch that would not fit into memory."""
+    network = build_unet((2, 4), ((2, 2, 2),))
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = 0
+
+    def batches():
+        nonlocal most
+        for _ in range(5):
+            image = torch.rand(1, 1, 8, 8, 8)
+            alive.append(weakref.ref(image))
+            yield image, [torch.ones(1, 1, 8, 8, 8, dtype=torch.long)]
+            del image
+            most = max(most, sum(one() is not None for one in alive))
+
+    found = regulariser_of("ewc", of.Baselines(compat="lifelong-nnunet"), {}, 0)
+    found.end(network, batches)
+    assert len(alive) == 5
+    assert most == 1
+    assert any(name.startswith("0/fisher/") for name in found.memory)
 
 
 def test_an_overflow_is_no_gradient_to_remember():

@@ -40,6 +40,16 @@ def test_a_stage_is_killed(method, trainings, learned, stages, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["ewc", "mib", "plop", "lwf"])
+def test_a_stage_is_stopped(method, trainings, learned, stages, tmp_path):
+    """As published: what a method remembers, and the network before the stage, are those of the run that goes through."""
+    first = learned(method, 1)[0]
+    words = ("learn", "--stage", stages[1], "--pool", first, *LONGER)
+    trainings.assert_survives_interrupt(words, tmp_path / "run")
+    assert_equal_states(decided(tmp_path / "run"), decided(trainings.whole(words)))
+
+
+@pytest.mark.slow
 def test_a_stage_is_stopped_while_lwf_runs_through_it_twice(trainings, learned, stages, tmp_path):
     first = learned("lwf", 1, "--compat", "lifelong-nnunet")[0]
     trainings.assert_survives_interrupt(("learn", "--stage", stages[1], "--pool", first, *LONGER), tmp_path / "run")

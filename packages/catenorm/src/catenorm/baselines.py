@@ -89,8 +89,12 @@ class SiteNetwork(nn.Module):
         self.network = to_site_norms(network, len(self.sites))
 
     def forward(self, x: Tensor, site: Tensor) -> Tensor:
-        """Logits (N, K, H, W) of images (N, C, H, W) with the numbers (N,) of their sites."""
-        with_sites(self.network, site)
+        """Logits (N, K, H, W) of images (N, C, H, W) with the numbers (N,) of their sites.
+
+        Raises:
+            InputError: a number that is none of a site.
+        """
+        with_sites(self.network, site, len(self.sites))
         logits: Tensor = self.network(x)
         return logits
 
@@ -117,8 +121,23 @@ def site_number(sites: Sequence[str], site: str) -> int:
     return list(sites).index(site)
 
 
-def with_sites(network: nn.Module, site: Tensor) -> None:
-    """Tell every batch norm of a network the sites of the next pass's images."""
+def with_sites(network: nn.Module, site: Tensor, sites: int) -> None:
+    """Tell every batch norm of a network the sites of the next pass's images.
+
+    Args:
+        network: with `SiteBatchNorm2d`.
+        site: (N,) numbers.
+        sites: how many there are.
+
+    Raises:
+        InputError: a number that is none of a site.
+    """
+    wrong = site[(site < 0) | (site >= sites)]
+    if len(wrong):
+        raise InputError(
+            f"an image is said to be of site {int(wrong[0])}",
+            remedy=f"give numbers from 0 to {sites - 1}, as `number` does",
+        )
     for module in network.modules():
         if isinstance(module, SiteBatchNorm2d):
             module.site = site
@@ -152,13 +171,13 @@ class MSNet(nn.Module):
 
     def forward(self, x: Tensor, site: Tensor) -> Tensor:
         """Logits (N, K, H, W) of the universal network, of images (N, C, H, W) with the numbers (N,) of their sites."""
-        with_sites(self.universal, site)
+        with_sites(self.universal, site, len(self.sites))
         logits: Tensor = self.universal(x)
         return logits
 
     def auxiliary_logits(self, x: Tensor, site: Tensor) -> Tensor:
         """Logits (N, K, H, W) of each image by its own site's decoder."""
-        with_sites(self.universal, site)
+        with_sites(self.universal, site, len(self.sites))
         features = self._encoder.encode(x)
         parts = []
         for number, decoder in enumerate(self.auxiliary):

@@ -21,7 +21,7 @@ from dart_core.errors import InputError, SettingError
 LEAST_SLICES = 3
 """The first and the last slice are context only."""
 # Part of the name of a cached array: another number whenever preprocessing gives other values.
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,7 @@ def load_case(row: Row, cases: of.Cases, need_mask: bool = False) -> Case:
     else:
         parameters = {
             "version": _CACHE_VERSION, "preprocessing": cases.preprocessing, "frame": frame, "shape": shape, "first": place.first,
+            "kept": place.shape[0],  # a z_divisor makes the same shape of several numbers
         }  # fmt: skip
         image = ArrayCache(cases.cache).get(parameters, [row.image], compute, dtype="float32", memory_map=True)
     label = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, overload
 
 import numpy as np
 import torch
@@ -331,8 +331,25 @@ def two_pass(model: nn.Module, x: Tensor, mask: Tensor | None = None) -> tuple[T
         return first, model(x, first.softmax(1) if mask is None else mask)
 
 
-def largest_component(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """The largest connected part of a mask, 2-D or 3-D, neighbours across faces; an empty mask stays empty (8.3)."""
+@overload
+def largest_component(mask: Tensor) -> Tensor: ...
+
+
+@overload
+def largest_component(mask: NDArray[Any]) -> NDArray[np.bool_]: ...
+
+
+def largest_component(mask: Any) -> Any:
+    """The largest connected part of a mask, neighbours across faces; an empty mask stays empty (8.3).
+
+    Args:
+        mask: (H, W) or (D, H, W), an array, or a tensor on any device; what is not 0 counts.
+
+    Returns:
+        Of the same shape, bool: an array for an array, a tensor on the same device for a tensor.
+    """
+    if isinstance(mask, Tensor):
+        return torch.from_numpy(scans.largest_component((mask != 0).cpu().numpy())).to(mask.device)
     return scans.largest_component(np.asarray(mask))
 
 

@@ -234,6 +234,23 @@ class Train:
         own_loss = self.training.loss != "code" or self.training.balance is not None or self.training.class_weights
         if self.network.method == "ms-net" and own_loss:
             raise SettingError("ms-net has a loss of its own", remedy="leave out --loss, --balance and --class-weights")
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Refuse flags that do nothing. Here and not in `Network`, because the files of networks name blocks for every method."""
+        network, usual = self.network, Network()
+        unread = [] if network.passes == 2 else ["blocks", "mask_mode", "form", "reduction"]
+        for name in unread:
+            if getattr(network, name) != getattr(usual, name):
+                self._refuse(name, f"--method {network.method}")
+        if network.architecture == "deeplabv3plus" and network.width != usual.width:
+            self._refuse("width", "--architecture deeplabv3plus")
+        if network.method != "ms-net" and self.training.ms_net_warmup != Training().ms_net_warmup:
+            self._refuse("ms_net_warmup", f"--method {network.method}")
+
+    @staticmethod
+    def _refuse(name: str, which: str) -> None:
+        raise SettingError(f"--{name.replace('_', '-')} does nothing with {which}", remedy="leave it out")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.figures import training_curves
+from dart_core.fine_tuning import Diverged
 from dart_core.report import Report
 from dart_core.run import Run
 
@@ -209,6 +211,9 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
         sites: training cases of each site.
         model: what the network is.
         training: how.
+
+    Raises:
+        Diverged: a loss that is no number, at a step that is logged or the last one.
     """
     two_classes = model.classes == 2
     per_site = training.slices_per_site(len(sites))
@@ -220,7 +225,8 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
     state = {f"optimizer{number}": optimizer for number, optimizer in enumerate(optimizers)}
     run.restore(network=network, plateau=plateau, **state)
     step_of = _stepper(network, model, training, optimizers)
-    for step, batch in run.steps(batches, training.warmup_steps + training.steps):
+    total = training.warmup_steps + training.steps
+    for step, batch in run.steps(batches, total):
         if step == training.warmup_steps > 0:
             _end_warmup(run, network, model, training, plateau)
             for optimizer in optimizers[1:]:
@@ -233,10 +239,18 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
         with run.autocast():
             result = step_of(step, batch)
         dice_loss = hard_dice_loss(result.pop("logits"), batch["label"])
-        if step % training.log_every == 0:
-            losses = {name: value for name, value in result.items() if not torch.isnan(value)}
-            run.log.write(step, **losses, training_dice=1 - dice_loss, learning_rate=plateau.rate)
+        logged = step % training.log_every == 0
+        if logged or step + 1 == total:
+            _check_losses(step, result)
+        if logged:
+            run.log.write(step, **result, training_dice=1 - dice_loss, learning_rate=plateau.rate)
         plateau.step(dice_loss)
+
+
+def _check_losses(step: int, losses: Mapping[str, Tensor]) -> None:
+    for name, value in losses.items():
+        if not math.isfinite(float(value)):
+            raise Diverged(f"{name} of step {step} is no number", remedy="lower --learning-rate, or check the data")
 
 
 def _stepper(
@@ -252,7 +266,10 @@ def _stepper(
         x, y, site = batch["image"], batch["label"], batch["site"]
         if isinstance(network, MSNet):
             universal = step >= training.ms_net_warmup
-            return ms_net_step(network, optimizers, x, y, site, universal, training.clip)
+            found = ms_net_step(network, optimizers, x, y, site, universal, training.clip)
+            if not universal:
+                del found["loss_universal"]  # nan: it does not learn yet
+            return found
         if model.network.passes == 2 and step >= training.warmup_steps:
             mask = one_hot(y, model.classes).to(x.dtype) if model.network.mask_source == "truth" else None
             return two_stage_step(

@@ -151,13 +151,13 @@ class DawoudTrainer:
         network.load_state_dict(theta)
         network.train()
         optimizer = torch.optim.Adam(
-            network.parameters(), self.inner.inner_lr, BETAS, weight_decay=self.inner.weight_decay, fused=True
+            network.parameters(), self.inner.rate, BETAS, weight_decay=self.inner.l2, fused=True
         )
         dtype = DTYPES[self.hardware.precision]
         found = []
-        for epoch in range(self.inner.inner_epochs):
+        for epoch in range(self.inner.epochs):
             for group in optimizer.param_groups:
-                group["lr"] = fine_tune_lr(epoch, self.inner.inner_lr, self.inner.factor, self.inner.every)
+                group["lr"] = fine_tune_lr(epoch, self.inner.rate, self.inner.decay, self.inner.every)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, dtype, enabled=dtype is not None):
                 logits, features = network(images, return_bottleneck=True)

@@ -110,7 +110,7 @@ def _report(run: Run, command: of.MetaTrain, sources: Sequence[SliceSet], model:
     if command.method == "reptile":
         report.text(
             f"Each meta-epoch trains {command.definition.per_epoch} tasks from the meta-model for "
-            f"{command.inner.inner_epochs} epochs and moves the meta-model by {command.meta.meta_lr:g} of the way to their "
+            f"{command.inner.epochs} epochs and moves the meta-model by {command.meta.beta:g} of the way to their "
             "weighted mean. The last weights are kept; validation numbers are shown, nothing was chosen by them."
         )
         lines = [line for line in logged(run.out) if "dataset" in line]

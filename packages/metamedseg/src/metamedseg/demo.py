@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from dart_core.cli import say
@@ -58,7 +59,7 @@ def demo(command: of.Demo) -> None:
         if weighting is not None:
             init = out / f"meta-{short}"
             run = of.MetaRunSettings(init, seed=command.seed, device="cpu", checkpoint_every=10)
-            meta = of.Meta(META.meta_epochs, META.meta_lr, weighting=weighting)
+            meta = replace(META, weighting=weighting)
             meta_train_command(
                 of.MetaTrain(run, slices, exclude=(TARGET,), network=NETWORK, definition=TASKS, inner=INNER, meta=meta)
             )

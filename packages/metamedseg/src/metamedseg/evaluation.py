@@ -182,10 +182,20 @@ def _cell(row: Mapping[str, Any]) -> str:
 
 
 def pictures_of(runs: Mapping[Path, Mapping[str, Any]], folder: Path) -> list[tuple[Any, ...]]:
-    """For each target the test slice whose region is of middle size, as every network of the richest setting sees it."""
+    """For each target the test slice whose region is of middle size, as every network of the richest setting sees it.
+
+    Raises:
+        InputError: the folder has no test slice of a target.
+    """
     sets, rows = read_slices(folder), []
     for target in dict.fromkeys(one["target"] for one in runs.values()):
         test = find_set(sets, target, folder).split("test")
+        if not len(test):
+            raise InputError(
+                f"{target} has no test slice to show",
+                where=folder,
+                remedy="give the slices of the runs, or no --slices",
+            )
         order = sorted(range(len(test)), key=lambda place: test.rows[place].pixels)
         place = order[len(order) // 2]
         part = type(test)(test.name, test.organ, (test.rows[place],), test.folder)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dart_core.batches import Batches
 from dart_core.errors import InputError, SettingError
+from dart_core.fine_tuning import Diverged
 from dart_core.run import Run, cpu_threads
 from metamedseg.datasets import SliceSet
 from metamedseg.losses import LOSSES
@@ -268,7 +269,7 @@ class ReptileTrainer:
         """Train the task of step `step`."""
         source, places, rng = self.draw(step)
         images, masks = (part.to(device) for part in source.stack(places))
-        rate = self.inner.inner_lr
+        rate = self.inner.rate
         if self.inner.visit_decay:
             rate /= 1 + sum(self.draw(earlier)[0].name == source.name for earlier in range(step))
         network = self.local.to(device)
@@ -288,8 +289,8 @@ def draw_slices(source: SliceSet, definition: Tasks, rng: np.random.Generator) -
         volumes = list(source.volumes().values())
         volume = volumes[int(rng.integers(len(volumes)))]
         return [volume[i] for i in volumetric_indices(len(volume), definition.shots)]
-    count = definition.shots if definition.replacement else min(definition.shots, len(source))
-    found: list[int] = rng.choice(len(source), count, replace=definition.replacement).tolist()
+    count = definition.shots if definition.repeats else min(definition.shots, len(source))
+    found: list[int] = rng.choice(len(source), count, replace=definition.repeats).tolist()
     return found
 
 
@@ -315,15 +316,15 @@ def train_on(
     """
     device = images.device
     loss_function = LOSSES[inner.loss]
-    optimizer = torch.optim.Adam(network.parameters(), rate, BETAS, weight_decay=inner.weight_decay, fused=True)
+    optimizer = torch.optim.Adam(network.parameters(), rate, BETAS, weight_decay=inner.l2, fused=True)
     if hardware.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     dtype = DTYPES[hardware.precision]
     network.train()
     means = []
-    for epoch in range(inner.inner_epochs):
+    for epoch in range(inner.epochs):
         for group in optimizer.param_groups:
-            group["lr"] = fine_tune_lr(epoch, rate, inner.factor, inner.every)
+            group["lr"] = fine_tune_lr(epoch, rate, inner.decay, inner.every)
         total = torch.zeros((), device=device)  # read once per epoch: reading waits for the device
         for places in torch.from_numpy(rng.permutation(len(images))).split(inner.batch_size):
             chosen = places.to(device)
@@ -367,28 +368,39 @@ def cpu_state(network: nn.Module) -> State:
 
 
 class Pending:
-    """Results of the tasks of a meta-epoch that is not over; part of the checkpoints, so that no task is trained twice."""
+    """Results of the tasks of a meta-epoch that is not over; part of the checkpoints, so that no task is trained twice.
+
+    Attributes:
+        results: of the tasks up to now, in their order.
+        ahead: of tasks whose turn has not come, by step; another process was faster.
+    """
 
     def __init__(self) -> None:
         self.results: list[TaskResult] = []
+        self.ahead: dict[int, TaskResult] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"results": [vars(result) for result in self.results]}
+        return {
+            "results": [vars(result) for result in self.results],
+            "ahead": {step: vars(result) for step, result in self.ahead.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take on what `state_dict` gave."""
-        self.results = [
-            TaskResult(**{**result, "state": dict(result["state"]), "losses": list(result["losses"])})
-            for result in state["results"]
-        ]
+        self.results = [_result(kept) for kept in state["results"]]
+        self.ahead = {int(step): _result(kept) for step, kept in state["ahead"].items()}
+
+
+def _result(kept: Mapping[str, Any]) -> TaskResult:
+    return TaskResult(**{**kept, "state": dict(kept["state"]), "losses": list(kept["losses"])})
 
 
 class Results(Protocol):
     """Trains tasks, one after the other or several at the same time."""
 
-    def __call__(self, steps: Sequence[int], theta: State) -> Iterator[TaskResult]:
-        """The results of some steps from the same weights, in order."""
+    def __call__(self, steps: Sequence[int], theta: State, ahead: dict[int, TaskResult]) -> Iterator[TaskResult]:
+        """The results of some steps from the same weights, in order; `ahead` keeps those whose turn has not come."""
         ...
 
 
@@ -410,7 +422,8 @@ def meta_train(
         threads: CPU threads of each.
 
     Raises:
-        SettingError: weights that are no number; torchrun.
+        Diverged: a loss that is no number.
+        SettingError: torchrun.
     """
     from metamedseg.parallel import results_of
 
@@ -423,24 +436,24 @@ def meta_train(
     arriving: Iterator[TaskResult] = iter(())
     first = run.step
     with cpu_threads(threads), results_of(trainer, run.device, processes, threads) as results:
-        for step, _ in run.steps(steps, meta.meta_epochs * count, "meta-training"):
+        for step, _ in run.steps(steps, meta.updates * count, "meta-training"):
             epoch, place = divmod(step, count)
             if place == 0 or step == first:
-                arriving = results(range(step, (epoch + 1) * count), cpu_state(network))
+                arriving = results(range(step, (epoch + 1) * count), cpu_state(network), pending.ahead)
             result = next(arriving)
             pending.results.append(result)
             numbers = {"loss": result.losses[-1], "first_loss": result.losses[0]}
             run.log.write(step, dataset=result.dataset, **numbers, validation_iou=result.validation_iou)
             if not np.isfinite(result.losses[-1]):
-                raise SettingError(
+                raise Diverged(
                     f"the loss of task {place + 1} ({result.dataset}) of meta-epoch {epoch + 1} is no number",
                     remedy="lower --inner-lr",
                 )
             if place + 1 < count:
                 continue
-            beta = meta.meta_lr / (epoch + 1) if meta.meta_decay else meta.meta_lr
+            beta = meta.beta / (epoch + 1) if meta.meta_decay else meta.beta
             state, weights, distances = _update_state(
-                network.state_dict(), [one.state for one in pending.results], beta, meta.weighting, meta.distance_to,
+                network.state_dict(), [one.state for one in pending.results], beta, meta.rule, meta.distance_to,
                 parameters,
             )  # fmt: skip
             network.load_state_dict(state)

@@ -51,7 +51,7 @@ def method_name(command: MetaTrain) -> str:
     if command.method == "dawoud":
         return f"Dawoud{volumetric}"
     place = {"meta": "", "mean": " to mean", "leave_one_out": " to others"}[command.meta.distance_to]
-    return SHORT[command.meta.weighting] + (place if command.meta.weighting != "average" else "") + volumetric
+    return SHORT[command.meta.rule] + place + volumetric
 
 
 def build(model: Model) -> MetaUNet:

@@ -35,7 +35,9 @@ def results_of(trainer: TaskTrainer, device: torch.device, processes: int, threa
         threads: CPU threads of each new one.
     """
     if processes == 1:
-        yield lambda steps, theta: (trainer.train(step, theta, device) for step in steps)
+        yield lambda steps, theta, ahead: (
+            ahead.pop(step) if step in ahead else trainer.train(step, theta, device) for step in steps
+        )
         return
     pool = _Pool(trainer, device, processes, threads)
     try:
@@ -58,21 +60,21 @@ class _Pool:
             other.close()
             self.processes[own] = process
 
-    def __call__(self, steps: Sequence[int], theta: State) -> Iterator[TaskResult]:
+    def __call__(self, steps: Sequence[int], theta: State, ahead: dict[int, TaskResult]) -> Iterator[TaskResult]:
         weights = {name: value.numpy() for name, value in theta.items()}
-        waiting, busy, done = list(steps), {}, {}
+        waiting, busy = [step for step in steps if step not in ahead], {}
         free = list(self.processes)
         for step in steps:
-            while step not in done:
+            while step not in ahead:
                 while free and waiting:
                     connection = free.pop()
                     busy[connection] = waiting.pop(0)
                     self._talk(connection, lambda c=connection: c.send((busy[c], weights)))
                 for ready in wait(list(busy)):
                     assert isinstance(ready, Connection)
-                    done[busy.pop(ready)] = self._receive(ready)
+                    ahead[busy.pop(ready)] = self._receive(ready)
                     free.append(ready)
-            yield done.pop(step)
+            yield ahead.pop(step)
 
     def _receive(self, connection: Connection) -> TaskResult:
         kind, content = self._talk(connection, connection.recv)
@@ -105,7 +107,9 @@ class _Pool:
 
 def _serve(connection: Connection, trainer: TaskTrainer, place: str, threads: int) -> None:
     """In a new process: train what is asked for until the other side is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the main process ends these when it has saved
+    # Ctrl-C, and SIGTERM of a scheduler, reach the whole group; the main process ends these when it has saved.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

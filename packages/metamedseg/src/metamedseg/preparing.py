@@ -189,7 +189,7 @@ class DecathlonSource:
         return {channel for region in self.organs.regions for channel in region.datasets}
 
     def _labels(self, row: Row) -> NDArray[np.int16]:
-        labels = self.task.read_labels(row, self.task.read_image(row))
+        labels = self.task.read_labels(row, self.task.read_image(row), negative_as_background=True)
         if not labels.any():
             raise InputError(
                 "it holds no label at all", where=row.mask, remedy="take the case out of dataset.json, or label it"

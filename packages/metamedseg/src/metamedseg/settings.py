@@ -57,25 +57,34 @@ class Tasks:
     """Slices of a task, at most (the authors' volumetric configurations: 20)."""
     per_epoch: int = 5
     """Tasks of a meta-epoch (the authors' volumetric configurations: 8)."""
-    replacement: bool = False
-    """Standard tasks may hold a slice twice, as the authors draw them."""
+    replacement: Literal["on", "off"] | None = None
+    """Standard tasks may hold a slice twice, as the authors draw them; default: off, with --method dawoud on."""
 
     def __post_init__(self) -> None:
         at_least(1, shots=self.shots, per_epoch=self.per_epoch)
+
+    @property
+    def repeats(self) -> bool:
+        """A task may hold a slice twice."""
+        return self.replacement == "on"
+
+    def resolved(self) -> Tasks:
+        """With the paper's defaults in the place of None."""
+        return replace(self, replacement=self.replacement or "off")
 
 
 @dataclass(frozen=True)
 class Inner:
     """Training of one task, from the weights of the meta-model (specification 2.4)."""
 
-    inner_epochs: int = 20
-    """Passes over the slices of a task."""
-    inner_lr: float = 0.01
-    """Learning rate of Adam at the start."""
-    weight_decay: float = 0.003
-    """L2 term inside Adam."""
-    factor: float = 0.7
-    """The rate is multiplied by it every so many epochs (the authors' configurations: 0.8)."""
+    inner_epochs: int | None = None
+    """Passes over the slices of a task; default: 20, with --method dawoud 30."""
+    inner_lr: float | None = None
+    """Learning rate of Adam at the start; default: 0.01, with --method dawoud 0.001."""
+    weight_decay: float | None = None
+    """L2 term inside Adam; default: 0.003, with --method dawoud 0.0005."""
+    factor: float | None = None
+    """The rate is multiplied by it every so many epochs (the authors' configurations: 0.8); default: 0.7, with --method dawoud 1."""
     every: int = 2
     """Epochs between those."""
     batch_size: int = 1
@@ -86,32 +95,75 @@ class Inner:
     """Divide the learning rate by 1 + earlier tasks of the same data set."""
 
     def __post_init__(self) -> None:
-        at_least(1, inner_epochs=self.inner_epochs, batch_size=self.batch_size)
-        at_least(0, inner_lr=self.inner_lr, weight_decay=self.weight_decay)
-        _rate_settings(self.factor, self.every)
+        at_least(1, inner_epochs=self.epochs, batch_size=self.batch_size)
+        at_least(0, inner_lr=self.rate, weight_decay=self.l2)
+        _rate_settings(self.decay, self.every)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the slices of a task."""
+        return 20 if self.inner_epochs is None else self.inner_epochs
+
+    @property
+    def rate(self) -> float:
+        """Learning rate at the start."""
+        return 0.01 if self.inner_lr is None else self.inner_lr
+
+    @property
+    def l2(self) -> float:
+        """Factor of the L2 term."""
+        return 0.003 if self.weight_decay is None else self.weight_decay
+
+    @property
+    def decay(self) -> float:
+        """Factor of the learning rate."""
+        return 0.7 if self.factor is None else self.factor
+
+    def resolved(self) -> Inner:
+        """With the paper's defaults in the place of None."""
+        return replace(self, inner_epochs=self.epochs, inner_lr=self.rate, weight_decay=self.l2, factor=self.decay)
 
 
 @dataclass(frozen=True)
 class Meta:
     """The meta-update (specification 2.4)."""
 
-    meta_epochs: int = 100
-    """Meta-updates."""
-    meta_lr: float = 0.01
-    """Beta: share of the way to the weighted mean of the tasks' weights."""
+    meta_epochs: int | None = None
+    """Meta-updates; default: 100, with --method dawoud 300."""
+    meta_lr: float | None = None
+    """Beta: share of the way to the weighted mean of the tasks' weights; default: 0.01, with --method dawoud 1."""
     meta_decay: bool = False
     """Divide it by the number of the meta-epoch."""
-    weighting: Weighting = "inverse_distance"
-    """average (Eq. 1), inverse_distance (Eq. 2 and 3); complement: 1 - share of the distances, and as_coded: the authors'
-    update, in which later tasks count more (for comparison only)."""
+    weighting: Weighting | None = None
+    """average (Eq. 1), inverse_distance (Eq. 2 and 3; the default); complement: 1 - share of the distances, and as_coded: the
+    authors' update, in which later tasks count more (for comparison only). The tasks of --method dawoud count alike."""
     distance_to: DistanceTo = "meta"
     """Distance of a task's weights to the meta-model (Eq. 2), to the mean of all tasks, or to the mean of the others."""
     validation_slices: int = 5
     """Validation slices of a task's data set on which its network is measured; logged only."""
 
     def __post_init__(self) -> None:
-        at_least(1, meta_epochs=self.meta_epochs)
-        at_least(0, meta_lr=self.meta_lr, validation_slices=self.validation_slices)
+        at_least(1, meta_epochs=self.updates)
+        at_least(0, meta_lr=self.beta, validation_slices=self.validation_slices)
+
+    @property
+    def updates(self) -> int:
+        """Meta-updates."""
+        return 100 if self.meta_epochs is None else self.meta_epochs
+
+    @property
+    def beta(self) -> float:
+        """Meta learning rate."""
+        return 0.01 if self.meta_lr is None else self.meta_lr
+
+    @property
+    def rule(self) -> Weighting:
+        """How tasks are weighted."""
+        return self.weighting or "inverse_distance"
+
+    def resolved(self) -> Meta:
+        """With the paper's defaults in the place of None."""
+        return replace(self, meta_epochs=self.updates, meta_lr=self.beta, weighting=self.rule)
 
 
 @dataclass(frozen=True)
@@ -147,12 +199,12 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(one.name for one in fields(kind))
 
 
-DAWOUD_DEFAULTS: Mapping[str, Any] = {
-    "definition": Tasks(replacement=True),
-    "inner": Inner(inner_epochs=30, inner_lr=0.001, weight_decay=5e-4, factor=1.0),
-    "meta": Meta(meta_epochs=300, meta_lr=1.0, weighting="average"),
+DAWOUD_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "definition": {"replacement": "on"},
+    "inner": {"inner_epochs": 30, "inner_lr": 0.001, "weight_decay": 5e-4, "factor": 1.0},
+    "meta": {"meta_epochs": 300, "meta_lr": 1.0, "weighting": "average"},
 }
-"""What --method dawoud puts in the place of a group of `MetaTrain` in which nothing is given (specification 4, item 3)."""
+"""Group of `MetaTrain` -> what --method dawoud puts in the place of each setting that is not given (specification 4, item 3)."""
 UNREAD: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "reptile": {"dawoud": _names(Dawoud), "transfer": _names(Transfer)},
     "transfer": {"definition": _names(Tasks), "inner": _names(Inner), "meta": _names(Meta), "dawoud": _names(Dawoud)},
@@ -246,9 +298,7 @@ class MetaTrain:
     """Folder that `prepare` wrote."""
     method: Literal["reptile", "transfer", "dawoud"] = "reptile"
     """reptile: the paper's method; transfer: supervised training on all sources; dawoud: the closest related work, whose tasks all
-    count alike. dawoud has defaults of its own: 30 --inner-epochs, --inner-lr 0.001, --weight-decay 0.0005 and --factor 1 where no
-    flag of the inner options is changed, 300 --meta-epochs and --meta-lr 1 where none of the meta options is, --replacement
-    where none of the definition options is. Flags that a method does not use are refused."""
+    count alike and which has some defaults of its own. Flags that a method does not use are refused."""
     exclude: tuple[str, ...] = TARGETS
     """Data sets that are no sources: the targets, and what shares their patients (the authors' configurations exclude colon as
     well)."""
@@ -273,11 +323,12 @@ class MetaTrain:
             raise SettingError("--accumulate is not for meta-training", remedy="give a smaller --batch-size")
         self._refuse_unread()
         # What acts shall stand in config.yaml and in the report.
-        if self.method == "dawoud":
-            for group, own in DAWOUD_DEFAULTS.items():
-                if getattr(self, group) == type(own)():
-                    object.__setattr__(self, group, own)
-            object.__setattr__(self, "meta", replace(self.meta, weighting="average"))  # all its tasks count alike
+        if self.method != "transfer":
+            for group, defaults in DAWOUD_DEFAULTS.items():
+                given = getattr(self, group)
+                own = defaults if self.method == "dawoud" else {}
+                given = replace(given, **{k: value for k, value in own.items() if getattr(given, k) is None})
+                object.__setattr__(self, group, given.resolved())
         if self.method == "transfer" and self.run.checkpoint_every == MetaRunSettings.checkpoint_every:
             object.__setattr__(self, "run", replace(self.run, checkpoint_every=RunSettings.checkpoint_every))
 
@@ -287,11 +338,19 @@ class MetaTrain:
             given = getattr(self, group)
             usual = type(given)()
             for name in names:
-                fine = (getattr(usual, name), getattr(own.get(group, usual), name))
+                fine = (getattr(usual, name), own.get(group, {}).get(name))
                 if getattr(given, name) not in fine:
-                    raise SettingError(
-                        f"--{name.replace('_', '-')} does nothing with the method {self.method}", remedy="leave it out"
-                    )
+                    self._refuse(name, f"the method {self.method}")
+        if self.method == "transfer":
+            for name in ("processes", "threads"):
+                if getattr(self, name) > 1:
+                    self._refuse(name, "the method transfer")
+        if self.meta.weighting == "average" and self.meta.distance_to != "meta":
+            self._refuse("distance_to", "--weighting average")
+
+    @staticmethod
+    def _refuse(name: str, which: str) -> None:
+        raise SettingError(f"--{name.replace('_', '-')} does nothing with {which}", remedy="leave it out")
 
 
 @dataclass(frozen=True)
@@ -304,7 +363,8 @@ class FineTune:
     target: str
     """Data set to segment."""
     init: Path | None = None
-    """Run of `meta-train`, or its model.safetensors; default: random weights (supervised)."""
+    """Run of `meta-train`, or its model.safetensors, which also says --depth, --width and --norm; default: random weights
+    (supervised)."""
     shots: int = 15
     """Training slices of each selection; 0 = all of them, once (full data)."""
     selections: tuple[int, ...] = SELECTIONS
@@ -328,6 +388,7 @@ class FineTune:
     name: str = ""
     """What tables call it; default: that of the initialisation, or supervised."""
     network: Network = field(default_factory=Network)
+    """The U-Net; an initialisation brings its own."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
 
@@ -337,6 +398,8 @@ class FineTune:
         _rate_settings(1.0 if self.factor is None else self.factor, self.every)
         if not self.selections or len(set(self.selections)) < len(self.selections) or min(self.selections) < 0:
             raise SettingError("--selections must be different seeds from 0", remedy="give for example 1 6 25 55 1100")
+        if self.shots_from == "volume" and not self.shots:
+            raise SettingError("--shots-from volume does nothing with --shots 0", remedy="leave one of them out")
 
     @property
     def rate(self) -> float:

@@ -51,10 +51,16 @@ def fine_tune_command(command: of.FineTune) -> None:
             remedy="give fewer --shots (0 = all)",
         )
     init = None
-    network_settings = command.network
     if command.init is not None:
         _, init = load_model(command.init, "initialisation")
-        network_settings = of.Network(**init.network)
+        own = of.Network(**init.network)
+        for flag, given in dataclasses.asdict(command.network).items():
+            if given not in (getattr(of.Network(), flag), getattr(own, flag)):
+                raise SettingError(
+                    f"--{flag} is {given}, and {getattr(own, flag)} in {command.init}", remedy=f"leave out --{flag}"
+                )
+        # What acts shall stand in config.yaml and in the report.
+        command = dataclasses.replace(command, network=own)
         if command.target in init.sources:
             raise SettingError(
                 f"{command.init} was trained on {command.target}", remedy="give an initialisation that excluded it"
@@ -76,7 +82,7 @@ def fine_tune_command(command: of.FineTune) -> None:
             chosen = select(train, command, selection)
             counts[selection] = len(chosen)
             model = Model(
-                "target", name, dataclasses.asdict(network_settings), () if init is None else init.sources,
+                "target", name, dataclasses.asdict(command.network), () if init is None else init.sources,
                 command.target, len(chosen) if command.shots else 0, selection,
                 {} if slicing is None else dataclasses.asdict(slicing), channel,
             )  # fmt: skip
@@ -84,8 +90,8 @@ def fine_tune_command(command: of.FineTune) -> None:
                 settings = dataclasses.replace(
                     command.run, out=folder, resume=(folder / CONFIG).is_file(), overwrite=False
                 )
-                with Run(settings, command) as own:
-                    _train(own, command, network_settings, chosen, model)
+                with Run(settings, command) as selected:
+                    _train(selected, command, chosen, model)
             run.mean(torch.zeros(()))  # the others wait until the main process has written the network
             if run.is_main:
                 network, _ = load_model(folder, "target", run.device)
@@ -115,8 +121,8 @@ def select(train: SliceSet, command: of.FineTune, selection: int) -> SliceSet:
     return dataclasses.replace(train, rows=tuple(train.rows[place] for place in places))
 
 
-def _train(run: Run, command: of.FineTune, settings: of.Network, chosen: SliceSet, model: Model) -> None:
-    network = MetaUNet(settings.depth, settings.norm, settings.width)
+def _train(run: Run, command: of.FineTune, chosen: SliceSet, model: Model) -> None:
+    network = MetaUNet(command.network.depth, command.network.norm, command.network.width)
     if command.init is not None:
         network.load_state_dict(load_weights(weights_file(command.init))[0])
     rate = (command.rate, command.decay, command.every)

@@ -140,6 +140,7 @@ class FeatureExtractor:
         pooling: of `pool_features`; batch norm with 1 gives the channel means.
         layers: the first norm layer, or all of the first encoder stage, concatenated in forward order.
         gram: flattened Gram matrices instead of pooled activations.
+        batch_size: patches per forward pass.
 
     Raises:
         SettingError: instance norm with pooling 1, whose channel means are the learnt shift for every image; take the mean and
@@ -153,11 +154,13 @@ class FeatureExtractor:
         pooling: Pooling | Literal["statistics"] = 1,
         layers: Literal["first", "first_stage"] = "first",
         gram: bool = False,
+        batch_size: int = 8,
     ) -> None:
         self.network = network
         self.patch_size = tuple(patch_size)
         self.pooling = pooling
         self.gram = gram
+        self.batch_size = batch_size
         self.modules = first_norms(network, layers)
         constant = any(isinstance(module, nn.InstanceNorm2d | nn.InstanceNorm3d) for module in self.modules)
         if constant and pooling == 1 and not gram:
@@ -167,7 +170,7 @@ class FeatureExtractor:
             )
 
     @torch.no_grad()
-    def __call__(self, image: Tensor, batch_size: int = 8) -> Tensor:
+    def __call__(self, image: Tensor) -> Tensor:
         """(C, D, H, W) -> (d,) float32."""
         parameter = next(self.network.parameters())
         padded, _ = pad_to_patch(image, self.patch_size)
@@ -179,9 +182,12 @@ class FeatureExtractor:
         self.network.eval()
         try:
             with outputs_of(self.modules, inputs=self.pooling == "statistics") as found:
-                for first in range(0, len(places), batch_size):
+                for first in range(0, len(places), self.batch_size):
                     tiles = torch.stack(
-                        [padded[:, a : a + d, b : b + h, c : c + w] for a, b, c in places[first : first + batch_size]]
+                        [
+                            padded[:, a : a + d, b : b + h, c : c + w]
+                            for a, b, c in places[first : first + self.batch_size]
+                        ]
                     )
                     front(self.network)(tiles.to(parameter.device, parameter.dtype))
                     z = torch.cat([self._vectors(activation) for activation in found], 1).sum(0)

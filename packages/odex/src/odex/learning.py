@@ -24,25 +24,36 @@ from odex.cases import Case, Stage, check_foreground, joined, load_case, make_pl
 from odex.features import FeatureExtractor
 from odex.gaussians import rank_warning, summed_distance
 from odex.method import ModelPool, dice_ex
+from odex.plan import Plan
 from odex.regularisers import regulariser_of
-from odex.store import StageRecord, Stored, check_same, make_statistics, read_pool, write_pool
+from odex.stopwatch import Stopwatch
+from odex.store import StageRecord, Stored, check_same, make_statistics, read_pool, settled, write_pool
 from odex.training import fisher_batches, train_stage
 
 PACKAGE = "dart-odex"
+REPORT = "report.html"
 LEAST_CASES = 2
+PATCHES, TILES = 8, 4
+"""Patches per forward pass, for features and for masks; fewer where a training batch has fewer, so that memory does too."""
 
 
 def learn(command: of.Learn) -> None:
-    """Learn a stage and write the pool after it; the pool before it is only read."""
+    """Learn a stage and write the pool after it; the pool before it is only read.
+
+    A stage that is finished already is left as it is.
+    """
     started = time.monotonic()
     before = None if command.pool is None else read_pool(command.pool)
     if before is not None:
         assert command.pool is not None
         check_same(before, command, command.pool)
-    method: of.Method = before.method if before is not None else command.method or "odex"
+        # What acts shall stand in config.yaml and in the report.
+        command = replace(command, **settled(before))
+    method: of.Method = command.method or "odex"
+    command = replace(command, method=method)
     stage, first = _stage(command, method, before)
     plan = before.plan if before is not None else make_plan(first, command.data, command.network)
-    distances = before.distances if before is not None else command.distances
+    distances = command.distances
     pool = Stored(method, plan, distances, command.baselines, []) if before is None else before
     statistics = pool.statistics if before is not None else make_statistics(method, distances)
     if plan.norm == "instance" and distances.pooling == "1" and statistics is not None and method != "gram":
@@ -61,6 +72,10 @@ def learn(command: of.Learn) -> None:
             remedy="give images that differ",
         )
     with Run(command.run, command) as run:
+        if run.from_main(command.run.resume and (run.out / REPORT).is_file()):  # which is written last
+            if run.is_main:
+                say(f"stage {stage.name} is finished already; its pool is in {run.out}")
+            return
         if run.world_size > 1 and method == "lwf" and pool.baselines.compat != "none" and pool.stages:
             raise SettingError(
                 "the frozen body of --method lwf as coded is not for several processes", remedy="run it in one process"
@@ -73,7 +88,8 @@ def learn(command: of.Learn) -> None:
         network = plan.network() if parent is None else pool.load(parent)
         say(_words(record, method))
         regulariser = regulariser_of(method, pool.baselines, pool.memory, number)
-        train_stage(run, network, cases, plan, command.training, regulariser)
+        stopwatch = Stopwatch(run.out, started)
+        train_stage(run, network, cases, plan, command.training, regulariser, stopwatch)
         if not run.is_main:
             return
         count = pool.baselines.fisher_batches or command.training.batches
@@ -81,8 +97,8 @@ def learn(command: of.Learn) -> None:
         if statistics is not None:
             _record(statistics, network, pool, record, cases, held_out)
         if method == "dice-ex":
-            record = replace(record, dice=training_dice(network, cases, plan.patch_size))
-        record = replace(record, steps=run.step, seconds=time.monotonic() - started)
+            record = replace(record, dice=training_dice(network, cases, plan))
+        record = replace(record, steps=run.step, seconds=stopwatch.seconds)
         networks = list(pool.networks)
         if index == len(networks):
             networks.append(run.out)  # its file is only now written
@@ -93,7 +109,7 @@ def learn(command: of.Learn) -> None:
         run.finish(_metrics(after, record))
         _report(run, command, after, stage)
     say(
-        f"pool: {len(after.networks)} network{'s' * (len(after.networks) > 1)} in {run.out}   report: {run.out / 'report.html'}"
+        f"pool: {len(after.networks)} network{'s' * (len(after.networks) > 1)} in {run.out}   report: {run.out / REPORT}"
     )
 
 
@@ -155,7 +171,7 @@ def _decide(
     if pool.method == "dice-ex":
         dice_before = next(s.dice for s in reversed(pool.stages) if s.model == closest)
         assert dice_before is not None
-        now = training_dice(pool.load(closest).to(device), cases, pool.plan.patch_size)
+        now = training_dice(pool.load(closest).to(device), cases, pool.plan)
         settings = pool.distances
         action = "expand" if dice_ex(dice_before, now, settings.dice_drop, settings.dice_mode) else "update"
         record = replace(record, score=now, threshold=dice_before)
@@ -236,15 +252,19 @@ def extractor_of(network: GenericUNet, pool: Stored) -> FeatureExtractor:
     """Features as the pool's settings say."""
     named = pool.distances.pooling
     pooling = named if named == "authors" or named == "statistics" else int(named)
-    return FeatureExtractor(network, pool.plan.patch_size, pooling, pool.distances.layers, pool.method == "gram")
+    return FeatureExtractor(
+        network, pool.plan.patch_size, pooling, pool.distances.layers, pool.method == "gram",
+        batch_size=min(PATCHES, pool.plan.batch_size),
+    )  # fmt: skip
 
 
-def training_dice(network: GenericUNet, cases: Sequence[Case], patch_size: Sequence[int]) -> float:
+def training_dice(network: GenericUNet, cases: Sequence[Case], plan: Plan) -> float:
     """Mean Dice of the whole foreground over the stage's training images (dice-ex)."""
     device = next(network.parameters()).device
     found = []
     for case in cases:
-        p = predict_volume(network, torch.from_numpy(np.ascontiguousarray(case.image)).to(device), patch_size)
+        image = torch.from_numpy(np.ascontiguousarray(case.image)).to(device)
+        p = predict_volume(network, image, plan.patch_size, batch_size=min(TILES, plan.batch_size))
         found.append(dice(p.argmax(0).cpu().numpy() > 0, case.labels > 0))
     return float(np.mean(found))
 
@@ -332,4 +352,4 @@ def _report(run: Run, command: of.Learn, pool: Stored, stage: Stage) -> None:
     )  # fmt: skip
     report.section("Settings")
     report.settings(command)
-    report.write(run.out / "report.html")
+    report.write(run.out / REPORT)

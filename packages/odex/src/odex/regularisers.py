@@ -7,6 +7,7 @@ A regulariser lives for one stage: `begin` before training, `loss` in every step
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -128,7 +129,8 @@ class EWC(Regulariser):
         network.seg_outputs[0].requires_grad_(deep_supervision_weights(len(network.seg_outputs))[-1] != 0)
         with resting_norms(network):
             if self.as_coded:
-                image, labels = list(batches())[-1]
+                # One after the other: an epoch of them would not fit into memory.
+                ((image, labels),) = deque(batches(), maxlen=1)
                 loss = self.loss(network, image, network(image), labels)
                 own = learning(network)
                 gradients = torch.autograd.grad(loss, list(own.values()), allow_unused=True)
@@ -146,6 +148,12 @@ class RW(Regulariser):
         super().__init__(settings, memory, stage)
         self.tracker = RWTracker()
         self.spent = False
+        self.device = torch.device("cpu")
+
+    def begin(self, network: GenericUNet, batches: Iterator[Batch]) -> None:
+        """Where the network is, what is tracked is too."""
+        super().begin(network, batches)
+        self.device = next(network.parameters()).device
 
     def loss(self, network: GenericUNet, image: Tensor, outputs: list[Tensor], labels: list[Tensor]) -> Tensor:
         """L_base and the penalty; as coded the penalty acts in the first iteration only."""
@@ -187,8 +195,11 @@ class RW(Regulariser):
         return {"tracker": self.tracker.state_dict(), "spent": self.spent}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """From a checkpoint."""
-        self.tracker.load_state_dict(state["tracker"])
+        """From a checkpoint, which is read on the CPU."""
+        tracked = dict(state["tracker"])
+        for kind in ("fisher", "score", "before"):
+            tracked[kind] = {name: value.to(self.device) for name, value in tracked[kind].items()}
+        self.tracker.load_state_dict(tracked)
         self.spent = bool(state["spent"])
 
 

@@ -201,7 +201,9 @@ class Learn:
     """The stage: a CSV datalist (image, mask, subject, split), a dataset.json, or a folder with one of these; of `joint` all
     stages in their order. Without val rows leave-one-out distances are the reference; without splits a fifth is held out."""
     pool: Path | None = None
-    """Run folder of the stage before; leave it out for the first stage."""
+    """Run folder of the stage before; leave it out for the first stage. What that settled (method, norm and so on to patch-size,
+    merge-labels, orientation, the options of distances and baselines) stays: leave these flags out. Another value is refused,
+    but for the default, which counts as left out."""
     method: Method | None = None
     """How to learn; default: that of --pool, for the first stage odex."""
     name: str = ""

@@ -53,7 +53,7 @@ class StageRecord:
     cases: int = 0
     steps: int = 0
     seconds: float = 0.0
-    """Wall time of the stage's command up to here, without what lay before a resume."""
+    """Wall time of the stage's command up to here, over all its sessions."""
     source: str = ""
     """File that lists the stage, by which `predict` knows it again."""
 
@@ -265,8 +265,27 @@ def _from_json(folder: Path, content: Mapping[str, Any]) -> Stored:
     return pool
 
 
+def settled(pool: Stored) -> dict[str, Any]:
+    """The settings of `Learn` that the first stage has settled for all later ones, by field."""
+    plan = pool.plan
+    network = of.Network(
+        norm=plan.norm,
+        base_features=plan.features[0],
+        max_pools=max(sum(kernel[axis] > 1 for kernel in plan.pool) for axis in range(3)),
+        batch_size=plan.batch_size,
+        patch_size=(plan.patch_size[0], plan.patch_size[1], plan.patch_size[2]),
+    )
+    return {
+        "method": pool.method,
+        "data": of.Data(plan.merge_labels, plan.orientation),
+        "network": network,
+        "distances": pool.distances,
+        "baselines": pool.baselines,
+    }
+
+
 def check_same(pool: Stored, command: of.Learn, where: Path) -> None:
-    """Flags that a pool remembers must not say something else later.
+    """Flags that a pool remembers must not say something else later; their defaults say nothing.
 
     Raises:
         InputError: names the first that does.
@@ -275,16 +294,12 @@ def check_same(pool: Stored, command: of.Learn, where: Path) -> None:
         raise InputError(
             f"is a pool of --method {pool.method}, not {command.method}", where=where, remedy="leave --method out"
         )
-    parts = (
-        (command.distances, of.Pool(), pool.distances),
-        (command.baselines, of.Baselines(), pool.baselines),
-        (command.network, of.Network(), None),
-        (command.data, of.Data(), of.Data(pool.plan.merge_labels, pool.plan.orientation)),
-    )
-    for given, default, kept in parts:
+    for group, kept in settled(pool).items():
+        if group == "method":
+            continue
+        given = getattr(command, group)
         for name, value in asdict(given).items():
-            same = value == getattr(default, name) or (kept is not None and value == getattr(kept, name))
-            if not same:
+            if value not in (getattr(type(given)(), name), getattr(kept, name)):
                 raise InputError(
                     f"--{name.replace('_', '-')} was settled by the first stage of this pool",
                     where=where,

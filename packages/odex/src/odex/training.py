@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.optim import SGD
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
 from dart_core.data.nnunet import OUTSIDE, crop_patch, patch_limits
+from dart_core.fine_tuning import Diverged
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
 from dart_core.nets.nnunet import GenericUNet
 from dart_core.optim import gradient_clipper, poly_lr
@@ -24,6 +26,7 @@ from odex.cases import Case
 from odex.features import NORMS
 from odex.plan import Plan
 from odex.regularisers import Regulariser
+from odex.stopwatch import Stopwatch
 
 FORCED_SHARE = 1 / 3
 """Of the samples of a batch, which must show foreground."""
@@ -108,6 +111,7 @@ def train_stage(
     plan: Plan,
     settings: of.Training,
     regulariser: Regulariser,
+    stopwatch: Stopwatch,
 ) -> None:
     """Train a network on one stage; resumes where the run was stopped. The last weights are the result.
 
@@ -118,6 +122,10 @@ def train_stage(
         plan: of the pool.
         settings: epochs and so on; optimiser and learning rate start anew.
         regulariser: the method's loss, and what it remembers.
+        stopwatch: writes its seconds at every line of metrics.jsonl.
+
+    Raises:
+        Diverged: a loss that is no number, at a step that is logged or the last one.
     """
     weights = deep_supervision_weights(len(plan.pool))
     # Its weight in the loss is 0, so it never learns; several processes would wait for its gradient.
@@ -132,12 +140,13 @@ def train_stage(
     seed, patch = run.settings.seed, plan.patch_size
     plain = training_batches(cases, plan, seed + 1, patch)
     whole = settings.epochs * settings.batches
+    total = whole * regulariser.passes
     # Before anything is restored: what a stage starts from is that of the stage before, also in a resumed run.
     regulariser.begin(network.to(run.device), (_on(run, plain.batch(i)) for i in range(settings.batches)))
     run.restore(network=prepared, optimizer=optimizer, regulariser=regulariser)
     batches = training_batches(cases, plan, seed, loader_patch_size(patch) if settings.augmentation else patch)
     prepared.train()
-    for step, batch in run.steps(batches, whole * regulariser.passes):
+    for step, batch in run.steps(batches, total):
         inside = step % whole
         if step and not inside:
             optimizer.state.clear()
@@ -159,8 +168,13 @@ def train_stage(
 
         loss = run.optimise(optimizer, loss_of, run.to_device({"image": image, "labels": labels}), prepared)
         regulariser.end_step(network)
-        if step % settings.log_every == 0:
+        logged = step % settings.log_every == 0
+        if (logged or step + 1 == total) and not math.isfinite(float(loss)):
+            raise Diverged(f"the loss of step {step} is no number", remedy="lower --learning-rate, or check the data")
+        if logged:
             run.log.write(step, loss=float(loss), learning_rate=rate)
+            if run.is_main:
+                stopwatch.save()
     regulariser.start_step(network, frozen_body=False)
     network.seg_outputs[0].requires_grad_(True)
     network.eval()

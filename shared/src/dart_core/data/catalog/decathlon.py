@@ -90,8 +90,13 @@ class DecathlonTask:
         """
         return read_volume(row.image, orientation, frame=self.channel(modality))
 
-    def read_labels(self, row: Row, like: Volume) -> NDArray[np.int16]:
+    def read_labels(self, row: Row, like: Volume, negative_as_background: bool = False) -> NDArray[np.int16]:
         """Read the labels of a case on the grid of its image; every value is one that dataset.json lists.
+
+        Args:
+            row: the case.
+            like: its image.
+            negative_as_background: take stray values below 0 for 0 (hippocampus_243 has such), instead of refusing them.
 
         Raises:
             InputError: as `dart_core.data.volumes.read_labels`, a case without labels, or a value that is not listed.
@@ -100,7 +105,7 @@ class DecathlonTask:
             raise InputError(
                 "this case has no labels", where=row.image, remedy="test cases are unlabelled: take training cases"
             )
-        labels = read_labels(row.mask, like)
+        labels = read_labels(row.mask, like, negative_as_background=negative_as_background)
         strange = sorted(set(np.unique(labels).tolist()) - set(self.labels))
         if strange:
             listed = ", ".join(f"{value} = {name}" for value, name in self.labels.items())
