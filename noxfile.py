@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 ROOT = Path(__file__).parent.resolve()
 PACKAGES = sorted(found.parent.name for found in ROOT.glob("packages/*/pyproject.toml"))
@@ -229,10 +230,16 @@ def gpu(session: nox.Session) -> None:
 
 
 def measure(session: nox.Session, device: str, *arguments: str) -> None:
-    """Run every speed benchmark, and write the page."""
+    """Run every speed benchmark, and write the page; then fail if a benchmark did, so that one does not cost the others' numbers."""
+    failed = []
     for script in scripts("speed"):
-        session.run("python", script, "--device", device, *arguments)
+        try:
+            session.run("python", script, "--device", device, *arguments)
+        except CommandFailed:
+            failed.append(Path(script).name)
     session.run("python", "benchmarks/speed/promises.py")
+    if failed:
+        session.error(f"{len(failed)} benchmarks failed: {', '.join(failed)}; what they said stands above")
 
 
 def cuda_device() -> bool:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dart_core.files import write_atomic
 
@@ -74,9 +75,15 @@ def write(records: Iterable[Mapping[str, Any]], path: Path) -> Path:
     return path
 
 
+def ranked(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of a board from the best to the worst by the first metric; those without a number at the end."""
+    means = [(entry["scores"][record["metrics"][0]]["mean"], entry) for entry in record["entries"]]
+    return [entry for mean, entry in sorted(means, key=lambda pair: (pair[0] is None, -(pair[0] or 0)))]
+
+
 def _board(record: Mapping[str, Any], folder: Path) -> str:
     metrics: Sequence[str] = record["metrics"]
-    entries = sorted(record["entries"], key=lambda e: -(e["scores"][metrics[0]]["mean"] or -1))
+    entries = ranked(record)
     needs = sorted({entry["needs"] for entry in entries})
     heads = [
         ("method", False), ("package", False), ("needs", False), *((name.replace("_", " "), True) for name in metrics),
@@ -127,4 +134,4 @@ def _link(run: Mapping[str, Any], metric: str, folder: Path) -> str:
     report = Path(run["run"], "report.html") if run.get("run") else None
     if report is None or not report.is_file():
         return text
-    return f'<a href="{html.escape(Path(os.path.relpath(report, folder)).as_posix())}">{text}</a>'
+    return f'<a href="{html.escape(quote(Path(os.path.relpath(report, folder)).as_posix()))}">{text}</a>'

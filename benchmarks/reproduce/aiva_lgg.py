@@ -100,8 +100,9 @@ class Study:
         training = dataclasses.replace(ADAPTATION, learning_rate=rate, steps=STEPS.get(method))
         kind: Any = method
         command = of.Adapt(
-            run_settings(out, seed), self.settings(seed), target, kind, self.source(seed, source), training, MILESTONES,
-            ALIGNMENT, BASELINES,
+            run_settings(out, seed), self.settings(seed), target, kind, self.source(seed, source), training,
+            MILESTONES if method in STEPS else of.Adapt.milestones,
+            ALIGNMENT if method == "aiva" else of.Alignment(), BASELINES if method == "adabn" else of.Baselines(),
         )  # fmt: skip
         quietly(adapt, command, out)
         return out

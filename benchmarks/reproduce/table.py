@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dart_core.errors import InputError, SettingError
-from dart_core.experiment import Job, Outcome
+from dart_core.experiment import Job, Outcome, data_looked_at_once
 from dart_core.files import write_atomic
 from dart_core.metrics import two_sample_t_test, wilcoxon_signed_rank
 from dart_core.report import Report
@@ -27,7 +27,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 Row = tuple[str, ...]
 ScaleName = Literal["paper", "small", "smoke"]
-Test = Literal["paired t", "Student", "Wilcoxon"]
+Test = Literal["paired t", "Student", "Wilcoxon", "Wilcoxon over cases", "one-sided Wilcoxon over cases"]
+"""Over repetitions, but for those over cases; one-sided: that the claim holds."""
 ALPHA = 0.05
 
 
@@ -87,6 +88,8 @@ class Cell:
     """One entry per repetition (seed, fold); its value is the mean over the jobs in it (such as pairs of sites)."""
     read: Callable[[Path], float]
     """The value in a job's folder."""
+    read_cases: Callable[[Path], Mapping[str, float]] | None = None
+    """Case -> value in a job's folder, where the table's test is over cases."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Table:
         factor: what our numbers are multiplied by (100 where the paper prints per cent).
         higher_is_better: False for distances.
         test: which compares two rows.
+        comparisons: what p is multiplied by (Bonferroni).
+        paper_spread: what the printed ± is, where it is not a sample's standard deviation over the same as ours.
         not_run: rows that are not run, and why.
     """
 
@@ -133,7 +138,14 @@ class Table:
     factor: float = 1.0
     higher_is_better: bool = True
     test: Test = "paired t"
+    comparisons: int = 1
+    paper_spread: str = ""
     not_run: Mapping[Row, str] = field(default_factory=dict)
+
+    @property
+    def over_cases(self) -> bool:
+        """Whether spread, n and test are over cases."""
+        return self.test.endswith("over cases")
 
     @cached_property
     def printed(self) -> dict[Row, dict[str, tuple[float, float | None]]]:
@@ -171,6 +183,20 @@ def csv_mean(file: str, column: str, **where: str) -> Callable[[Path], float]:
             rows = [row for row in csv.DictReader(opened) if all(row[key] == value for key, value in where.items())]
         values = [float(row[column]) for row in rows if row[column] not in ("", "nan")]
         return statistics.fmean(values) if values else float("nan")
+
+    return read
+
+
+def csv_cases(file: str, case: str, column: str, **where: str) -> Callable[[Path], dict[str, float]]:
+    """Like `csv_mean`, for each case: the mean of its rows, such as two phases of a heart; cases without a number are left out."""
+
+    def read(folder: Path) -> dict[str, float]:
+        found: dict[str, list[float]] = {}
+        with (folder / file).open(newline="", encoding="utf-8") as opened:
+            for row in csv.DictReader(opened):
+                if all(row[key] == value for key, value in where.items()) and row[column] not in ("", "nan"):
+                    found.setdefault(row[case], []).append(float(row[column]))
+        return {name: statistics.fmean(values) for name, values in found.items()}
 
     return read
 
@@ -219,7 +245,8 @@ def with_needs(jobs: Iterable[Job]) -> list[Job]:
 
 def gpu_hours(table: Table, jobs: Iterable[Job], experiment: Path) -> tuple[float, int]:
     """Estimated hours of the jobs that are not done yet, and how many those are."""
-    left = [job for job in jobs if not (experiment / "runs" / job.address / "done.json").is_file()]
+    with data_looked_at_once(experiment):
+        left = [job for job in jobs if not (experiment / "runs" / job.address / "done.json").is_file()]
     return sum(table.hours.get(str(job.words[0]), 0.0) for job in left), len(left)
 
 
@@ -232,6 +259,13 @@ class Number:
 
     values: tuple[float, ...]
     """Of the repetitions; in the paper's unit."""
+    cases: Mapping[str, float] = field(default_factory=dict)
+    """Case -> mean over repetitions, where the table's test is over cases."""
+
+    @property
+    def n(self) -> int:
+        """Cases, or repetitions."""
+        return len(self.cases or self.values)
 
     @property
     def mean(self) -> float:
@@ -240,8 +274,8 @@ class Number:
 
     @property
     def std(self) -> float | None:
-        """Sample standard deviation; None of one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        """Sample standard deviation over cases, or repetitions; None of one."""
+        return statistics.stdev(self.cases.values() or self.values) if self.n > 1 else None
 
 
 def our_numbers(
@@ -259,10 +293,21 @@ def our_numbers(
         for jobs in cell.runs:
             values.append(table.factor * statistics.fmean(cell.read(outcomes[job].out) for job in jobs))
         if all(map(math.isfinite, values)):
-            found.setdefault(cell.row, {})[cell.column] = Number(tuple(values))
+            folders = [outcomes[job].out for jobs in cell.runs for job in jobs]
+            found.setdefault(cell.row, {})[cell.column] = Number(tuple(values), _cases(table, cell, folders))
         else:
             missing[cell.row, cell.column] = "not a number"
     return found, missing
+
+
+def _cases(table: Table, cell: Cell, folders: Iterable[Path]) -> dict[str, float]:
+    if cell.read_cases is None or not table.over_cases:
+        return {}
+    found: dict[str, list[float]] = {}
+    for folder in folders:
+        for case, value in cell.read_cases(folder).items():
+            found.setdefault(case, []).append(table.factor * value)
+    return {case: statistics.fmean(values) for case, values in found.items()}
 
 
 # --- Comparison with the paper ---------------------------------------------------------------------------------------
@@ -308,20 +353,23 @@ def verdicts(table: Table, ours: Mapping[Row, Mapping[str, Number]]) -> list[Ver
                 continue
             if printed[0][0] == printed[1][0]:
                 continue  # a tie claims nothing that could hold or not
-            p = _p_value(table.test, pair[0].values, pair[1].values)
-            difference = pair[0].mean - pair[1].mean
-            found.append(
-                Verdict(
-                    claim.better,
-                    claim.other,
-                    column,
-                    printed[0][0] - printed[1][0],
-                    difference,
-                    len(pair[0].values),
-                    p,
-                )
-            )
+            paper = printed[0][0] - printed[1][0]
+            n, p = _tested(table, pair[0], pair[1], "greater" if paper > 0 else "less")
+            found.append(Verdict(claim.better, claim.other, column, paper, pair[0].mean - pair[1].mean, n, p))
     return found
+
+
+def _tested(table: Table, a: Number, b: Number, claimed: Literal["greater", "less"]) -> tuple[int, float | None]:
+    """Pairs (repetitions, cases that both have) and p, None where there can be none."""
+    if table.over_cases:
+        shared = sorted(a.cases.keys() & b.cases.keys())
+        if len(shared) < 2:
+            return len(shared) or len(a.values), None
+        alternative = claimed if table.test.startswith("one-sided") else "two-sided"
+        p = wilcoxon_signed_rank([a.cases[case] for case in shared], [b.cases[case] for case in shared], alternative)[1]
+        return len(shared), min(1.0, p * table.comparisons)
+    p_of_runs = _p_value(table.test, a.values, b.values)
+    return len(a.values), None if p_of_runs is None else min(1.0, p_of_runs * table.comparisons)
 
 
 def _p_value(test: Test, a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -345,24 +393,35 @@ def in_words(table: Table, ours: Mapping[Row, Mapping[str, Number]], found: Sequ
     if not found:
         return ["Nothing can be compared: no claim of the table has numbers of ours on both sides."]
     agree = sum(verdict.agrees for verdict in found)
-    sure = sum(verdict.agrees and verdict.p is not None and verdict.p < ALPHA for verdict in found)
-    against = sum(not verdict.agrees and verdict.p is not None and verdict.p < ALPHA for verdict in found)
-    sentences = [
-        f"{agree} of {len(found)} differences have the paper's sign, {sure} of them with p < .05 ({table.test}); "
-        f"{len(found) - agree} have not, {against} of them with p < .05."
-    ]
+    tested = [verdict for verdict in found if verdict.p is not None]
+    if tested:
+        sure = [verdict.agrees for verdict in tested if verdict.p is not None and verdict.p < ALPHA]
+        text = (
+            f"{agree} of {len(found)} differences have the paper's sign, {sum(sure)} of them with p < .05 ({test_of(table)}); "
+            f"{len(found) - agree} have not, {len(sure) - sum(sure)} of them with p < .05."
+        )
+        if len(tested) < len(found):
+            text += f" {len(found) - len(tested)} could not be tested."
+    else:
+        why = ", with one repetition" if all(verdict.n == 1 for verdict in found) else ""
+        text = f"{agree} of {len(found)} differences have the paper's sign, {len(found) - agree} have not; no test was possible{why}."
+    sentences = [text]
     for claim in table.claims:
         own = [verdict for verdict in found if (verdict.better, verdict.other) == (claim.better, claim.other)]
         if not own:
             continue
         signs = {table.higher_is_better == (verdict.paper > 0) for verdict in own}
-        words = "above" if True in signs else "below"
+        words = ("above", "below") if table.higher_is_better else ("better", "worse")
         yes, no = ([verdict.column for verdict in own if verdict.agrees == kind] for kind in (True, False))
         text = f"{name_of(claim.better)} against {name_of(claim.other)}: "
         if not no:
             text += f"as in the paper in {'all ' if len(yes) > 1 else ''}{len(yes)} column{'s' * (len(yes) > 1)}."
         elif not yes:
-            paper = f"the paper has it {words}; here it is not, in" if len(signs) == 1 else "the other way round in"
+            paper = (
+                f"the paper has it {words[True not in signs]}; here it is not, in"
+                if len(signs) == 1
+                else "the other way round in"
+            )
             text += f"{paper} {', '.join(no)}."
         else:
             text += f"as in the paper in {', '.join(yes)}; not in {', '.join(no)}."
@@ -377,6 +436,11 @@ def in_words(table: Table, ours: Mapping[Row, Mapping[str, Number]], found: Sequ
     if near:
         sentences.append(f"{sum(near)} of {len(near)} means lie within two of the paper's standard deviations.")
     return sentences
+
+
+def test_of(table: Table) -> str:
+    """Name of the test."""
+    return table.test + (f", p times {table.comparisons} (Bonferroni)" if table.comparisons > 1 else "")
 
 
 def name_of(row: Row) -> str:
@@ -420,7 +484,9 @@ def write(
     against = ["row", "against", "column", "paper's difference", "ours", "n", "p", "verdict"]
     title = f"{table.package}, {table.name}: {table.title}"
     about = f"Scale: {scale.name}. {table.scales.get(scale.name, '')}".strip()
-    legend = "Paper → ours; ± is the standard deviation over repetitions, n their number."
+    over = "test cases (repetitions in columns without any)" if table.over_cases else "repetitions"
+    legend = f"Paper → ours; our ± is the standard deviation of a sample (divisor n - 1) over {over}, n their number."
+    legend += f" The paper's ± is {table.paper_spread}." if table.paper_spread else ""
     blocks = [f"# {title}", about, legend, _markdown(head, body), "\n".join(f"- {s}" for s in sentences)]
     blocks += [_markdown(against, compared)] if compared else []
     blocks += ["\n".join(f"- {reason}" for reason in reasons)] if reasons else []
@@ -450,7 +516,7 @@ def _cell_text(table: Table, ours: Mapping[Row, Mapping[str, Number]], row: Row,
     if number is None:
         return f"{left} → –" if printed is not None else ""
     spread = f" ± {number.std:.2g}" if number.std is not None else ""
-    return f"{left} → {number.mean:.4g}{spread} (n {len(number.values)})"
+    return f"{left} → {number.mean:.4g}{spread} (n {number.n})"
 
 
 def _csv_lines(table: Table, ours: Mapping[Row, Mapping[str, Number]], rows: Iterable[Row]) -> Iterator[str]:
@@ -466,7 +532,7 @@ def _csv_lines(table: Table, ours: Mapping[Row, Mapping[str, Number]], rows: Ite
                 own = [
                     number.mean,
                     "" if number.std is None else number.std,
-                    len(number.values),
+                    number.n,
                     " ".join(map(repr, number.values)),
                 ]
             lines.writerow([*row, column, mean, "" if std is None else std, *own])

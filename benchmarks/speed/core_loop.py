@@ -118,11 +118,13 @@ def main() -> None:
                 "dart-core": core_loop(run, batches, size["width"]),
                 "bare PyTorch again": bare_loops[1],
             }
+            torch.backends.cudnn.deterministic = True  # else two loops may differ in the last bit on a GPU
             for _ in range(CHECKED):
                 networks = [next(loop) for loop in loops.values()]
             states = [network.state_dict().values() for network in networks]
             if not all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*states, strict=True)):
                 raise SystemExit("the weights differ; not timed")
+            torch.backends.cudnn.deterministic = False
 
             processor_time: dict[str, list[float]] = {name: [] for name in loops}
 

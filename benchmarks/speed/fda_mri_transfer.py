@@ -42,10 +42,10 @@ def main() -> None:
 
     def ours() -> torch.Tensor:
         # Donor by donor, as `multi_source_predict` does.
-        result = [fourier_transfer(target_tensor, donor, BETA) for donor in donor_tensor]
+        result = torch.stack([fourier_transfer(target_tensor, donor, BETA) for donor in donor_tensor])
         if arguments.device != "cpu":
             torch.cuda.synchronize()
-        return torch.stack(result)
+        return result
 
     difference = float(np.abs(ours().cpu().numpy() - slice_by_slice(target, donors)).max())
     if difference > 1e-5:
@@ -53,7 +53,13 @@ def main() -> None:
     seconds = alternate(
         {"numpy slice by slice": lambda: slice_by_slice(target, donors), "ours": ours}, arguments.rounds
     )
-    record(f"fda-mri-transfer-{arguments.device}", seconds, {"largest difference": difference}, arguments.out)
+    record(
+        f"fda-mri-transfer-{arguments.device}",
+        seconds,
+        {"largest difference": difference},
+        arguments.out,
+        arguments.device,
+    )
 
 
 if __name__ == "__main__":

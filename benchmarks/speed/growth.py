@@ -1,6 +1,6 @@
 """How cost grows with the work: slices, donors, boxes, parameters, workers; ours and the peer in turns, results equal first.
 
-    python benchmarks/speed/growth.py [--rounds 3] [--out benchmarks/results]
+    python benchmarks/speed/growth.py [--rounds 5] [--out benchmarks/results]
 
 The single benchmarks measure one size each; this one takes several sizes of the same functions. Writes growth_<hardware>_<date>.json.
 """
@@ -129,7 +129,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="peers work on the CPU; other devices are skipped")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     if arguments.device != "cpu":

@@ -95,8 +95,9 @@ class Loop:
                 yield
 
 
-def matrix_product(device: str, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of a large square product."""
+def matrix_product(device: str, dtype: torch.dtype, tf32: bool) -> float:
+    """Floating-point operations per second of a large square product; of float32 with TF32 where the network has that too."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     side = 8192 if device == "cuda" else 768
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     times = []
@@ -105,6 +106,7 @@ def matrix_product(device: str, dtype: torch.dtype) -> float:
         product = a @ b
         float(product[0, 0])
         times.append(time.perf_counter() - started)
+    torch.set_float32_matmul_precision("highest")
     return 2 * side**3 / statistics.median(times[2:])
 
 
@@ -129,7 +131,9 @@ def measured(network: str, device: str, workers: int, rounds: int, out: Path) ->
         for loop in loops.values():
             loop.waits.clear()
         seconds = alternate({way: lambda training=trainings[way]: next(training) for way in WAYS}, rounds)
-        peak = {dtype: matrix_product(device, getattr(torch, dtype)) for dtype in ("float32", "bfloat16")}
+        # PyTorch lets float32 convolutions use TF32, and matrix products not.
+        convolves = network == "unet"
+        peak = {dtype: matrix_product(device, getattr(torch, dtype), convolves) for dtype in ("float32", "bfloat16")}
         flops = loops["fp32"].flops
         shares = {
             way: flops / statistics.median(times) / peak["float32" if way == "fp32" else "bfloat16"]

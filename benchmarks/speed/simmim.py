@@ -95,7 +95,7 @@ def main() -> None:
         "image_side": side, "batch_size": arguments.batch_size, "precision": arguments.precision,
         "reconstruction_difference": difference, "loss_difference": loss_difference,
     }  # fmt: skip
-    kind = "gpu" if device.startswith("cuda") else "cpu"
+    kind = torch.device(device).type
     record(f"simmim-{backbone.replace('_', '-')}-{arguments.size}-{kind}", seconds, about, arguments.out, device)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import html
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from dart_core.errors import InputError
 from dart_core.experiment import Job, Outcome
 from dart_core.testing import chromium
 
@@ -74,11 +79,59 @@ def test_a_seed_is_the_mean_of_its_places_and_tests_pair_runs(tmp_path: Path) ->
     assert [run["state"] for run in found["Broken"]["runs"]] == ["done"] + ["failed"] * 5
 
 
+def test_a_true_zero_ranks_above_what_is_missing() -> None:
+    import page as of
+
+    means = {"missing": None, "zero": 0.0, "negative": -0.5, "best": 0.7}
+    entries = [{"method": name, "scores": {"dice": {"mean": mean}}} for name, mean in means.items()]
+    order = [entry["method"] for entry in of.ranked({"metrics": ["dice"], "entries": entries})]
+    assert order == ["best", "zero", "negative", "missing"]
+
+
+def test_links_lead_to_the_reports_after_all_has_moved(tmp_path: Path) -> None:
+    import page as of
+
+    before, after = tmp_path / "a 50% #1?", tmp_path / "moved & away"
+    of.write([record(before)], before / "pages" / "leaderboard.html")
+    before.rename(after)
+    text = (after / "pages" / "leaderboard.html").read_text(encoding="utf-8")
+    links = [html.unescape(link) for link in re.findall(r'<a href="([^"]*)"', text)]
+    assert len(links) == 13
+    titles = set()
+    for link in links:
+        parts = urlsplit(link)
+        assert (parts.scheme, parts.query, parts.fragment) == ("", "", "")
+        titles.add((after / "pages" / unquote(parts.path)).read_text(encoding="utf-8"))
+    assert "<title>New c 1</title>" in titles
+
+
+def test_an_error_in_one_board_keeps_the_page_of_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import leaderboard as of
+
+    def one(board, scale, executor):  # type: ignore[no-untyped-def]
+        if board.name == "xrays":
+            raise InputError("the data set is not there", where="nih_cxr_1000")
+        return record(tmp_path), True
+
+    monkeypatch.setattr(of, "board_record", one)
+    for name in ("mri", "xrays"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(BOARD=SimpleNamespace(name=name)))
+    monkeypatch.setattr(sys, "argv", ["leaderboard", "mri", "xrays", "--work", str(tmp_path), "--scale", "smoke"])
+    assert of.main() == 2
+    told = capsys.readouterr()
+    assert "xrays: nih_cxr_1000: the data set is not there" in told.err
+    assert "New" in told.out
+    assert "Made-up" in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+    assert (tmp_path / "leaderboard-mri-smoke.json").is_file()
+
+
 @pytest.mark.browser
 def test_the_page_sorts_filters_and_links(tmp_path: Path) -> None:
     import page as of
 
-    path = of.write([record(tmp_path)], tmp_path / "pages" / "leaderboard.html")
+    path = of.write([record(tmp_path / "50% #1?")], tmp_path / "pages" / "leaderboard.html")
     assert "Made-up &lt;scores&gt;" in path.read_text(encoding="utf-8")
     with chromium() as browser:
         page = browser.new_page()

@@ -45,6 +45,25 @@ def test_the_newest_record_of_each_hardware_counts(tmp_path: Path) -> None:
     assert "1 do not" in text
 
 
+def test_the_same_machine_without_its_capability_is_marked(tmp_path: Path) -> None:
+    import promises as of
+
+    names = ["AMD EPYC, 2 cores", "AMD EPYC AVX512, 2 cores", "Xeon, 2 cores", "AMD EPYC AVX2, 2 cores, H200"]
+    for name in names:
+        write(tmp_path, 70, "2026-01-02", name)
+    shown = {row[5] for row in of.rows_of(of.newest(tmp_path)) if row[3] is not None}
+    assert shown == {names[0] + " (capability not recorded)", *names[1:]}
+
+
+def test_the_variant_that_counts_is_named() -> None:
+    import promises as of
+
+    record = {"date": "", "times_as_fast": {"ours, 1": {"ratio": 1}, "ours, 2": {"ratio": 40}, "NumPy": {"ratio": 50}}}
+    (row,) = [row for row in of.rows_of({("genesis", "here"): record}) if row[3] is not None]
+    assert row[1].endswith("NumPy (ours, 2)")
+    assert row[3] == 40
+
+
 def test_every_promise_reads_the_committed_records() -> None:
     import promises as of
 

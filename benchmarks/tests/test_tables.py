@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 from collections.abc import Iterator
@@ -67,6 +68,199 @@ def test_claims_are_judged_by_sign_and_test(tmp_path: Path, monkeypatch: pytest.
     assert "the paper has it above; here it is not, in a" in of.in_words(table, turned, [verdict])[1]
     distances = replace(table, higher_is_better=False)
     assert "as in the paper in 1 column." in of.in_words(distances, ours, [first])[1]
+
+
+def test_without_a_test_nothing_is_said_of_p(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import table as of
+
+    table = made_up(tmp_path, monkeypatch)
+    ours = {
+        ("New",): {"a": of.Number((70.0,)), "b": of.Number((3.0,))},
+        ("Old",): {"a": of.Number((80.0,)), "b": of.Number((2.0,))},
+    }
+    found = of.verdicts(table, ours)
+    assert of.in_words(table, ours, found)[0] == (
+        "1 of 2 differences have the paper's sign, 1 have not; no test was possible, with one repetition."
+    )
+    ours[("New",)]["b"], ours[("Old",)]["b"] = of.Number((3.0, 4.0)), of.Number((2.0, 2.5))
+    first = of.in_words(table, ours, of.verdicts(table, ours))[0]
+    assert "0 of them with p < .05 (paired t)" in first
+    assert first.endswith("1 could not be tested.")
+
+
+@pytest.mark.parametrize(
+    ("higher", "paper_above", "word"),
+    [(True, True, "above"), (True, False, "below"), (False, True, "worse"), (False, False, "better")],
+)
+def test_the_paper_has_it_above_or_better(
+    higher: bool, paper_above: bool, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import table as of
+
+    rows = (("New",), ("Old",)) if paper_above else (("Old",), ("New",))
+    table = replace(made_up(tmp_path, monkeypatch), higher_is_better=higher, claims=(of.Claim(*rows),))
+    ours = {rows[0]: {"a": of.Number((1.0,))}, rows[1]: {"a": of.Number((1.0 + (1 if paper_above else -1),))}}
+    text = of.in_words(table, ours, of.verdicts(table, ours))[1]
+    assert f"the paper has it {word}; here it is not, in a" in text
+
+
+def scored(of, folder: Path, name: str, differences: list[float]):  # type: ignore[no-untyped-def]
+    """A run with a scores.csv of so many subjects, two phases each; the first subject is undefined in one of them."""
+    from dart_core.experiment import Job, Outcome
+
+    job = Job("fda-mri", ("evaluate", "--method", name))
+    lines = ["scan,frame,dice"]
+    for number, difference in enumerate(differences):
+        value = 0.5 + 0.01 * number + difference
+        lines += [f"s{number},0,{value - 0.1 if number else 'nan'}", f"s{number},1,{value + 0.1 if number else value}"]
+    (folder / name / "out").mkdir(parents=True)
+    (folder / name / "out" / "scores.csv").write_text("\n".join(lines) + "\n")
+    read, cases = of.csv_mean("scores.csv", "dice"), of.csv_cases("scores.csv", "scan", "dice")
+    return of.Cell((name,), "a", [[job]], read, cases), {job: Outcome(job, folder / name, "done")}
+
+
+def test_tests_over_cases_pair_subjects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import table as of
+
+    better = [0.01 * (n + 1) for n in range(8)]
+    table = replace(made_up(tmp_path, monkeypatch), test="Wilcoxon over cases", comparisons=7)
+    new, done = scored(of, tmp_path, "New", [*better, 0.3])  # the last subject is in one of the two only
+    old, more = scored(of, tmp_path, "Old", [0.0] * 8)
+    ours, _ = of.our_numbers(table, [new, old], done | more)
+    assert ours[("New",)]["a"].cases["s0"] == pytest.approx(51)  # the phase that has a number
+    assert ours[("New",)]["a"].cases["s1"] == pytest.approx(53)
+    assert ours[("Old",)]["a"].n == 8
+    assert ours[("Old",)]["a"].std == pytest.approx(2.449, abs=1e-3)  # of 50, 51, ..., 57
+    (verdict,) = of.verdicts(table, ours)
+    assert (verdict.n, verdict.p) == (8, pytest.approx(7 * 2 / 2**8))
+    (verdict,) = of.verdicts(replace(table, test="one-sided Wilcoxon over cases", comparisons=1), ours)
+    assert verdict.p == pytest.approx(1 / 2**8)
+    turned = {("New",): ours[("Old",)], ("Old",): ours[("New",)]}
+    (verdict,) = of.verdicts(replace(table, test="one-sided Wilcoxon over cases", comparisons=1), turned)
+    assert verdict.p == pytest.approx(1)
+    (verdict,) = of.verdicts(replace(table, comparisons=1000), turned)
+    assert verdict.p == 1
+    over_runs, _ = of.our_numbers(replace(table, test="paired t"), [new, old], done | more)
+    assert over_runs[("New",)]["a"].cases == {}
+    assert over_runs[("New",)]["a"].n == 1
+    text = of.write(table, of.Scale("small", tmp_path), ours, {}, tmp_path / "out")
+    assert "over test cases" in text
+    assert "(Wilcoxon over cases, p times 7 (Bonferroni))" in text
+
+
+def test_odex_is_tested_on_the_cases_of_the_last_stage(tmp_path: Path) -> None:
+    import table as of
+    from grids import odex as grid
+
+    cells = {cell.column: cell for cell in of.load("odex", "table1").cells(of.Scale("smoke", tmp_path))}
+    assert cells["shifting_source_bwt"].read_cases is None
+    (tmp_path / "scores.csv").write_text(
+        "method,seed,after,stage,case,dice\nodex,0,1,s1,a,0.1\nodex,0,2,s1,a,0.2\nodex,0,2,s2,a,0.3\n"
+    )
+    read = cells["shifting_source_dice"].read_cases
+    assert read is grid._final_dice
+    assert read(tmp_path) == {"s1 a": 0.2, "s2 a": 0.3}
+
+
+def test_the_legend_says_what_the_papers_spread_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import table as of
+
+    table = made_up(tmp_path, monkeypatch)
+    scale = of.Scale("small", tmp_path)
+    assert "The paper's ± is" not in of.write(table, scale, {}, {}, tmp_path / "out")
+    told = replace(table, paper_spread="over stages")
+    assert "(divisor n - 1) over repetitions, n their number. The paper's ± is over stages." in of.write(
+        told, scale, {}, {}, tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize("package", ["benchmark-transformers", "popar"])
+def test_papers_that_print_the_spread_of_a_population_are_named(package: str) -> None:
+    import table as of
+
+    names = [name for owner, name in table_files() if owner == package]
+    assert names
+    assert all("divisor n" in of.load(package, name).paper_spread for name in names)
+
+
+# --- Command ---------------------------------------------------------------------------------------------------------
+
+
+def reproduced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> int:
+    import reproduce
+
+    monkeypatch.setattr(sys, "argv", ["reproduce", *words, "--work", str(tmp_path)])
+    return reproduce.main()
+
+
+def test_a_table_without_its_data_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import reproduce
+
+    from dart_core.errors import InputError
+
+    made: list[str] = []
+
+    def one(table, *_):  # type: ignore[no-untyped-def]
+        if table.name == "table2":
+            raise InputError("the data set is not there", where="CC359", remedy="give --data-root")
+        made.append(table.name)
+        return 0
+
+    monkeypatch.setattr(reproduce, "reproduce", one)
+    assert reproduced(monkeypatch, tmp_path, "mmtl-octl") == 2
+    assert made == ["table3", "table4", "table5"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "reproduce: 1 of 4 tables were not made, for what stands above: mmtl-octl table2"
+    made.clear()
+    assert reproduced(monkeypatch, tmp_path, "mmtl-octl", "table3") == 0
+    assert made == ["table3"]
+
+
+def options(*words: str) -> argparse.Namespace:
+    import reproduce
+
+    parser = argparse.ArgumentParser()
+    reproduce.executor_options(parser)
+    return parser.parse_args(words)
+
+
+def test_what_slurm_is_given() -> None:
+    import reproduce as of
+
+    assert of.slurm_parameters(options()) == {"timeout_min": 1440, "gpus_per_node": 1}
+    words = ("--gpus", "0", "--timeout-hours", "1.5", "--slurm", "partition=gpu", "--slurm", "cpus_per_task=8")
+    assert of.slurm_parameters(options(*words)) == {
+        "timeout_min": 90, "slurm_partition": "gpu", "slurm_cpus_per_task": 8,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--gpus", "1"], r"--gpus does nothing with --executor local; it is for ray and slurm"),
+        (
+            ["--executor", "ray", "--slurm", "partition=gpu"],
+            r"--slurm does nothing with --executor ray; it is for slurm",
+        ),
+        (
+            ["--executor", "slurm", "--processes", "2"],
+            r"--processes does nothing with --executor slurm; it is for local",
+        ),
+        (["--executor", "slurm", "--gpus", "0.5"], r"SLURM gives whole GPUs, not 0\.5"),
+        (["--executor", "slurm", "--slurm", "partition"], r"--slurm partition is no NAME=VALUE"),
+        (["--executor", "slurm", "--timeout-hours", "0"], r"--timeout-hours 0 is less than a minute"),
+        (["--processes", "0"], r"--processes starts at 1"),
+    ],
+)
+def test_options_that_do_not_fit_the_executor_are_told(words: list[str], told: str, tmp_path: Path) -> None:
+    import reproduce as of
+
+    from dart_core.errors import SettingError
+
+    with pytest.raises(SettingError, match=told):
+        of.executor_of(options(*words), tmp_path)
 
 
 def test_the_three_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,13 @@ CUDA = pytest.param(
 DEVICES = ["cpu", CUDA]
 
 
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPU kernels of a float32 convolution agree to 1e-5 without TF32 only, and always give the same only where told to."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
 class Colour(Enum):
     RED = "red"
 
@@ -174,6 +181,20 @@ def test_folder_with_a_run(tmp_path: Path) -> None:
     train(settings(tmp_path, overwrite=True), total=3)
     assert not (tmp_path / "run" / "old").exists()
     assert len(metrics(tmp_path / "run")) == 3
+
+
+@pytest.mark.parametrize("given", [{"init": "run/model.pt"}, {"pool": "run"}, {"models": ["other", "run/model.pt"]}])
+def test_overwrite_keeps_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    claim_folder(Path("run"), {})
+    Path("run/model.pt").touch()
+    with pytest.raises(OutputError, match=f"run: holds what --{next(iter(given))} names; give another --out"):
+        claim_folder(Path("run"), {"out": "run", **given}, overwrite=True)
+    assert Path("run/model.pt").exists()
+    claim_folder(Path("run"), {"out": "run", "init": "elsewhere.pt", "method": "run/no such file"}, overwrite=True)
+    assert not Path("run/model.pt").exists()
 
 
 @pytest.mark.parametrize("config", [None, "version: 3\nservices: {}\n"])

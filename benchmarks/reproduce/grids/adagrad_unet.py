@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lgg_multisite import PIXEL
 from sets import heads, hearts, lgg
-from table import Cell, Scale, config
+from table import Cell, Scale, config, csv_cases, csv_mean
 
 from dart_core.experiment import Job, Word
 
@@ -39,6 +39,8 @@ SMALL = (
     "lgg_multisite: hospital CS trains, DU, FG and HT are targets; slices at 3.6 mm, 121,432 parameters in place of 29.5 million, batches of 6; 10, "
     "20 and 40 epochs of 25 batches for 25, 50 and 1,000 of 250. "
 )
+COMPARISONS = 7
+"""Each of the other columns of a row against S-1000."""
 HOURS = {"train": 2.8, "predict": 0.1, "evaluate": 0.05}
 HOURS_FROM = "250,000 steps of 58 slices at about 0.15 s where the name says 1000, 6,250 and 12,500 else"
 
@@ -98,12 +100,12 @@ def scored(scale: Scale, row: str, data: str, site: str, seed: int) -> Job:
     return Job(PACKAGE, ("evaluate", "--predictions", predicted, *how), f"{network.name}, scored on {site}")
 
 
-def cells(
-    scale: Scale, data: str, rows: Sequence[str], labels: Mapping[str, Callable[[Path], float]]
-) -> Iterator[Cell]:
-    """Every run on every site; labels maps the front of a column's name to how its number is read."""
+def cells(scale: Scale, data: str, rows: Sequence[str], score: str, labels: Sequence[str] = ("",)) -> Iterator[Cell]:
+    """Every run on every site; labels are the structures, each of which has columns. At the small scale the first stands for all there is."""
     for row in rows:
         for column, site in columns(scale, data).items():
             runs = [[scored(scale, row, data, site, seed)] for seed in scale.seeds((SEED,))]
-            for label, read in labels.items():
-                yield Cell((row,), f"{label}{column}", runs, read)
+            for label in labels[:1] if scale.name == "small" else labels:
+                where = {"structure": label} if label and scale.name != "small" else {}
+                read, cases = csv_mean("scores.csv", score, **where), csv_cases("scores.csv", "scan", score, **where)
+                yield Cell((row,), f"{label}_{column}" if label else column, runs, read, cases)

@@ -32,6 +32,7 @@ SCALES = {
     "which stands for Shenzhen. There are no supervised weights of this size.",
     "smoke": "phantom radiographs, networks of two stages, one epoch; random weights in files stand for those of others.",
 }  # fmt: skip
+PAPER_SPREAD = "that of the runs as a population (divisor n)"
 HOURS = {"pretrain": 9.0, "fine-tune": 3.5, "predict": 0.3, "evaluate": 0.01}
 HOURS_FROM = (
     "about 1,500 pictures a second in SimMIM (100 epochs of 75,000 or 926,000), 1,000 in fine-tuning: some 30 epochs with each of "

@@ -50,6 +50,7 @@ SCALES = {
     "smoke": "phantom radiographs, networks of two blocks or stages, two epochs of pretraining (the rate of the last is 0) and two of "
     "fine-tuning; random weights in files stand for those of others.",
 }  # fmt: skip
+PAPER_SPREAD = "most likely that of the runs as a population (divisor n), as in the benchmark code of the same group"
 HOURS = {"pretrain": 22.0, "fine-tune": 1.5, "predict": 0.2, "evaluate": 0.01}
 HOURS_FROM = (
     "pretraining on 86,524 pictures: Swin-B 300 times at 448 pixels (about 300 pictures a second) or ViT-B 1,000 times at 224 (1,200); "

@@ -19,7 +19,7 @@ SITES = ("ge3", "sm15", "ph3")
 HEADS, HEARTS = (32, 40, 16), (40, 40, 6)
 TINY = ("--slice-axis", "z", "--base-features", 4, "--max-pools", 2, "--batch-size", 4, "--epochs", 2, "--batches", 3,
         "--validation-batches", 1, "--log-every", 1, "--device", "cpu")  # fmt: skip
-TINY_SPOT = ("--preprocessing", "plain", "--epochs", 2, "--batches", 3, "--batch-size", 2, "--patch", 32, "--width", 2,
+TINY_SPOT = ("--preprocessing", "plain", "--epochs", 2, "--batches", 3, "--batch-size", 2, "--patch", 32,
              "--log-every", 1, "--device", "cpu")  # fmt: skip
 
 
@@ -126,7 +126,7 @@ def spotted(heads: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     """The two stages of `spottune`."""
     folder = tmp_path_factory.mktemp("spotted")
     words = ("--datalist", heads, *TINY_SPOT)
-    assert adagrad_unet("spottune", *words, "--site", SITES[0], "--out", folder / "baseline") == 0
+    assert adagrad_unet("spottune", *words, "--site", SITES[0], "--width", 2, "--out", folder / "baseline") == 0
     tuned = ("--stage", "spottuned", "--model", folder / "baseline", "--slices", 7, "--interval", 5)
     assert adagrad_unet("spottune", *words, "--site", SITES[1], *tuned, "--out", folder / "tuned") == 0
     return {"baseline": folder / "baseline", "tuned": folder / "tuned"}

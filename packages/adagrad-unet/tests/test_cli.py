@@ -278,6 +278,22 @@ def test_evaluate_one_mask(command: Command, predicted: dict[str, Path], tmp_pat
     assert is_report(out / "report.html", "Comparison as in the paper", "Distributions")
 
 
+def test_a_control_run_is_kept_apart(
+    command: Command, heads: Path, tiny: Any, predicted: dict[str, Path], tmp_path: Path
+) -> None:
+    """AvaGrad that is not adaptive, beside AvaGrad: the same optimiser and epochs."""
+    words = ("--datalist", heads, "--site", "ge3", *tiny, "--eps", "1e6", "--out", tmp_path / "run")
+    assert command("train", *words).status == 0
+    words = ("--datalist", heads, "--split", "test", "--model", tmp_path / "run", "--out", tmp_path / "p")
+    assert command("predict", *words).status == 0
+    words = ("--predictions", predicted["avagrad"], tmp_path / "p", "--tolerance", 5, "--out", tmp_path / "e")
+    assert command("evaluate", *words).status == 0
+    found = [(row["target"], row["method"]) for row in read_csv(tmp_path / "e" / "scores.csv")]
+    assert sorted(found) == sorted(
+        (site, method) for site in ("ge3", "sm15", "ph3") for method in ("AG-2", "AG-2 (eps 1e+06)")
+    )
+
+
 def test_evaluate_labels_and_phases(command: Command, hearts: Path, heart_run: Path, tmp_path: Path) -> None:
     words = ("--datalist", hearts, "--model", heart_run)
     assert command("predict", *words, "--name", "mine", "--out", tmp_path / "p").status == 0
@@ -490,6 +506,12 @@ def test_wrong_folders_to_evaluate(
         (("--eps", "0"), "--eps is 0.0; give more than 0"),
         (("--epochs", "0"), "--epochs is 0; give at least 1"),
         (("--decoupled", "--optimizer", "sgd"), "--decoupled is for avagrad, not sgd"),
+        (("--eps", "0.2", "--optimizer", "sgd"), "--eps is for avagrad, not sgd; leave it out"),
+        (("--variant", "printed", "--optimizer", "adam"), "--variant is for avagrad, not adam; leave it out"),
+        (
+            ("--norm-scope", "tensor", "--optimizer", "sgdm-10"),
+            "--norm-scope is for avagrad, not sgdm-10; leave it out",
+        ),
         (
             ("--decoupled", "--weight-decay", "0.5"),
             "multiplies weights by -4 in every step; give a smaller --weight-decay",
@@ -515,6 +537,15 @@ def test_settings_that_cannot_be(
         (("--patch", "30"), "--patch is 30; give a multiple of 8"),
         (("--interval", "0"), "--interval is 0; give at least 1"),
         (("--regularisation", "-1"), "--regularisation is -1"),
+        (("--slices", "7"), "--slices has no meaning for --stage baseline; leave it out"),
+        (("--interval", "36"), "--interval has no meaning for --stage baseline"),
+        (("--regularisation", "0.007"), "--regularisation has no meaning for --stage baseline"),
+        (("--policy-optimizer", "avagrad"), "--policy-optimizer has no meaning for --stage baseline"),
+        (("--policy-learning-rate", "0.1"), "--policy-learning-rate has no meaning for --stage baseline"),
+        (("--policy-backbone", "resnet34"), "--policy-backbone has no meaning for --stage baseline"),
+        (("--frozen-bn-eval",), "--frozen-bn-eval has no meaning for --stage baseline"),
+        (("--stage", "spottuned", "--width", "8"), "--width has no meaning for --stage spottuned; leave it out"),
+        (("--stage", "spottuned", "--labels", "LV"), "--labels has no meaning for --stage spottuned"),
     ],
 )
 def test_spottune_settings_that_cannot_be(

@@ -95,6 +95,7 @@ def test_equal_scores_have_p_one_and_other_subjects_are_not_paired():
         (["AG-25-noAug", "S-25-noAug", "S-1000-noAug"], "S-1000-noAug"),
         (["S-1000-noAug", "AG-50", "S-1000", "S-25-noAug"], "S-1000"),  # Tables 1 and 3 together
         (["S-50", "S-1000-noAug"], "S-1000-noAug"),
+        (["S-1000 (learning rate 10)", "S-50"], "S-50"),  # only default settings are the paper's
         (["baseline AvaGrad", "spottuned AvaGrad, 7 slices"], "baseline AvaGrad"),
         (["SGDm-50", "AG-50"], "SGDm-50"),
     ],

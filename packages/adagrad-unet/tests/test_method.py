@@ -112,6 +112,24 @@ def test_names_of_runs():
     assert {name: run_name(training) for name, training in RUNS.items()} == {name: name for name in RUNS}
 
 
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"eps": 1e6}, "AG-50 (eps 1e+06)"),
+        ({"variant": "printed", "norm_scope": "tensor"}, "AG-50 (variant printed, norm scope tensor)"),
+        ({"decoupled": True, "learning_rate": 0.5}, "AG-50 (learning rate 0.5, decoupled)"),
+        ({"learning_rate": 10.0}, "AG-50"),  # the default written out
+        ({"optimizer": "sgd", "learning_rate": 10.0}, "S-50 (learning rate 10)"),
+        ({"optimizer": "adam", "weight_decay": 0.0}, "A-50 (weight decay 0)"),
+    ],
+)
+def test_names_say_what_departs_from_the_defaults(changes, name):
+    assert run_name(of.Training(of.Optimisation(**changes))) == name
+    short = name.partition(" ")
+    without = run_name(of.Training(of.Optimisation(**changes), augmentation=False))
+    assert without == f"{short[0]}-noAug{short[1]}{short[2]}"
+
+
 def test_printed_tables():
     assert {row["method"]: row["GE15"] for row in printed_table("table1")}["AG-1000"] == 0.8181
     assert printed_table("table2")[0]["RV_B Test"] == 0.8635

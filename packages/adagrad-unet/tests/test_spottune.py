@@ -205,7 +205,7 @@ def test_a_target_without_training_scans(command, hearts, tiny_spot, tmp_path):
 
 def test_labels_of_hearts(command, hearts, tiny_spot, tmp_path):
     """Four outputs and cross-entropy; masks come back with whole-numbered labels."""
-    words = ("--datalist", hearts, *tiny_spot, "--labels", "LV", "MYO", "RV")
+    words = ("--datalist", hearts, *tiny_spot, "--width", 2, "--labels", "LV", "MYO", "RV")
     assert command("spottune", *words, "--site", "B", "--out", tmp_path / "run").status == 0
     _, model = load_network(tmp_path / "run")
     assert model.outputs == 4

@@ -30,6 +30,8 @@ from dart_core.testing import assert_commands_answer, assert_exports, assert_hel
 nib: Any = nibabel
 Command = Callable[..., Any]
 FILES = {"checkpoints", "config.yaml", "metrics.json", "metrics.jsonl", "model.safetensors", "report.html"}
+NAME = "aiva_clusters3_perplexity8_iterations-per-epoch7_acc-amount3"
+"""What tables call a run with the flags of `alignment`."""
 STEPS = {"aiva": 18, "seg-jdot": 4, "adaptsegnet": 3, "target": 4}
 
 
@@ -58,7 +60,8 @@ def words(
         made += [] if method == "target" else ["--source-model", source_model]
         made += ["--steps", STEPS[method]] if method in STEPS else []
         made += ["--batch-size", 4, "--learning-rate", 1e-3, "--evaluate-every", 3, "--log-every", 1, "--width", 2]
-        return [*made, *alignment, "--device", "cpu", "--patch-size", 48, "--out", out]
+        made += alignment if method == "aiva" else ()
+        return [*made, "--device", "cpu", "--patch-size", 48, "--out", out]
 
     return make
 
@@ -183,7 +186,7 @@ def test_adabn_of_both_kinds(command: Command, words: Any, source_model: Path, d
     done = command(*words("adabn"), "--adabn", "cumulative", "--batch-size", 36)
     assert done.status == 0, done.err
     network, model = load_model(tmp_path / "out")
-    assert model.method == "adabn-cumulative"
+    assert (model.method, model.shown) == ("adabn", "adabn-cumulative")
     scans = scans_of(datalist, "ge3", "train")
     images = torch.stack([torch.from_numpy(slice_stack(scan.volume[:, 4:52], z)) for scan in scans for z in range(12)])
     expected = adapt_batch_norm(load_model(source_model)[0], [images], momentum=None)
@@ -257,7 +260,8 @@ def test_prostates(command: Command, prostates: Path, tmp_path: Path) -> None:
     done = command("evaluate", "--predictions", tmp_path / "masks", "--leave-out", 1, 2, "--out", tmp_path / "scores")
     assert done.status == 0, done.err
     (row,) = json.loads((tmp_path / "scores" / "metrics.json").read_text())["results"]
-    assert (row["source"], row["target"], row["method"]) == ("RUNMC", "UCL", "aiva")
+    name = "aiva_clusters2_perplexity5_iterations-per-epoch6_acc-amount3"
+    assert (row["source"], row["target"], row["method"]) == ("RUNMC", "UCL", name)
 
 
 # predict, evaluate, clusters
@@ -275,20 +279,20 @@ def test_predict_and_evaluate(
     foreground = probabilities(network, scan, 1)
     (row,) = read_csv(tmp_path / "aiva" / "predictions.csv")
     assert [row[name] for name in ("subject", "site", "source_site", "method", "clusters")] == [
-        "phantom4004", "ge3", "sm15", "aiva", "3",
+        "phantom4004", "ge3", "sm15", NAME, "3",
     ]  # fmt: skip
     written = nib.as_closest_canonical(nib.load(tmp_path / "aiva" / row["prediction"])).get_fdata()
     assert np.array_equal(written > 0, foreground > 0.5)
     stored = nib.as_closest_canonical(nib.load(tmp_path / "aiva" / "ge3_4004_probability.nii.gz")).get_fdata()
     np.testing.assert_allclose(stored, foreground, atol=1e-6)
-    assert is_report(tmp_path / "aiva" / "report.html", "method aiva", "Network: network of step")
+    assert is_report(tmp_path / "aiva" / "report.html", f"method {NAME}", "Network: network of step")
 
     done = command("evaluate", "--predictions", tmp_path / "none", tmp_path / "aiva", "--out", tmp_path / "scores")
     assert done.status == 0, done.err
     results = {row["method"]: row for row in json.loads((tmp_path / "scores" / "metrics.json").read_text())["results"]}
-    assert set(results) == {"none", "aiva"}
+    assert set(results) == {"none", NAME}
     expected = metrics.surface_dice(foreground > 0.5, scan.truth, scan.spacing, 1.0)
-    assert results["aiva"]["surface_dice"] == pytest.approx(expected, abs=1e-6)
+    assert results[NAME]["surface_dice"] == pytest.approx(expected, abs=1e-6)
     assert is_report(tmp_path / "scores" / "report.html", "Pairs")
     assert "Printed in the paper" not in (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
 
@@ -476,11 +480,23 @@ def test_settings_that_cannot_be(refused: Any, words: Any) -> None:
         (["--iterations-per-epoch", 1], "--iterations-per-epoch is 1; give at least 2, or --embedding recompute"),
         (["--reg", 0], "--reg is 0; give a positive number"),
         (["--passes", 0], "--passes is 0; give at least 1"),
+        (["--passes", 3], "--passes has no meaning for --method aiva; leave it out, or give --method adabn"),
+        (["--adabn", "cumulative"], "--adabn has no meaning for --method aiva; leave it out, or give --method adabn"),
+        (["--alpha", 1], "--alpha has no meaning for --method aiva; leave it out, or give --method seg-jdot"),
+        (["--adversarial-weight", 1], "--adversarial-weight has no meaning for --method aiva"),
+        (["--reg", 1], "--reg has no meaning for --ot emd; leave it out, or give --ot sinkhorn"),
         (["--method", "dann"], "--method is 'dann', not one of none, aiva, adabn, seg-jdot, adaptsegnet, target"),
         (["--alignment", "paper"], "--alignment is 'paper', not one of"),
         (["--cluster", 3], "unknown flag --cluster; did you mean --clusters?"),
     ):
         assert problem in refused(*words(), *flags)
+    for method, flags, problem in (
+        ("adabn", ["--clusters", 3], "--clusters has no meaning for --method adabn; leave it out, or give --method aiva"),
+        ("seg-jdot", ["--passes", 3], "--passes has no meaning for --method seg-jdot"),
+        ("target", ["--milestones", 2], "--milestones has no meaning for --method target; leave it out, or give --method aiva or"),
+        ("none", ["--milestones", 2], "--milestones has no meaning for --method none"),
+    ):  # fmt: skip
+        assert problem in refused(*words(method), *flags)
 
 
 def test_output_that_is_there(refused: Any, command: Command, words: Any, adapted: Path, tmp_path: Path) -> None:
@@ -492,7 +508,7 @@ def test_output_that_is_there(refused: Any, command: Command, words: Any, adapte
     assert "out: no run to resume here" in refused(*words(), "--resume")
     assert command(*words("none")).status == 0
     assert "out: holds a run already; --resume continues it" in refused(*words("none"))
-    assert "config.yaml: method was none when the run started and is aiva now" in refused(*words(), "--resume")
+    assert "config.yaml: method was none when the run started and is adabn now" in refused(*words("adabn"), "--resume")
     # Bad input is found before the old results go.
     assert "cannot make 40 clusters" in refused(*words(), "--overwrite", "--clusters", 40)
 

@@ -33,8 +33,10 @@ def test_every_step_leaves_its_files(out: Path) -> None:
 
 
 def test_adaptation_helps(out: Path) -> None:
-    results = {row["method"]: row for row in json.loads((out / "evaluation" / "metrics.json").read_text())["results"]}
-    assert list(results) == list(METHODS)
+    rows = json.loads((out / "evaluation" / "metrics.json").read_text())["results"]
+    # Names say what departs from the defaults, here the settings of so short a run.
+    results = dict(zip(METHODS, rows, strict=True))
+    assert [row["method"].partition("_")[0] for row in rows] == list(METHODS)
     for method in ("aiva", "adabn"):
         assert results[method]["surface_dice"] > results["none"]["surface_dice"] + 0.03
     assert results["target"]["surface_dice"] > results["aiva"]["surface_dice"]

@@ -194,7 +194,8 @@ def words(datalist: Path, source_model: Path) -> Callable[[str], list[object]]:
         made: list[object] = ["adapt", "--datalist", datalist, "--preprocessing", "plain", "--target", "ge3"]
         made += ["--method", method, "--steps", STEPS[method], "--batch-size", 4, "--width", 2, "--patch-size", 40]
         made += [] if method == "target" else ["--source-model", source_model]
-        made += ["--clusters", 3, "--perplexity", 8, "--iterations-per-epoch", 9, "--acc-amount", 9]
+        if method == "aiva":
+            made += ["--clusters", 3, "--perplexity", 8, "--iterations-per-epoch", 9, "--acc-amount", 9]
         made += ["--learning-rate", 1e-3, "--evaluate-every", 8, "--log-every", 1, "--checkpoint-every", 4]
         return [*made, "--device", "cpu"]
 

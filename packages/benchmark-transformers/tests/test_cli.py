@@ -240,8 +240,10 @@ def test_fine_tune(tuned):
         assert (path / "config.yaml").is_file()
 
 
-def test_several_learning_rates(datalist, small, command, tmp_path):
+@pytest.mark.parametrize("log_every", [1, 100])  # the loss of a step, or that of the validation, is no number
+def test_several_learning_rates(log_every, datalist, small, command, tmp_path):
     words = ("--initialisation", "scratch-swin-b", *small["network"], "--datalist", datalist, *small["fine-tune"])
+    words = (*words, "--log-every", log_every)
     rates = ("--learning-rate", 0.0, 0.03, 1e30)
     finished = command("fine-tune", *words, *rates, "--trials", 2, "--out", tmp_path / "run")
     assert finished.status == 0, finished.err

@@ -1000,10 +1000,38 @@ def test_bad_settings(refused: Any, verb: Any, datalist: Path, tmp_path: Path) -
         (["predict", "--device", "gpu"], "--device is 'gpu'; give cpu, cuda, cuda:N or auto"),
         (["tune-beta", "--betas", 0.1, 0.05], "--betas is no ascending grid; give at least two rising values"),
         (["tune-beta", "--counts", 0], "--counts is 0; give at least 1"),
+        (["tune-beta", "--batch-size", 0], "--batch-size is 0; give at least 1"),
+        (["predict", "--batch-size", -1], "--batch-size is -1; give at least 1"),
+        (["train", "--seed", -1], "--seed is -1; give at least 0"),
     ):
         name, *flags = words
         assert problem in refused(*verb(str(name), datalist), *flags)
     assert "--datalist is missing; give --datalist" in refused("train", "--out", tmp_path / "out")
+    evaluate = ("evaluate", "--predictions", tmp_path, "--out", tmp_path / "out")
+    assert "--tolerance is -1.0; give at least 0" in refused(*evaluate, "--tolerance", -1)
+    assert "--per-cluster is 0; give at least 1" in refused(*evaluate, "--per-cluster", 0)
+
+
+@pytest.mark.parametrize("method", ["source", "cyclegan"])
+def test_a_training_that_diverges(method: str, command: Any, verb: Any, datalist: Path) -> None:
+    words = ["--learning-rate", 1e30, "--log-every", 1]
+    if method == "cyclegan":
+        words = [
+            "--method",
+            "cyclegan",
+            "--target-site",
+            "sm15",
+            "--image-size",
+            64,
+            "--blocks",
+            1,
+            "--generator-width",
+            4,
+        ]
+        words += ["--steps", 12, "--gan-learning-rate", 1e30]
+    finished = command(*verb("train", datalist), *words)
+    assert finished.status == 2
+    assert "is no number; lower the learning rate" in finished.err.splitlines()[-1]
 
 
 def test_unknown_key_in_a_file(refused: Any, verb: Any, datalist: Path, tmp_path: Path) -> None:

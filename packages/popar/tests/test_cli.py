@@ -233,6 +233,8 @@ def test_mixed_sizes_and_modes(mode, datalist, networks, pretrain_words, command
         (("--backbone", "resnet18"), "resnet18"),
         (("--network", "depht=1"), "depht"),
         (("--network", "depth=x"), "--network has 'depth=x'"),
+        (("--network", "num_heads=0"), "--network has 'num_heads=0'"),
+        (("--split-seed", -1), "--split-seed is -1; give at least 0"),
         (("--subtasks", "poc", "poc"), "--subtasks is poc poc; give one or more of poc mpr mgr, each once"),
         (("--subtasks", "order"), "order"),
         (("--weight", 2), "--weight is 2; give a number from 0 to 1"),
@@ -296,6 +298,14 @@ def test_diverging_training(datalist, networks, pretrain_words, command, tmp_pat
     )
     assert finished.status == 2
     assert "is no number; give a lower --learning-rate" in finished.err.splitlines()[-1]
+
+
+def test_diverging_fine_tuning(datalist, pretrained, tune_words, command, tmp_path):
+    words = ("--init", pretrained["vit"], *tune_words, "--learning-rate", 1e30, "--log-every", 100)
+    finished = command("fine-tune", "--datalist", datalist, *words, "--out", tmp_path / "run")
+    assert finished.status == 2
+    # Between two steps whose loss is looked at, it is the validation that meets weights which are no numbers.
+    assert "validation_loss of epoch 1 is no number" in finished.err.splitlines()[-1]
 
 
 # --- fine-tune, predict, evaluate ------------------------------------------------------------------------------------

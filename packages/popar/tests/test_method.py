@@ -85,6 +85,14 @@ def test_fine_tuning_schedule():
     assert fine_tune_lr(1, 200, 0.01) == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi / 200)))
 
 
+@pytest.mark.parametrize("schedule", [lambda epoch: pretrain_lr(epoch, 10), lambda epoch: fine_tune_lr(epoch, 10)])
+def test_schedules_of_many_epochs(schedule):
+    epochs = [1, 4, 5, 6, 10]
+    rates = [schedule(epoch) for epoch in epochs]
+    np.testing.assert_allclose(schedule(np.array(epochs)), rates, rtol=1e-15)
+    torch.testing.assert_close(schedule(torch.tensor(epochs)), torch.tensor(rates))
+
+
 # --- Appearance distortion -------------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,25 @@ def test_sites_narrow_the_training(write):
     assert {row.site for row in parts["train"].rows} == {"B"}
 
 
+def test_a_measure_is_no_nuisance(write):
+    """An angle would give the head an output per picture."""
+
+    def settings(values, count):
+        rows = [(f"s{i}", "A", "train", str(i % 2), str(values[i % len(values)])) for i in range(count)]
+        return write(rows, (*COLUMNS[:-1], "ita"), nuisance=("ita",))
+
+    angles = [30 + i / 8 for i in range(51)]
+    for few, count in ((angles[:6], 6), (angles[:7], 14), (angles[:50], 100)):
+        assert len(read(settings(few, count))[0]["train"].values["ita"]) == len(few)
+    message = (
+        r"list\.csv, column ita: has {} values in {} training pictures; .*; name a column with few values: --nuisance"
+    )
+    for many, count in ((angles[:7], 13), (angles[:51], 200)):
+        with pytest.raises(DartError, match=message.format(len(many), count)):
+            read(settings(many, count))
+        assert len(read(settings(many, count), unlearn=False)[0]["train"]) == count
+
+
 def test_a_baseline_needs_no_nuisance(write):
     settings = write([("a", "A", "train", "1"), ("b", "A", "train", "0")], COLUMNS[:-1])
     parts, left_out = read(settings, unlearn=False)

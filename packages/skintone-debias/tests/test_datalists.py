@@ -37,6 +37,16 @@ def test_published_folders_are_recognised(tmp_path):
     }
 
 
+def test_isic_2019_is_recognised(tmp_path):
+    classes = "MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+    rows = ["ISIC_0000000,0.0,1.0" + ",0.0" * 7, "ISIC_0000002,1.0" + ",0.0" * 8]
+    (tmp_path / "ISIC_2019_Training_GroundTruth.csv").write_text("\n".join([f"image,{classes}", *rows]))
+    for row in rows:
+        touch(tmp_path / "ISIC_2019_Training_Input" / f"{row.partition(',')[0]}.jpg")
+    assert reader_of(tmp_path) is not None
+    assert [(row.site, row.labels["label"]) for row in open_cases(tmp_path)] == [("isic2019", "0"), ("isic2019", "1")]
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     with pytest.raises(DartError, match="this is not ISIC"):
         open_cases(tmp_path)

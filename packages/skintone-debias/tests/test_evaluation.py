@@ -31,7 +31,8 @@ def predicted(tmp_path: Path) -> Write:
 
     def run(
         method: str = "none", seed: int = 0, sites: Sequence[str] = ("A",), encoder: str = "resnet101", weights: str = "model",
-        scores: Sequence[float] = THREE_QUARTERS, site: str = "mclass-d", types: Sequence[str] = (),
+        scores: Sequence[float] = THREE_QUARTERS, site: str = "mclass-d", types: Sequence[str] = (), views: int = 8,
+        image_size: int = 32, square: bool = False, heads: Sequence[str] = (),
     ) -> Path:  # fmt: skip
         folder = tmp_path / f"p{len(list(tmp_path.glob('p*')))}"
         folder.mkdir()
@@ -45,8 +46,9 @@ def predicted(tmp_path: Path) -> Write:
                 for i, (label, score) in enumerate(zip(LABELS, scores, strict=True))
             ],
         )  # fmt: skip
-        model = dataclasses.asdict(Model(encoder, 32, False, method, "label", seed=seed, sites=list(sites)))
-        (folder / "metrics.json").write_text(json.dumps({"weights": weights, "model": model}))
+        made = Model(encoder, image_size, square, method, "label", heads=list(heads), seed=seed, sites=list(sites))
+        content = {"weights": weights, "views": views, "model": dataclasses.asdict(made)}
+        (folder / "metrics.json").write_text(json.dumps(content))
         return folder
 
     return run
@@ -101,6 +103,9 @@ def test_networks_of_other_sites_have_tables_of_their_own(command, predicted, tm
         ({"seed": 0}, {"seed": 1, "weights": "best"}, ("A", "A, weights best")),
         ({}, {"encoder": "resnet50"}, ("A, encoder resnet101", "A, encoder resnet50")),
         ({"seed": 0}, {"seed": 1, "encoder": "resnet50"}, ("A, encoder resnet101", "A, encoder resnet50")),
+        ({}, {"image_size": 64}, ("A, 32 pixels", "A, 64 pixels")),
+        ({}, {"square": True}, ("A, 32 pixels", "A, 32 pixels of the middle square")),
+        ({"seed": 0}, {"seed": 1, "views": 1}, ("A, 8 views", "A, 1 view")),
     ],
 )  # fmt: skip
 def test_networks_that_differ_are_not_averaged(one, other, apart, command, predicted, tmp_path):
@@ -113,6 +118,45 @@ def test_networks_that_differ_are_not_averaged(one, other, apart, command, predi
         (apart[1], 1.0, 1),
     ]
     assert all(f"trained on {name}" in found.out for name in apart)
+
+
+@pytest.mark.parametrize("method", ["lntl", "tabe (confusion target noise)"])
+def test_other_nuisances_are_not_averaged(method, command, predicted, tmp_path):
+    """They are compared with the same baseline, and beside the paper's numbers."""
+    folders = [predicted(seed=seed) for seed in (0, 1)]
+    for heads, scores in ((["fitzpatrick"], THREE_QUARTERS), (["site", "site"], ALL)):
+        folders += [predicted(method, seed, heads=heads, scores=scores) for seed in (0, 1)]
+    found = command("evaluate", "--predictions", *folders, "--out", tmp_path / "e")
+    assert found.status == 0, found.err
+    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    one, other = (
+        {"lntl": f"lntl (nuisance {name})"}.get(method, f"tabe (confusion target noise, nuisance {name})")
+        for name in ("fitzpatrick", "site")
+    )
+    means = [(row["method"], row["mean"], row["seeds"]) for row in content["summary"]["site"]]
+    assert means == [("none", 0.75, 2), (one, 0.75, 2), (other, 1.0, 2)]
+    assert [(row["method"], row["difference"]) for row in content["comparisons"]["site"]] == [(one, 0.0), (other, 0.25)]
+    rows = rows_of(tmp_path / "e", "Table 2 of the paper")
+    plain = {"lntl": "LNTL"}.get(method, "TABE")
+    assert rows[f"{plain} {one.partition(' ')[2]}"][-1] == {"LNTL": "0.858", "TABE": "0.865"}[plain]
+    # With one nuisance there is nothing to tell apart.
+    found = command("evaluate", "--predictions", *folders[:4], "--out", tmp_path / "alike")
+    assert {row["method"] for row in json.loads((tmp_path / "alike" / "metrics.json").read_text())["sites"]} == {
+        "none",
+        method,
+    }
+
+
+def test_means_over_seeds_are_printed(command, predicted, tmp_path):
+    folders = [
+        predicted(seed=seed, scores=scores, types=("3", "5", "3", "5")) for seed, scores in ((0, THREE_QUARTERS), (1, ALL))
+    ]  # fmt: skip
+    found = command("evaluate", "--predictions", *folders, "--out", tmp_path / "e")
+    assert found.status == 0, found.err
+    assert "none         2 seeds  mclass-d: mean AUC 0.875 ± 0.177\n" in found.out
+    assert "none         2 seeds  mean gap 0.000 ± 0.000\n" in found.out
+    alone = command("evaluate", "--predictions", predicted(site="mclass-c", scores=ALL), "--out", tmp_path / "one")
+    assert "none         1 seed  mclass-c: mean AUC 1.000\n" in alone.out
 
 
 def test_rates_of_the_control_are_not_averaged(command, predicted, tmp_path):

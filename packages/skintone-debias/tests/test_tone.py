@@ -319,13 +319,15 @@ def test_a_patch_without_angle_does_not_decide(
     [
         np.zeros((300, 300), np.uint8), np.zeros((300, 300, 4), np.uint8), np.zeros((300, 300, 1), np.uint8),
         np.zeros((300, 300, 3), np.float32), np.zeros((300, 300, 3), np.uint16), np.zeros((0, 300, 3), np.uint8),
-        np.zeros((2, 300, 300, 3), np.uint8), "picture.png", None,
+        np.zeros((2, 300, 300, 3), np.uint8), "picture.png", None, [[[1, 2, 3]], [[1, 2, 3], [1, 2, 3]]],
     ],
-    ids=["grey", "rgba", "one channel", "float", "16-bit", "empty", "two", "name", "none"],
+    ids=["grey", "rgba", "one channel", "float", "16-bit", "empty", "two", "name", "none", "ragged"],
 )  # fmt: skip
 def test_what_is_no_picture(picture: Any) -> None:
     for function in (label_skin_tone, remove_hair):
-        with pytest.raises(InputError, match=r"not uint8 \(H, W, 3\); convert it to 8-bit"):
+        with pytest.raises(
+            InputError, match=r"(not uint8 \(H, W, 3\)|the picture is no array \(.*\)); convert it to 8-bit"
+        ):
             function(picture)
     tone = label_skin_tone(picture, on_error=-1)
     assert (tone.fitzpatrick, tone.patch) == (-1, -1)

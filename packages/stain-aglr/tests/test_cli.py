@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from dart_core.checkpoint import save_weights
 from dart_core.data.images import read_image
 from dart_core.metrics import roc_auc
 from dart_core.testing import assert_help_is_light
-from stain_aglr.models import load_generator, load_model
+from stain_aglr.models import PACKAGE, load_generator, load_model
 
 METHODS = ("vanilla", "macenko", "vahadane", "hed", "hed-reg", "hed-cons", "stain-aglr")
 
@@ -39,6 +41,17 @@ def changed(datalist: Path, folder: Path, change) -> Path:
 
 def test_help_imports_no_torch():
     assert_help_is_light("stain_aglr", "train")
+
+
+def test_a_run_says_its_options(datalist, recipe, command, tmp_path):
+    """Two networks of one method and seed must not be averaged; files from before options were kept still load."""
+    words = ("--method", "hed", "--strength", 0.2, "--max-epochs", 1, "--out", tmp_path / "run")
+    assert command("train", "--datalist", datalist, *recipe, *words).status == 0
+    network, model = load_model(tmp_path / "run")
+    assert model.name == "hed (strength 0.2)"
+    old = {key: value for key, value in dataclasses.asdict(model).items() if key != "options"}
+    save_weights(tmp_path / "old.safetensors", network, {PACKAGE: json.dumps(old)})
+    assert load_model(tmp_path / "old.safetensors")[1].name == "hed"
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -381,6 +394,28 @@ def test_subjects_are_needed_to_split_by_them(datalist, recipe, command, tmp_pat
     assert command("predict", *words).status == 0
     count = json.loads((tmp_path / "out" / "metrics.json").read_text())["validation_patches"]
     assert len(rows_of(tmp_path / "scores" / "predictions.csv")) == count
+
+
+def test_drop_last_keeps_whole_batches_of_test_patches(datalist, trained, command, tmp_path):
+    """1,600 of 1,609 in the paper; here CWZ has 24 test patches."""
+    words = ("--datalist", datalist, "--model", trained, "--device", "cpu")
+    for name, flags in (("all", ()), ("whole", ("--drop-last",))):
+        assert command("predict", *words, "--batch-size", 3, *flags, "--out", tmp_path / name).status == 0
+    everything, whole = (rows_of(tmp_path / name / "predictions.csv") for name in ("all", "whole"))
+    assert [row for row in everything if row["split"] == "val"] == [row for row in whole if row["split"] == "val"]
+    for site, batch in (("CWZ", 7), ("CWZ", 24), ("RUMC", 2)):
+        flags = ("--sites", site, "--batch-size", batch, "--drop-last", "--overwrite", "--out", tmp_path / "whole")
+        assert command("predict", *words, *flags).status == 0
+        before, after = (
+            [row["image"] for row in rows_of(tmp_path / name / "predictions.csv") if (row["site"], row["split"]) == (site, "test")]
+            for name in ("all", "whole")
+        )  # fmt: skip
+        assert after == before[: len(before) // batch * batch]
+    refused = command("predict", *words, "--batch-size", 25, "--drop-last", "--out", tmp_path / "none")
+    assert refused.status == 2
+    assert "--drop-last leaves none of the" in refused.line
+    assert refused.line.endswith("in batches of 25; leave it out, or lower --batch-size")
+    assert not (tmp_path / "none").exists()
 
 
 def test_predict_without_labels_or_with_one_class(datalist, trained, command, tmp_path):

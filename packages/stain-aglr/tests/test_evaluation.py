@@ -16,7 +16,7 @@ from stain_aglr.figures import embed, feature_figure
 from stain_aglr.method import weights_of
 from stain_aglr.models import Model
 from stain_aglr.prediction import FEATURES
-from stain_aglr.settings import Losses
+from stain_aglr.settings import ON, Losses
 
 
 @pytest.fixture
@@ -94,6 +94,42 @@ def test_networks_of_different_training_laboratories_are_kept_apart(scores, comm
         for site in ("RUMC", "centre1"):
             assert f"{section}, trained on {site}" in page
     assert page.count("0.7527 ± 0.0320") == 2  # printed for HED-Light at centre 2: in Table 2, and beside ours
+
+
+def test_means_over_different_laboratories_are_not_compared(scores, command, tmp_path):
+    folders = [
+        scores("vanilla", 0, {"RUMC": HALF, "CWZ": GOOD, "RST": HALF}),
+        scores("hed", 0, {"RUMC": HALF, "CWZ": GOOD}),
+    ]
+    finished = command("evaluate", "--predictions", *folders, "--out", tmp_path / "out")
+    assert finished.status == 2
+    assert "networks trained on RUMC were scored on different laboratories: here on CWZ, in" in finished.line
+    assert str(folders[1]) in finished.line
+    assert finished.line.endswith("on CWZ, RST; give `predict` the same --sites for all of them")
+    assert not (tmp_path / "out").exists()
+    # One that was scored on its own laboratory alone has no MEAN, and another training laboratory has MEANs of its own.
+    others = [scores("hed", 1, {"RUMC": HALF}), scores("hed", 0, {"CWZ": GOOD}, site="LPON")]
+    assert command("evaluate", "--predictions", folders[0], *others, "--out", tmp_path / "out").status == 0
+
+
+def test_networks_that_differ_in_an_option_are_kept_apart(scores, command, tmp_path):
+    """The same method and seed: HED-strong beside HED-light."""
+    folders = [scores("hed", s, {"CWZ": GOOD}) for s in (0, 1)]
+    folders += [scores("hed", s, {"CWZ": HALF}, options={"strength": "0.2"}) for s in (0, 1)]
+    assert command("evaluate", "--predictions", *folders, "--out", tmp_path / "out").status == 0
+    means = json.loads((tmp_path / "out" / METRICS).read_text())["mean"]
+    assert [(row["method"], row["mean"], row["seeds"]) for row in means] == [
+        ("hed", 1.0, 2),
+        ("hed (strength 0.2)", 0.75, 2),
+    ]
+
+
+def test_the_baseline_is_the_one_with_default_settings(scores, command, tmp_path):
+    folders = [scores("vanilla", s, {"CWZ": GOOD}, options={"balanced": ON}) for s in (0, 1)]
+    folders += [scores("vanilla", s, {"CWZ": HALF}) for s in (0, 1)]
+    assert command("evaluate", "--predictions", *folders, "--out", tmp_path / "out").status == 0
+    (row,) = json.loads((tmp_path / "out" / METRICS).read_text())["compared"]
+    assert (row["method"], row["baseline"]) == ("vanilla (balanced)", "vanilla")
 
 
 def test_one_class_only_has_no_auc(scores, command, tmp_path):

@@ -61,3 +61,20 @@ def test_numbers_stand_beside_the_printed_ones_of_the_same_training_laboratory()
     assert [row[1] for row in beside_printed("RUMC", *measured("CWZ", "RST"))] == ["CWZ", "RST"]
     assert [row[1] for row in beside_printed("RUMC", *measured("CWZ", "RST", "UMCU", "LPON", "X"))][-1] == "LPON"
     assert beside_printed("CWZ", *measured("RST", "UMCU", "LPON")) == []
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "method", "found"),
+    [
+        ("centre1", "hed (balanced)", True),  # TUPAC's recipe
+        ("RUMC", "hed (balanced)", False),
+        ("centre1", "dscsi-gan (balanced, gan weights resnet34.pth)", True),
+        ("RUMC", "dscsi-gan (gan weights resnet34.pth)", True),
+        ("centre1", "hed (strength 0.2, balanced)", False),
+        ("RUMC", "hed-reg λ1=0.2", False),
+    ],
+)
+def test_only_the_papers_own_options_stand_beside_its_numbers(trained_on, method, found):
+    site = {"centre1": "centre2", "RUMC": "CWZ"}[trained_on]
+    per_site = [{"method": method, "group": site, "unseen": True, "mean": 0.5, "std": None}]
+    assert bool(beside_printed(trained_on, per_site, [{"method": method, "mean": 0.5, "std": None}])) == found

@@ -1,12 +1,14 @@
 """A grid of runs in one folder: what is finished is never repeated, what was interrupted goes on, wherever it runs.
 
-    train = Job("fda-mri", ("train", "--datalist", Path("scans.csv"), "--source", "sm3", "--seed", 0))
-    predict = Job("fda-mri", ("predict", "--model", train, "--datalist", Path("scans.csv"), "--target", "sm15"))
-    outcomes = run([train, predict], Path("experiment"), LocalExecutor(processes=2))
+    if __name__ == "__main__":
+        train = Job("fda-mri", ("train", "--datalist", Path("scans.csv"), "--site", "sm3", "--seed", 0))
+        predict = Job("fda-mri", ("predict", "--model", train, "--datalist", Path("scans.csv"), "--site", "sm15"))
+        outcomes = run([train, predict], Path("experiment"), LocalExecutor(processes=2))
 
 The address of a job is a digest of everything that its result depends on: command and version, words, the content of its data, and the
 addresses of the jobs whose results it reads. Folder of the experiment: `runs/<address>/` with `job.json`, the run itself in `out/`,
-`log.txt`, and `done.json` or `failed.json` once it has ended; `experiment.html` shows where everything stands.
+`log.txt`, and `done.json` or `failed.json` once it has ended; `experiment.html` shows where everything stands, and `digests.json` keeps what is
+known of the data, so that no file is read twice for its digest.
 
 A job runs in a process of its own (`python -m dart_core.experiment FOLDER`) that holds a lock on its folder and writes how it ended. So
 nothing depends on the process that started it: where that dies, a second attempt waits for the first, finds it done, and does nothing. What
@@ -25,13 +27,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Protocol, TypeAlias
 
 from filelock import FileLock, Timeout
@@ -40,15 +46,19 @@ from rich.live import Live
 
 from dart_core import __version__
 from dart_core.cli import say, sigterm_as_exception
-from dart_core.errors import InputError, SettingError
+from dart_core.errors import DartError, InputError, SettingError
 from dart_core.files import write_atomic
 from dart_core.processes import process_context
 
-State = Literal["waiting", "queued", "running", "done", "failed", "skipped"]
-"""Queued: with the executor, not begun."""
+State = Literal["waiting", "queued", "running", "done", "failed", "skipped", "unfinished"]
+"""Queued: with the executor, not begun. Unfinished: of an earlier call, which did not bring it to its end."""
 LAST_LINES = 12
 PAGE = "experiment.html"
-_ENDS = 64 * 1024
+DIGESTS = "digests.json"
+_JUST_WRITTEN = 2_000_000_000
+"""Nanoseconds in which a file may change once more without a new time of writing."""
+_WORTH_SAYING = 10 * 10**9
+"""Bytes that take long enough to read for a person to wonder."""
 _STOPPED = (130, 143)
 """Exit status after Ctrl-C and SIGTERM: such a run is not over."""
 
@@ -81,7 +91,7 @@ class Job:
 
     @cached_property
     def address(self) -> str:
-        """Digest of all that the result depends on, 16 hexadecimal digits.
+        """Digest of all that the result depends on, 16 hexadecimal digits; of the data as they were at the first look or the last `run`.
 
         Raises:
             InputError: data that are not there.
@@ -144,43 +154,118 @@ def _version(command: str) -> str:
         raise SettingError(f"there is no package of the command {command!r}", remedy="install it") from None
 
 
-def fingerprint(data: Path) -> str:
-    """Digest of a file, a folder, or a table with all files that its cells name.
+@dataclass
+class _Looks:
+    """What one call knows of the data."""
 
-    Small files count with their content; of those above 128 KiB the size and both ends, so that large sets are not read whole.
-    Where the files lie, and when they were written, does not count.
+    kept: Path
+    digests: dict[str, tuple[int, int, str]]
+    """Path of a file -> size, time of writing, digest."""
+    fingerprints: dict[Path, str] = field(default_factory=dict)
+    news: bool = False
+
+    def known(self, path: Path, about: os.stat_result) -> bytes | None:
+        """Digest of a file whose size and time of writing are those of when it was read; None of others."""
+        size, modified, digest = self.digests.get(str(path), (-1, 0, ""))
+        return bytes.fromhex(digest) if (size, modified) == (about.st_size, about.st_mtime_ns) else None
+
+    def save(self) -> None:
+        """Write the digests down for later calls, with those that another call has found meanwhile."""
+        if self.news:
+            write_atomic(self.kept, json.dumps({**_read(self.kept), **self.digests}))
+            self.news = False
+
+
+_looks: ContextVar[_Looks | None] = ContextVar("_looks", default=None)
+
+
+@contextmanager
+def data_looked_at_once(folder: Path) -> Iterator[None]:
+    """Within it, the data of all jobs are looked at once for each path; a call after it sees what has changed since.
+
+    Inside another one it does nothing, so that everything in a call sees the same data.
+
+    Args:
+        folder: of the experiment; the digests of single files are kept there by path, size and time of writing.
+    """
+    if _looks.get() is not None:
+        yield
+        return
+    kept = folder.resolve() / DIGESTS
+    looks = _Looks(kept, _read(kept))
+    token = _looks.set(looks)
+    try:
+        yield
+    finally:
+        _looks.reset(token)
+        looks.save()
+
+
+def fingerprint(data: Path) -> str:
+    """Digest of a file, a folder, or a list (CSV, JSON) with all files that it names; of an nnU-Net dataset.json with those beside it.
+
+    The whole content counts. Where the files lie, and when they were written, does not.
 
     Raises:
         InputError: there is no such file or folder.
     """
     data = data.resolve()
+    looks = _looks.get()
+    if looks is not None and data in looks.fingerprints:
+        return looks.fingerprints[data]
     if not data.exists():
         raise InputError("no such file or folder", where=data)
-    if data.is_dir():
-        files = sorted(path for path in data.rglob("*") if path.is_file())
-    elif data.suffix == ".csv":
-        with data.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            cells = {cell for row in csv.reader(file) for cell in row if cell}
-        files = [data, *sorted(path for cell in cells if len(cell) < 4096 and (path := data.parent / cell).is_file())]
-    else:
-        files = [data]
     folder = data if data.is_dir() else data.parent
+    files = [(path, path.stat()) for path in _files(data)]
+    known = [looks.known(path, about) if looks else None for path, about in files]
+    unread = sum(about.st_size for (_, about), found in zip(files, known, strict=True) if found is None)
+    if unread >= _WORTH_SAYING:
+        say(f"{data}: reading {unread / 1e9:.0f} GB to know its content")
     digest = hashlib.sha256()
-    for path in files:
-        about = path.stat()
+    for (path, about), found in zip(files, known, strict=True):
         digest.update(b"" if path == data else os.path.relpath(path, folder).encode() + b"\0")
-        digest.update(_digest(path, about.st_size, about.st_mtime_ns))
-    return digest.hexdigest()
+        digest.update(_digest(path, about, looks) if found is None else found)
+    result = digest.hexdigest()
+    if looks is not None:
+        looks.fingerprints[data] = result
+    return result
 
 
-@lru_cache(maxsize=1_000_000)
-def _digest(path: Path, size: int, modified: int) -> bytes:
-    """Of the content; size and time are there so that a file that has changed is read anew."""
+def _files(data: Path) -> list[Path]:
+    if data.is_dir():
+        return sorted(path for path in data.rglob("*") if path.is_file())
+    names: set[str] = set()
+    if data.suffix.lower() == ".csv":
+        with data.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            names = {cell for row in csv.reader(file) for cell in row}
+    elif data.suffix.lower() == ".json":
+        try:
+            content = json.loads(data.read_text(encoding="utf-8-sig", errors="replace"))
+        except json.JSONDecodeError:  # the command that reads it will say so
+            content = None
+        if isinstance(content, dict) and {"channel_names", "file_ending"} & content.keys():
+            return [data, *(path for path in _files(data.parent) if path != data)]
+        names = set(_texts(content))
+    # os.path.isfile says no to what can be no name; Path.is_file raises.
+    return [data, *sorted(path for name in names if name and os.path.isfile(path := data.parent / name))]
+
+
+def _texts(content: object) -> Iterator[str]:
+    """Every text in what a JSON file holds, but for the keys."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, (dict, list)):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from _texts(value)
+
+
+def _digest(path: Path, about: os.stat_result, looks: _Looks | None) -> bytes:
     with path.open("rb") as file:
-        start = file.read(_ENDS if size > 2 * _ENDS else -1)
-        if size > 2 * _ENDS:
-            file.seek(-_ENDS, os.SEEK_END)
-        return hashlib.sha256(str(size).encode() + b"\0" + start + file.read()).digest()
+        found = hashlib.file_digest(file, lambda: hashlib.sha256(f"{about.st_size}\0".encode()))
+    if looks is not None and about.st_mtime_ns < time.time_ns() - _JUST_WRITTEN:
+        looks.digests[str(path)] = (about.st_size, about.st_mtime_ns, found.hexdigest())
+        looks.news = True
+    return found.digest()
 
 
 # --- One job, in a process of its own --------------------------------------------------------------------------------
@@ -208,7 +293,8 @@ class Outcome:
 def perform(folder: Path) -> int:
     """Run the job whose `job.json` lies in a folder, unless it is done.
 
-    Waits where another process is at it. A run that has checkpoints is continued; what another left half-written is removed.
+    Waits where another process is at it. A run that has checkpoints is continued; what another left half-written is removed. Where the data
+    are no longer those of the address, it fails: its result would stand for others.
 
     Returns:
         Exit status of the command.
@@ -233,7 +319,7 @@ def perform(folder: Path) -> int:
         )
         sys.argv = [content["command"], *words]
         started = time.time()
-        status = _status(content["command"])
+        status = _changed_data(content, folder.parent.parent) or _status(content["command"])
         ended = {
             "status": status,
             "seconds": round(time.time() - started, 3),
@@ -243,6 +329,23 @@ def perform(folder: Path) -> int:
         if status not in _STOPPED:
             write_atomic(folder / ("failed.json" if status else "done.json"), json.dumps(ended))
         return status
+
+
+def _changed_data(content: Mapping[str, Any], experiment: Path) -> int:
+    """Exit status of a job whose data have changed since it was given its address, 0 where they have not."""
+    try:
+        with data_looked_at_once(experiment):
+            for path, expected in content.get("data", {}).items():  # none in folders of earlier versions
+                if fingerprint(Path(path)) != expected:
+                    raise InputError(
+                        "has changed since this run was asked for",
+                        where=path,
+                        remedy="call the script again: it runs on what is there now",
+                    )
+    except (DartError, OSError) as error:
+        print(f"{content['command']}: error: {error}", file=sys.stderr, flush=True)
+        return DartError.exit_status
+    return 0
 
 
 def _status(command: str) -> int:
@@ -266,7 +369,10 @@ def _taken(folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
 
 
 def _argument(word: Word, runs: Path) -> str:
@@ -281,7 +387,8 @@ def _describe(job: Job, runs: Path) -> None:
     """Write a job's `job.json`, anew where its data have moved since: the address stays, the words do not."""
     home = runs / job.address
     words = [_argument(word, runs) for word in job.words]
-    content = {"command": job.command, "words": words, "out": job.out, "name": str(job)}
+    data = {str(word.resolve()): fingerprint(word) for word in job.words if isinstance(word, Path)}
+    content = {"command": job.command, "words": words, "out": job.out, "name": str(job), "data": data}
     before = _read(home / "job.json")
     if before == content or (before and ((home / "done.json").is_file() or _taken(home))):
         return
@@ -291,20 +398,43 @@ def _describe(job: Job, runs: Path) -> None:
     write_atomic(home / "job.json", json.dumps(content, indent=1))
 
 
-def _outcome(job: Job, runs: Path, state: State) -> Outcome:
-    """What the folder of a job tells; `state` where it tells nothing."""
-    folder = runs / job.address
+def _outcome(job: Job, folder: Path, state: State, old_failure: Mapping[str, Any] | None = None) -> Outcome:
+    """What the folder of a job tells; `state` where it tells nothing, or only of a failure before this call."""
     attempts = int(_read(folder / "attempts.json").get("attempts", 0))
     if done := _read(folder / "done.json"):
         return Outcome(job, folder, "done", done["seconds"], attempts)
     failed = _read(folder / "failed.json")
-    lines: list[str] = []
-    if failed or state == "failed":
-        log = folder / "log.txt"
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
-        if not failed:
-            lines.append("(its process ended without a word: killed, out of memory, or its machine was lost)")
-    return Outcome(job, folder, "failed" if failed else state, failed.get("seconds"), attempts, "\n".join(lines))
+    if failed and failed != old_failure:
+        return Outcome(job, folder, "failed", failed["seconds"], attempts, "\n".join(_last_lines(folder)))
+    return Outcome(job, folder, state, None, attempts)
+
+
+def _last_lines(folder: Path) -> list[str]:
+    log = folder / "log.txt"
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if log.is_file() else []
+
+
+def _given_up(found: Outcome, begun: bool) -> Outcome:
+    """Of a job whose process ended, more often than is allowed, without saying how."""
+    if begun:
+        why = "(its process ended without a word: killed, out of memory, or its machine was lost)"
+    else:
+        why = "(its process ended before the run began; why may stand on the terminal or in the files of the cluster)"
+    return replace(found, state="failed", last_lines="\n".join([*_last_lines(found.folder), why]))
+
+
+def _of_other_calls(folder: Path, known: set[str]) -> list[Outcome]:
+    """How the other jobs of an experiment stand, as far as their folders tell."""
+    found = []
+    for home in (file.parent for file in folder.glob("runs/*/job.json")):
+        if home.name not in known:
+            content = _read(home / "job.json")
+            job = Job(content["command"], tuple(content["words"]), content["name"], content["out"])
+            outcome = _outcome(job, home, "unfinished")
+            if outcome.state == "unfinished" and _taken(home):
+                outcome = replace(outcome, state="running")
+            found.append(outcome)
+    return sorted(found, key=lambda outcome: str(outcome.job))
 
 
 # --- Executors -------------------------------------------------------------------------------------------------------
@@ -335,6 +465,9 @@ def _process(folder: Path) -> list[str]:
     return [sys.executable, "-m", "dart_core.experiment", str(folder)]
 
 
+_starting = threading.Lock()
+
+
 @dataclass
 class LocalExecutor:
     """Processes on this machine, forked where possible from one that has imported torch, which takes seconds each time."""
@@ -351,7 +484,13 @@ class LocalExecutor:
         process = process_context("dart_core.run", "dart_core.report").Process(
             target=_in_own_session, args=(str(folder),)
         )
-        process.start()
+        # The new process would import the script that calls, and one without `if __name__ == "__main__"` would start its runs there again.
+        with _starting:
+            script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                process.start()
+            finally:
+                sys.modules["__main__"] = script
         return process
 
     def ended(self, handle: BaseProcess) -> bool:
@@ -375,18 +514,28 @@ class RayExecutor:
     Args:
         address: of a running cluster (`ray start --head`, `ray start --address ...`): "auto" finds it; None starts one here.
         cpus: of each job.
-        gpus: of each job; 0.25 lets four share one.
+        gpus: of each job; 0.25 lets four share one. None: one where a node of the cluster has any, else none.
 
     Raises:
-        SettingError: Ray is not installed, or there is no cluster at the address.
+        SettingError: Ray is not installed, there is no cluster at the address, or none of its nodes has what a job needs.
     """
 
-    def __init__(self, address: str | None = "auto", cpus: float = 1, gpus: float = 0) -> None:
+    def __init__(self, address: str | None = "auto", cpus: float = 1, gpus: float | None = 0) -> None:
+        if gpus is not None and (gpus < 0 or (gpus > 1 and gpus != int(gpus))):
+            raise SettingError(f"Ray gives no {gpus:g} GPUs", remedy="ask for a share below 1 or for a whole number")
         ray = _optional("ray")
         try:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="error")
         except ConnectionError as error:
             raise SettingError(f"no Ray cluster at {address!r}", remedy="start one: ray start --head") from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if gpus is None:
+            gpus = 1 if any(node.get("GPU", 0) >= 1 for node in nodes) else 0
+        if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            raise SettingError(
+                f"no node of the Ray cluster has {cpus:g} CPUs and {gpus:g} GPUs, which each run would wait for",
+                remedy="ask for less, or start a node that has them",
+            )
         self._ray = ray
         # Ray's own retries would repeat a job whose process lives on after its worker; ours look into the folder first.
         self._task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_start_and_wait)
@@ -423,12 +572,17 @@ class SlurmExecutor:
         parameters: of `submitit.AutoExecutor.update_parameters`, such as timeout_min, gpus_per_node, slurm_partition.
 
     Raises:
-        SettingError: submitit is not installed.
+        SettingError: submitit is not installed, there is no SLURM, or a parameter that submitit does not know.
     """
 
     def __init__(self, logs: Path, cluster: str | None = None, **parameters: Any) -> None:
         self._executor = _optional("submitit").AutoExecutor(folder=logs, cluster=cluster)
-        self._executor.update_parameters(**parameters)
+        if cluster is None and self._executor.cluster != "slurm":  # submitit would run everything here, at once
+            raise SettingError("there is no SLURM on this machine", remedy="start this where sbatch and srun are")
+        try:
+            self._executor.update_parameters(**parameters)
+        except NameError as error:
+            raise SettingError(str(error).partition("\n")[0], remedy="give one of these") from None
         self.capacity = 10_000
 
     def start(self, folder: Path) -> Any:
@@ -476,14 +630,26 @@ def run(
         InputError, SettingError: see `Job.address`.
         KeyboardInterrupt, Interrupted: after Ctrl-C, SIGTERM.
     """
-    everything = _with_needs(jobs)
     folder = folder.resolve()  # jobs start in whatever folder their executor is in
-    runs = folder / "runs"
-    for job in everything:
-        home = runs / job.address
-        _describe(job, runs)
-        (home / "failed.json").unlink(missing_ok=True)
-    state: dict[Job, Outcome] = {job: _outcome(job, runs, "waiting") for job in everything}
+    with data_looked_at_once(folder):
+        everything = _with_needs(jobs)
+        runs = folder / "runs"
+        for job in everything:
+            _describe(job, runs)
+        if (looks := _looks.get()) is not None:
+            looks.save()  # the jobs compare their data with it
+        return _run(everything, folder, executor, retries, every)
+
+
+def _run(everything: list[Job], folder: Path, executor: Executor, retries: int, every: float) -> dict[Job, Outcome]:
+    homes = {job: folder / "runs" / job.address for job in everything}
+    # They are tried again. The files stay: another call may be at a job, and the process that begins it removes its own.
+    old = {job: _read(home / "failed.json") for job, home in homes.items()}
+
+    def look(job: Job, state: State) -> Outcome:
+        return _outcome(job, homes[job], state, old[job])
+
+    state = {job: look(job, "waiting") for job in everything}
     handles: dict[Job, Any] = {}
     lost = dict.fromkeys(everything, 0)
     with sigterm_as_exception(), _Progress(state, folder) as show:
@@ -498,18 +664,18 @@ def run(
                         if needed & {"failed", "skipped"}:
                             state[job] = replace(before, state="skipped")
                         elif needed <= {"done"} and len(handles) < executor.capacity and not _taken(before.folder):
-                            state[job] = _outcome(job, runs, "queued")  # another call may have brought it to its end
+                            state[job] = look(job, "queued")  # another call may have brought it to its end
                             if state[job].state == "queued":
                                 handles[job] = executor.start(before.folder)
                     elif job in handles and executor.ended(handles[job]):
                         del handles[job]
-                        state[job] = _outcome(job, runs, "waiting")
+                        state[job] = look(job, "waiting")
                         if state[job].state == "waiting":
                             lost[job] += 1
                             if lost[job] > retries:
-                                state[job] = _outcome(job, runs, "failed")
+                                state[job] = _given_up(state[job], begun=state[job].attempts > before.attempts)
                     elif before.state == "queued":
-                        begun = _outcome(job, runs, "running").attempts > before.attempts
+                        begun = look(job, "running").attempts > before.attempts
                         state[job] = replace(before, state="running") if begun else before
                     changed |= state[job].state != before.state
                 if changed:
@@ -527,12 +693,13 @@ def run(
 
 
 def _with_needs(jobs: Iterable[Job]) -> list[Job]:
-    """Each once, after those that it needs."""
+    """Each once, after those that it needs, and with an address that is to be determined anew: the data may have changed since."""
     found: dict[Job, None] = {}
 
     def add(job: Job) -> None:
         for other in job.needs:
             add(other)
+        vars(job).pop("address", None)
         found.setdefault(job)
 
     for job in jobs:
@@ -545,7 +712,7 @@ def summary(outcomes: Iterable[Outcome]) -> str:
     outcomes = list(outcomes)
     counts = {
         state: sum(found.state == state for found in outcomes)
-        for state in ("done", "running", "queued", "failed", "skipped", "waiting")
+        for state in ("done", "running", "queued", "failed", "skipped", "waiting", "unfinished")
     }
     text = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "done")
     times = [found.seconds for found in outcomes if found.state == "done" and found.seconds]
@@ -557,10 +724,11 @@ def summary(outcomes: Iterable[Outcome]) -> str:
 
 
 class _Progress:
-    """A line that is kept up to date on a terminal, one line for each change elsewhere; the page in both."""
+    """A line that is kept up to date on a terminal, one line for each change elsewhere; the page in both, which shows other calls' jobs too."""
 
     def __init__(self, state: dict[Job, Outcome], folder: Path) -> None:
         self.state, self.folder = state, folder
+        self.others = self._others()
         self.live = (
             Live(console=Console(stderr=True), auto_refresh=False, transient=True) if sys.stderr.isatty() else None
         )
@@ -573,6 +741,7 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self.live is not None:
             self.live.stop()
+        self.others = self._others()  # not at every change: there may be thousands
         self._page()
 
     def __call__(self) -> None:
@@ -583,8 +752,11 @@ class _Progress:
             say(text)
         self._page()
 
+    def _others(self) -> list[Outcome]:
+        return _of_other_calls(self.folder, {found.folder.name for found in self.state.values()})
+
     def _page(self) -> None:
-        write_page(self.state.values(), self.folder)
+        write_page([*self.state.values(), *self.others], self.folder)
 
 
 def write_page(outcomes: Iterable[Outcome], folder: Path) -> Path:

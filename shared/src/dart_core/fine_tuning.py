@@ -175,14 +175,15 @@ def fine_tune(
                 batch = views(batch, step_generator(run, step))
         value = run.optimise(optimizer, lambda part: loss(network, part), batch, network)
         if step % recipe.log_every == 0:
-            _finite(float(value), f"the loss of step {step}")
+            refuse_divergence(float(value), f"the loss of step {step}")
             run.log.write(step, loss=value, learning_rate=rate)
         if place + 1 == per_epoch and validate is not None:
             found = validated(run, network, validate)
             run.log.write(step, epoch=epoch + 1, **found)
+            refuse_divergence(found.get(VALIDATION_LOSS, 0.0), f"{VALIDATION_LOSS} of epoch {epoch + 1}")
             if recipe.measure not in found:
                 raise SettingError(f"validation gives no {recipe.measure}", remedy=f"there are {', '.join(found)}")
-            _finite(found[recipe.measure], f"{recipe.measure} of epoch {epoch + 1}")
+            refuse_divergence(found[recipe.measure], f"{recipe.measure} of epoch {epoch + 1}")
             best.offer(found[recipe.measure], epoch + 1, network, found)
             if best.bad_epochs > patience:
                 run.step = step + 1
@@ -212,7 +213,13 @@ def validated(run: Run, network: nn.Module, validate: Callable[[Any], Mapping[st
     return dict(zip(found, means.tolist(), strict=True))
 
 
-def _finite(value: float, what: str) -> None:
+def refuse_divergence(value: float, what: str) -> None:
+    """Raise Diverged for a loss or measure that is no number.
+
+    Args:
+        value: the loss.
+        what: its name in the message, such as "the loss of step 30".
+    """
     if not math.isfinite(value):
         raise Diverged(f"{what} is no number", remedy="lower the learning rate, or check the data")
 

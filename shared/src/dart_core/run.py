@@ -514,7 +514,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
         overwrite: delete the run that lies there. Only a folder whose config.yaml is ours is ever emptied.
 
     Raises:
-        OutputError: not empty, nothing to resume, not ours to overwrite, or cannot be written.
+        OutputError: not empty, nothing to resume, not ours to overwrite, holds what the command reads, or cannot be written.
         SettingError: resuming with settings that would change the result.
     """
     file = out / CONFIG
@@ -533,6 +533,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
             if not overwrite:
                 other = "give another --out" if resume is None else "--resume continues it"
                 raise OutputError("holds a run already", where=out, remedy=f"{other}, --overwrite replaces it")
+            _refuse_to_delete(out, config)
             # The settings file goes last: until then the folder is still known as a run.
             for path in sorted(out.iterdir(), key=lambda path: path == file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -541,6 +542,20 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
     header = f"{_MARK} (dart-core {__version__}, torch {torch.__version__}, Python {platform.python_version()})\n"
     write_atomic(file, header + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     _claims[out.absolute()] = made
+
+
+def _refuse_to_delete(out: Path, config: Mapping[str, Any]) -> None:
+    """Keep --overwrite from deleting what the command reads, such as the pool or model of the run that it replaces."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            value = list(value.values())
+        for text in value if isinstance(value, list) else [value]:
+            if key == "out" or not isinstance(text, str) or not os.path.lexists(text):
+                continue
+            path = Path(text).resolve()
+            if out.resolve() in (path, *path.parents):
+                flag = key.replace("_", "-")
+                raise OutputError(f"holds what --{flag} names", where=out, remedy="give another --out")
 
 
 def give_back_folders() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dart_core.data.datalist import Datalist, Row
-from dart_core.data.scans import Scan, check_scans, open_datalist, rows_of
+from dart_core.data.scans import Scan, check_scans, open_datalist, report_missing, rows_of
 from dart_core.errors import InputError, SettingError
 from dart_core.figures import Panel
 from dart_core.settings import ScanSettings
@@ -49,6 +49,8 @@ def check_data(scans: ScanSettings, require_mask: bool) -> int:
     found = check_scans(datalist, scans, require_mask)
     for line in found:
         print(line)
+    for line in report_missing(scans.datalist):
+        print(f"note: {line}")
     for site in datalist.sites:
         splits = [row.split or "no split" for row in datalist if row.site == site]
         counts = ", ".join(f"{splits.count(name)} {name}" for name in dict.fromkeys(splits))

@@ -51,7 +51,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         at_least(1, accumulate=self.accumulate, checkpoint_every=self.checkpoint_every)
-        at_least(0, workers=self.workers)
+        at_least(0, workers=self.workers, seed=self.seed)
         if self.resume and self.overwrite:
             raise SettingError("--resume and --overwrite contradict each other", remedy="give one of them")
 

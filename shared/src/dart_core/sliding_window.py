@@ -85,7 +85,7 @@ def sliding_window_predict(
     total = weights = None
     with _inference(network):
         for first in range(0, padded.shape[1], slices):
-            part_CSHW = padded[:, first : first + slices].to(parameter.device, parameter.dtype, non_blocking=True)
+            part_CSHW = padded[:, first : first + slices].to(parameter.device, parameter.dtype)
             for start in range(0, len(positions), per_pass):
                 group = positions[start : start + per_pass]
                 tiles = torch.cat([part_CSHW[..., r : r + patch[0], c : c + patch[1]] for r, c in group], dim=1)

@@ -25,6 +25,7 @@ from dart_core.data.scans import (
     open_datalist,
     predict_scan,
     prostate_slices,
+    report_missing,
     require_subjects,
     rows_of,
     slice_stack,
@@ -94,6 +95,9 @@ def test_public_folders_come_with_their_published_splits(tmp_path):
     assert [place for _, place in places] == sorted(place for _, place in places)
     plain = open_datalist(tmp_path / "cc", published_splits=False)
     assert plain.splits == ()
+    assert any("60 scans are missing" in line for line in report_missing(tmp_path / "cc"))
+    (tmp_path / "list.csv").write_text("image\nx.nii.gz\n")
+    assert report_missing(tmp_path / "list.csv") == []
     assert [row.subject for row in plain] == sorted(row.subject for row in plain)
 
 

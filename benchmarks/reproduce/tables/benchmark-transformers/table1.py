@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.benchmark_transformers import FILES, HOURS, HOURS_FROM, PACKAGE, SCALES, others_weights, row_cells
+from grids.benchmark_transformers import (
+    FILES,
+    HOURS,
+    HOURS_FROM,
+    PACKAGE,
+    PAPER_SPREAD,
+    SCALES,
+    others_weights,
+    row_cells,
+)
 from sets import RADIOGRAPHS
 from table import Cell, Claim, Row, Scale, Table
 
@@ -52,4 +61,5 @@ TABLE = Table(
     hours_from=HOURS_FROM,
     factor=100,
     test="Student",
+    paper_spread=PAPER_SPREAD,
 )

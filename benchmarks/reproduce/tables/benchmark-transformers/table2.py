@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.benchmark_transformers import HOURS, HOURS_FROM, PACKAGE, SCALES, others_weights, own_weights, row_cells
+from grids.benchmark_transformers import (
+    HOURS,
+    HOURS_FROM,
+    PACKAGE,
+    PAPER_SPREAD,
+    SCALES,
+    others_weights,
+    own_weights,
+    row_cells,
+)
 from table import Cell, Claim, Scale, Table
 
 OWN = {
@@ -45,4 +54,5 @@ TABLE = Table(
     hours_from=HOURS_FROM,
     factor=100,
     test="Student",
+    paper_spread=PAPER_SPREAD,
 )

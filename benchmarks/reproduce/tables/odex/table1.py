@@ -42,4 +42,6 @@ TABLE = Table(
     scales={"paper": grid.PAPER, "small": grid.SMALL, "smoke": grid.SMOKE},
     hours=grid.HOURS,
     hours_from=grid.HOURS_FROM,
+    test="one-sided Wilcoxon over cases",
+    paper_spread=grid.PAPER_SPREAD,
 )

@@ -39,4 +39,5 @@ TABLE = Table(
     scales={"paper": grid.PAPER, "small": grid.SMALL, "smoke": grid.SMOKE},
     hours=grid.HOURS,
     hours_from=f"{grid.HOURS_FROM}; ODEx itself is that of Table 1",
+    paper_spread=grid.PAPER_SPREAD,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.popar import COLUMNS, HOURS, HOURS_FROM, PACKAGE, SCALES, row_cells
+from grids.popar import COLUMNS, HOURS, HOURS_FROM, PACKAGE, PAPER_SPREAD, SCALES, row_cells
 from table import Cell, Claim, Scale, Table
 
 ROWS = {
@@ -39,4 +39,5 @@ TABLE = Table(
     hours_from=HOURS_FROM,
     factor=100,
     test="Student",
+    paper_spread=PAPER_SPREAD,
 )

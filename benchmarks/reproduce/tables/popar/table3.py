@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.popar import COLUMNS, HOURS, HOURS_FROM, PACKAGE, SCALES, row_cells
+from grids.popar import COLUMNS, HOURS, HOURS_FROM, PACKAGE, PAPER_SPREAD, SCALES, row_cells
 from table import Cell, Claim, Scale, Table
 
 ROWS = {("POPAR-3", "ViT-B"): "table1_popar-3", ("POPAR-1", "Swin-B"): "table1_popar-1"}
@@ -30,6 +30,7 @@ TABLE = Table(
     hours_from=HOURS_FROM,
     factor=100,
     test="Student",
+    paper_spread=PAPER_SPREAD,
     not_run={
         **{(name, "ResNet-50"): CONVOLUTIONAL for name in ("SimSiam", "MoCoV2", "Barlow Twins")},
         ("SimMIM", "ViT-B"): "no part of popar; benchmark-transformers pretrains with SimMIM",

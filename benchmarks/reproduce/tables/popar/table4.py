@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.popar import COLUMNS, FILES, HOURS, HOURS_FROM, PACKAGE, SCALES, row_cells
+from grids.popar import COLUMNS, FILES, HOURS, HOURS_FROM, PACKAGE, PAPER_SPREAD, SCALES, row_cells
 from table import Cell, Claim, Scale, Table
 
 ROWS = {
@@ -44,5 +44,6 @@ TABLE = Table(
     hours_from=HOURS_FROM,
     factor=100,
     test="Student",
+    paper_spread=PAPER_SPREAD,
     not_run={(name, "ResNet-50"): CONVOLUTIONAL for name in ("Random", "ImageNet-1K", "ChestX-ray14")},
 )

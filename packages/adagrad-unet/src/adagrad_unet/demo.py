@@ -30,7 +30,7 @@ TOLERANCE = 3.0
 PLANNING = of.Planning(slice_axis="z", base_features=8, max_pools=3, batch_size=6)
 LONG, SHORT, BATCHES = 12, 4, 24
 RUNS: dict[of.OptimizerName, tuple[int, ...]] = {"sgd": (LONG, SHORT), "avagrad": (SHORT,), "sgdm-10": (SHORT,)}
-SPOTTUNING = {"batch_size": 4, "patch": 64, "width": 4, "batches": 10}
+SPOTTUNING = {"batch_size": 4, "patch": 64, "batches": 10}
 
 
 def demo(command: of.Demo) -> None:
@@ -78,7 +78,7 @@ def _spottuned(command: of.Demo, datalist: Path) -> of.Evaluate:
             RunSettings(baseline, seed=command.seed, device="cpu"),
             scans,
             SOURCE,
-            spottuning=of.Spottuning(epochs=10, **SPOTTUNING),  # type: ignore[arg-type]
+            spottuning=of.Spottuning(epochs=10, width=4, **SPOTTUNING),  # type: ignore[arg-type]
         )
     )
     spottune(

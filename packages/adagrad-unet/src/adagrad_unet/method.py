@@ -59,9 +59,14 @@ def make_optimizer(parameters: Iterable[nn.Parameter], settings: of.Optimisation
 
 
 def run_name(settings: of.Training) -> str:
-    """What the paper calls a run: S-1000, A-25, AG-50, AG-25-noAug; the control is SGDm-50."""
+    """What the paper calls a run: S-1000, A-25, AG-50, AG-25-noAug; the control is SGDm-50.
+
+    In brackets what departs from the optimiser's defaults, as in "AG-50 (eps 1e+06)": such runs must not be taken for each other.
+    """
     short = {"sgd": "S", "adam": "A", "avagrad": "AG", "sgdm-10": "SGDm"}[settings.optimisation.optimizer]
-    return f"{short}-{settings.epochs}{'' if settings.augmentation else '-noAug'}"
+    name = f"{short}-{settings.epochs}{'' if settings.augmentation else '-noAug'}"
+    changes = settings.optimisation.changes
+    return f"{name} ({', '.join(changes)})" if changes else name
 
 
 # --- Mini-batches ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,12 @@ from dart_core.settings import OutputSettings, RunSettings, ScanSettings, at_lea
 OptimizerName = Literal["sgd", "adam", "avagrad", "sgdm-10"]
 LEARNING_RATES = {"sgd": 0.01, "adam": 3e-4, "avagrad": 10.0, "sgdm-10": 10.0}
 Split = Literal["all", "train", "val", "test"]
+POLICY_OPTIONS = (
+    "policy_optimizer", "policy_learning_rate", "slices", "interval", "regularisation", "policy_backbone", "frozen_bn_eval",
+)  # fmt: skip
+"""Settings of `Spottuning` that only spottuning has."""
+BASELINE_OPTIONS = ("width", "labels")
+"""Those that a spottuned network has from its baseline."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,11 @@ class Optimisation:
         at_least(0, weight_decay=self.weight_decay, learning_rate=self.initial_rate)
         if not self.eps > 0:
             raise SettingError(f"--eps is {self.eps}", remedy="give more than 0")
-        if self.decoupled and self.optimizer != "avagrad":
-            raise SettingError(f"--decoupled is for avagrad, not {self.optimizer}", remedy="leave it out")
+        for name in ("eps", "variant", "norm_scope", "decoupled"):
+            if self.optimizer != "avagrad" and getattr(self, name) != getattr(Optimisation, name):
+                raise SettingError(
+                    f"--{name.replace('_', '-')} is for avagrad, not {self.optimizer}", remedy="leave it out"
+                )
         if self.decoupled and self.initial_rate * self.weight_decay >= 1:
             raise SettingError(
                 f"--decoupled at --learning-rate {self.initial_rate:g} multiplies weights by "
@@ -101,6 +110,21 @@ class Optimisation:
     def initial_rate(self) -> float:
         """The learning rate to begin with."""
         return LEARNING_RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def changes(self) -> list[str]:
+        """What departs from the optimiser's defaults, in words such as "eps 1e+06"."""
+        usual, found = Optimisation(self.optimizer), []
+        for item in fields(self):
+            # The default learning rate may have been written out.
+            name = "initial_rate" if item.name == "learning_rate" else item.name
+            value = getattr(self, name)
+            if value != getattr(usual, name):
+                words = item.name.replace("_", " ")
+                found.append(
+                    words if value is True else f"{words} {value:g}" if isinstance(value, float) else f"{words} {value}"
+                )
+        return found
 
 
 @dataclass(frozen=True)
@@ -155,7 +179,7 @@ class Spottuning:
     patch: int = 256
     """Side of the patches in pixels."""
     width: int = 16
-    """Channels of the baseline's first level."""
+    """Channels of the baseline's first level; a spottuned network has those of its baseline."""
     slices: int = 800
     """Annotated target slices, taken from the training scans in their order (paper: 7 and 800)."""
     interval: int = 1
@@ -167,7 +191,7 @@ class Spottuning:
     frozen_bn_eval: bool = False
     """Keep the batch norms of the frozen copy at the source statistics."""
     labels: tuple[str, ...] = ()
-    """Names of the labels 1, 2, ...; default: one mask (M&Ms: its three)."""
+    """Names of the labels 1, 2, ... of the baseline; default: one mask (M&Ms: its three)."""
     log_every: int = 50
     """Steps between lines of metrics.jsonl."""
 
@@ -177,6 +201,12 @@ class Spottuning:
         at_least(1, epochs=self.total_epochs)
         at_least(0, drop_epoch=self.drop, regularisation=self.regularisation)
         at_least(0, learning_rate=self.rate, policy_learning_rate=self.policy_rate)
+        idle = {"baseline": POLICY_OPTIONS, "spottuned": BASELINE_OPTIONS}[self.stage]
+        for name in idle:
+            if getattr(self, name) != getattr(Spottuning, name):
+                raise SettingError(
+                    f"--{name.replace('_', '-')} has no meaning for --stage {self.stage}", remedy="leave it out"
+                )
         if self.patch < 8 or self.patch % 8:
             raise SettingError(f"--patch is {self.patch}", remedy="give a multiple of 8")
 

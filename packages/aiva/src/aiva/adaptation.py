@@ -46,13 +46,16 @@ def adapt(command: of.Adapt) -> None:
             )
         command = dataclasses.replace(command, training=training)
         sites = [command.target]
-        train_labelled(command, datalist, sites, new_model(command.scans, training, sites, command.target))
+        model = dataclasses.replace(new_model(command.scans, training, sites, command.target), name=command.name)
+        train_labelled(command, datalist, sites, model)
         return
     network, source_model = _source_network(command)
     training = dataclasses.replace(training, width=source_model.width)
     command = dataclasses.replace(command, training=training, milestones=milestones)
     clusters = command.alignment.clusters if method == "aiva" else 0
-    model = dataclasses.replace(source_model, target=command.target, method=command.name, clusters=clusters)
+    model = dataclasses.replace(
+        source_model, target=command.target, method=method, clusters=clusters, name=command.name
+    )
     if method == "none":
         datalist.select(site=command.target)
         with Run(command.run, command) as run:
@@ -166,7 +169,7 @@ def _finish(
 ) -> None:
     save_model(run.out, network, dataclasses.replace(model, chosen=chosen))
     report = Report(
-        f"Adaptation: {model.method}",
+        f"Adaptation: {model.shown}",
         f"from {model.source_site} to {command.target}, without its masks",
         package=PACKAGE,
     )

@@ -200,7 +200,7 @@ def predict(command: of.Predict) -> None:
         foreground = probabilities(network, scan, scans.channels, command.batch_size)
         mask = mask_of(foreground, is_prostate, largest)
         values = mask if is_prostate or largest else foreground
-        entry = write_prediction(out, scan, name, values, source_site=model.source_site, method=model.method)
+        entry = write_prediction(out, scan, name, values, source_site=model.source_site, method=model.shown)
         table.append({**entry, "clusters": model.clusters or ""})
         if command.probabilities:
             scan.write(out / f"{name}_probability.nii.gz", foreground)
@@ -209,7 +209,7 @@ def predict(command: of.Predict) -> None:
     write_predictions(out, table)
     content = {"scans": len(rows), "site": site, "model": dataclasses.asdict(model)}
     write_atomic(out / METRICS, json.dumps(content, indent=2) + "\n")
-    report = Report("Predictions", f"{len(rows)} scans of site {site}, method {model.method}", package=PACKAGE)
+    report = Report("Predictions", f"{len(rows)} scans of site {site}, method {model.shown}", package=PACKAGE)
     report.text(f"Network: {model.chosen}.")
     report.picture(figures.comparison([("", panels)]), "Prediction red, mask green", "slices with outlines")
     report.section("Settings")

@@ -66,8 +66,8 @@ def demo(command: of.Demo) -> None:
                 method,
                 None if method == "target" else source,
                 RECIPES.get(method, of.Training()),
-                alignment=ALIGNMENT,
-                baselines=BASELINES,
+                alignment=ALIGNMENT if method == "aiva" else of.Alignment(),
+                baselines=BASELINES if method == "adabn" else of.Baselines(),
             )
         )
         commands.predict(of.Predict(scans, OutputSettings(out / f"predict-{method}"), out / method, device="cpu"))

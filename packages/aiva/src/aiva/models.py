@@ -45,6 +45,13 @@ class Model:
     """Of AIVA."""
     chosen: str = ""
     """Which network of the run it is."""
+    name: str = ""
+    """What tables call it (`Adapt.name`); empty where that is the method."""
+
+    @property
+    def shown(self) -> str:
+        """What tables call it."""
+        return self.name or self.method
 
     @property
     def source_site(self) -> str:

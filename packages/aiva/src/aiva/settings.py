@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -140,6 +140,19 @@ class Baselines:
         at_least(0, **{name: getattr(self, name) for name in rates})
         if not 0 < self.reg < float("inf"):
             raise SettingError(f"--reg is {self.reg:g}", remedy="give a positive number")
+        if self.ot == "emd" and self.reg != Baselines.reg:
+            raise SettingError("--reg has no meaning for --ot emd", remedy="leave it out, or give --ot sinkhorn")
+
+
+ALIGNMENT_OPTIONS = tuple(item.name for item in fields(Alignment))
+BASELINE_OPTIONS = {
+    "adabn": ("adabn", "passes"),
+    "seg-jdot": ("alpha", "beta", "jdot_form", "ot", "reg"),
+    "adaptsegnet": ("adversarial_weight", "discriminator_learning_rate"),
+}
+"""Settings of `Baselines` by the method that has them."""
+STEPWISE = ("aiva", "seg-jdot", "adaptsegnet")
+"""Methods whose learning rate falls at --milestones."""
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -206,11 +219,43 @@ class Adapt:
                 problem, remedy = "starts from random weights", "leave out --source-model"
             raise SettingError(f"--method {self.method} {problem}", remedy=remedy)
         at_least(0, milestones=min(self.milestones or (0,)))
+        for part, names, methods in (
+            (self.alignment, ALIGNMENT_OPTIONS, ("aiva",)),
+            *((self.baselines, names, (method,)) for method, names in BASELINE_OPTIONS.items()),
+        ):
+            for option in names:
+                if self.method not in methods and getattr(part, option) != getattr(type(part), option):
+                    raise SettingError(
+                        f"--{option.replace('_', '-')} has no meaning for --method {self.method}",
+                        remedy=f"leave it out, or give --method {methods[0]}",
+                    )
+        if self.milestones and self.method not in STEPWISE:
+            raise SettingError(
+                f"--milestones has no meaning for --method {self.method}",
+                remedy=f"leave it out, or give --method {' or '.join(STEPWISE)}",
+            )
 
     @property
     def name(self) -> str:
-        """What tables call it."""
-        return "adabn-cumulative" if (self.method, self.baselines.adabn) == ("adabn", "cumulative") else self.method
+        """What tables call it: the method and those of its options that are not the default, such as "aiva_clusters6".
+
+        Networks of one method that differ in an option must not be taken for each other.
+        """
+        part = self.alignment if self.method == "aiva" else self.baselines
+        words: list[str] = [self.method]
+        for option in ALIGNMENT_OPTIONS if self.method == "aiva" else BASELINE_OPTIONS.get(self.method, ()):
+            value, flag = getattr(part, option), option.replace("_", "-")
+            if value == getattr(type(part), option):
+                continue
+            if option == "adabn":
+                words[0] += f"-{value}"
+            elif isinstance(value, bool):
+                words.append(flag if value else f"no-{flag}")
+            else:
+                words.append(value.replace("_", "-") if isinstance(value, str) else f"{flag}{value:g}")
+        if self.method not in ("none", "adabn") and self.training.checkpoint != Training.checkpoint:
+            words.append(self.training.checkpoint.replace("_", "-"))
+        return "_".join(words)
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,8 @@ def check_data(command: of.CheckData) -> int:
     data = command.data
     datalist = open_data(data)
     sites = (the_site(datalist, data.site),) if data.site else sites_of(datalist)
+    for line in radiographs.report_missing(data.datalist):
+        print(f"note: {line}")
     found: list[str] = []
     for site in sites:
         rows = site_rows(datalist, site)

@@ -171,10 +171,12 @@ def train_network(
             with run.autocast():
                 logits.append(network(normalise(images.to(run.device), statistics)).float().cpu())
         found = torch.cat(logits)
+        numbers = {"validation_loss": float(classification_loss(found.double(), targets.double(), exclusive))}
+        if not math.isfinite(numbers["validation_loss"]):
+            return numbers  # which ends the training: there are no scores to measure
         scores = found.softmax(1) if exclusive else found.sigmoid()
         value, _ = measure(known, scores.numpy(), exclusive, counted)
-        name = "validation_accuracy" if exclusive else "validation_auc"
-        return {"validation_loss": float(classification_loss(found.double(), targets.double(), exclusive)), name: value}
+        return {**numbers, "validation_accuracy" if exclusive else "validation_auc": value}
 
     plan = FineTuning(recipe.epochs, recipe.patience, log_every=recipe.log_every)
     return fine_tune(

@@ -43,7 +43,7 @@ class Architecture:
         keywords = {**self.options, **self._size(image_size), "drop_path_rate": drop_path}
         try:
             network: nn.Module = timm.create_model(self.name, pretrained=False, num_classes=classes, **keywords)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
             given = "".join(f", {name} = {value}" for name, value in self.options.items())
             raise SettingError(
                 f"{self.name} cannot be built for pictures of side {image_size}{given} ({error or type(error).__name__})",

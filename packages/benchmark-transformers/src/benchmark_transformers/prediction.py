@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def read_trials(folder: Path) -> list[Path]:
     Raises:
         InputError: there are none.
     """
-    found = sorted(folder.glob("trial-*"), key=lambda path: int(path.name.split("-")[1]))
+    named = {path: re.fullmatch(r"trial-(\d+)", path.name) for path in folder.glob("trial-*")}
+    found = [path for path, number in sorted((p, int(m[1])) for p, m in named.items() if m)]
     if not found:
         raise InputError("holds no predictions", where=folder, remedy=f"give a folder that `{PACKAGE} predict` wrote")
     return found

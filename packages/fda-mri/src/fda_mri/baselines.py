@@ -22,6 +22,7 @@ from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.data.slices import predict_slices
 from dart_core.errors import CheckpointError, InputError, SettingError
 from dart_core.files import packaged_table
+from dart_core.fine_tuning import refuse_divergence
 from dart_core.nets import PatchDiscriminator, ResnetGenerator
 from fda_mri.method import normalise_volume
 
@@ -374,28 +375,26 @@ def train_cyclegan(
         torch.optim.Adam(generators.parameters(), settings.gan_learning_rate, betas=(0.5, 0.999), foreach=True),
         torch.optim.Adam(discriminators.parameters(), settings.gan_learning_rate, betas=(0.5, 0.999), foreach=True),
     )
-    schedules = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings.steps))
-        for optimizer in optimizers
-    ]
     pools = Pools(ImagePool(seed=run.settings.seed), ImagePool(seed=run.settings.seed + 1))
     run.restore(
         **networks._asdict(),
         optimizer_of_generators=optimizers.generators,
         optimizer_of_discriminators=optimizers.discriminators,
-        schedule_of_generators=schedules[0],
-        schedule_of_discriminators=schedules[1],
         pool_of_source=pools.source,
         pool_of_target=pools.target,
     )
     for network in networks:
         network.train()
     for step, batch in run.steps(batches, settings.steps):
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.gan_learning_rate * learning_rate_factor(step, settings.steps)
         losses = cyclegan_step(run, networks, optimizers, batch, pools)
-        for schedule in schedules:
-            schedule.step()
-        if step % LOG_EVERY == 0:
-            run.log.write(step, **{name: float(loss) for name, loss in losses.items()})
+        if step % LOG_EVERY == 0 or step + 1 == settings.steps:
+            found = {name: float(loss) for name, loss in losses.items()}
+            for name, value in found.items():
+                refuse_divergence(value, f"{name} of step {step}")
+            run.log.write(step, **found)
     size = {"width": settings.generator_width, "blocks": settings.blocks, "image_size": settings.image_size}
     stored = {**(metadata or {}), "network": "ResnetGenerator", **{key: str(value) for key, value in size.items()}}
     save_weights(run.out / GENERATOR, networks.to_source, stored)

@@ -13,7 +13,7 @@ from torch import nn
 from dart_core.checkpoint import save_weights
 from dart_core.cli import say
 from dart_core.data.datalist import Row, problems
-from dart_core.data.scans import open_datalist, unique_names
+from dart_core.data.scans import open_datalist, report_missing, unique_names
 from dart_core.data.slices import predict_slices
 from dart_core.errors import DartError, InputError, SettingError
 from dart_core.evaluation import score
@@ -41,6 +41,8 @@ def check_data(command: of.CheckData) -> int:
         found = _grid_problems(list(datalist), command.scans)
     for line in found:
         print(line)
+    for line in report_missing(command.scans.datalist):
+        print(f"note: {line}")
     sites = {site: sum(row.site == site for row in datalist) for site in datalist.sites}
     counts = ", ".join(f"{site} {count}" for site, count in sites.items()) or "no site column"
     print(f"{len(datalist)} scans ({counts}): {len(found) or 'no'} problem{'s' * (len(found) != 1)}")

@@ -90,7 +90,7 @@ class DonorBank:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the scans and their names to one safetensors file, atomically. Maps are cheap and not stored."""
-        scans = {f"scan.{index:05d}": scan for index, scan in enumerate(self._scans)}
+        scans = {f"scan.{index:05d}": scan.cpu() for index, scan in enumerate(self._scans)}
         names = {f"name.{index:05d}": name for index, name in enumerate(self.names)}
         save_tensors(Path(path), scans, {**self.metadata, **names, "kind": KIND})
 

@@ -20,7 +20,9 @@ from dart_core.batches import Batches
 from dart_core.data.slices import crop_or_pad, predict_slices
 from dart_core.data.volumes import scale_percentile
 from dart_core.errors import InputError, SettingError
+from dart_core.fine_tuning import refuse_divergence
 from dart_core.losses import bce_dice
+from dart_core.metrics import to_numpy
 from fda_mri.donors import DonorBank, SearchMode
 from fda_mri.fourier import Output, fourier_transfer
 
@@ -172,21 +174,22 @@ def train_source(
     optimizer = torch.optim.SGD(
         prepared.parameters(), lr=settings.learning_rate, momentum=0.9, nesterov=True, foreach=True
     )
-    schedule = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, milestones=[settings.drop_epoch * settings.iterations], gamma=0.1
-    )
-    run.restore(network=prepared, optimizer=optimizer, schedule=schedule)
+    run.restore(network=prepared, optimizer=optimizer)
     batches = training_batches(volumes, masks, settings, run.settings.seed)
 
     def loss_of(batch: dict[str, Tensor]) -> Tensor:
         return segmentation_loss(prepared(batch["image"]), batch["mask"])
 
     prepared.train()
-    for step, batch in run.steps(batches, settings.epochs * settings.iterations):
+    steps = settings.epochs * settings.iterations
+    for step, batch in run.steps(batches, steps):
+        rate = settings.learning_rate * (0.1 if step >= settings.drop_epoch * settings.iterations else 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         loss = run.optimise(optimizer, loss_of, batch, prepared)
-        schedule.step()
-        if step % settings.log_every == 0:
-            run.log.write(step, loss=float(loss), learning_rate=schedule.get_last_lr()[0])
+        if step % settings.log_every == 0 or step + 1 == steps:
+            refuse_divergence(float(loss), f"the loss of step {step}")
+            run.log.write(step, loss=float(loss), learning_rate=rate)
         if (step + 1) % settings.iterations == 0 and validation[0] and run.is_main:
             run.log.write(step, validation_loss=validation_loss(network, *validation))
     return network
@@ -220,7 +223,7 @@ def select_beta(
     Raises:
         ValueError: shapes do not fit, a score is nan, or the grid holds nothing above 0.
     """
-    table = np.atleast_2d(np.asarray(scores, dtype=np.float64))
+    table = np.atleast_2d(to_numpy(scores).astype(np.float64))
     grid = np.asarray(betas, dtype=np.float64)
     if table.ndim != 2 or table.shape[1] != len(grid) or np.isnan(table).any():
         raise InputError(
@@ -258,7 +261,7 @@ def select_pairs(
     Raises:
         ValueError: matrix not square, fewer than 3 k pairs, or an unknown `by`.
     """
-    scores = np.asarray(matrix, dtype=np.float64)
+    scores = to_numpy(matrix).astype(np.float64)
     sites = len(scores)
     if scores.shape != (sites, sites) or sites * (sites - 1) < 3 * per_cluster or per_cluster < 1:
         raise InputError(

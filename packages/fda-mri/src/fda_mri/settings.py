@@ -221,6 +221,9 @@ class Predict:
     batch_size: int = 16
     """Slices per forward pass."""
 
+    def __post_init__(self) -> None:
+        at_least(1, batch_size=self.batch_size)
+
 
 @dataclass(frozen=True)
 class TuneBeta:
@@ -254,7 +257,7 @@ class TuneBeta:
         if len(self.betas) < 2 or list(self.betas) != sorted(set(self.betas)):
             raise SettingError("--betas is no ascending grid", remedy="give at least two rising values")
         at_least(0, betas=self.betas[0], tolerance=self.tolerance)
-        at_least(1, counts=min(self.counts, default=1))
+        at_least(1, counts=min(self.counts, default=1), batch_size=self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -274,6 +277,10 @@ class Evaluate:
     """Pairs in each cluster of shift severity, where a full transfer matrix is there."""
     severity: Literal["score", "decline_vs_source", "decline_vs_target"] = "score"
     """What orders the pairs."""
+
+    def __post_init__(self) -> None:
+        at_least(0, tolerance=self.tolerance)
+        at_least(1, per_cluster=self.per_cluster)
 
 
 @dataclass(frozen=True)

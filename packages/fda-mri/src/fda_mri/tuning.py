@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dart_core.cli import say
 from dart_core.data.datalist import Row
+from dart_core.errors import InputError
 from dart_core.evaluation import score
 from dart_core.files import write_atomic
 from dart_core.report import Report
@@ -144,6 +145,11 @@ def _tuning_scores(
                     mean = (total / rank).sigmoid() if of_logits else total / rank
                     values[rank] = surface(mean) if rank in command.counts or rank == len(styles) else np.nan
                 table.append([values[min(n, len(styles))] for n in command.counts])
+    if any(np.isnan(table).all(axis=0).any() for table in by_mode.values()):
+        raise InputError(
+            "a beta has no surface Dice: no validation scan has a mask or a prediction", where=command.scans.datalist,
+            remedy="give scans with masks that are not empty",
+        )  # fmt: skip
     curves = {mode: np.nanmean(table, axis=0).tolist() for mode, table in by_mode.items()}
     counts = {
         f"{beta:g}": list(zip(command.counts, np.nanmean(table, axis=0).tolist(), strict=True))

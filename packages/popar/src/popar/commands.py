@@ -34,6 +34,8 @@ def check_data(command: of.CheckData) -> int:
             yield from label_problems(row, certain if command.label.target == "chexpert" else recipe.labels)
 
     found = [str(problem) for problem in check(datalist, open_row)]
+    for line in radiographs.report_missing(command.data.datalist):
+        print(f"note: {line}")
     for site in sites_of(datalist):
         rows = [row for row in datalist if (row.site or site) == site]
         counts = Counter(row.split or "no split" for row in rows)

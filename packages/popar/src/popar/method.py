@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dart_core.arrays import elementwise
 from dart_core.augment import genesis
 from dart_core.batches import Batches
 from dart_core.data.picture_views import normalise
@@ -226,31 +228,41 @@ def objective_loss(
 # --- Schedules (specification 2.11 and 4) ----------------------------------------------------------------------------
 
 
-def pretrain_lr(epoch: float, epochs: int, lr: float = 0.1, warmup: int = 5) -> float:
+def pretrain_lr(epoch: Any, epochs: int, lr: float = 0.1, warmup: int = 5) -> Any:
     """Learning rate of an epoch: linear warm-up times a cosine that is 0 in the last epoch.
 
     lr/2 (1 + cos(pi clip((e - w)/(E - w), 0, 1))) min(1, e/w)
 
     Args:
-        epoch: e, from 1.
+        epoch: e, from 1; a number, an array, a tensor or a sequence.
         epochs: E.
         lr: the highest.
         warmup: w, epochs of warm-up.
+
+    Returns:
+        Of the kind and shape of `epoch`.
     """
-    progress = (epoch - warmup) / (epochs - warmup) if epoch > warmup and epochs > warmup else 0.0
-    rise = min(1.0, epoch / warmup) if warmup > 0 else 1.0
-    return lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))) * rise
+
+    def rule(e: NDArray[Any]) -> NDArray[np.float64]:
+        progress = np.clip((e - warmup) / (epochs - warmup), 0, 1) if epochs > warmup else np.zeros(e.shape)
+        rise = np.minimum(1.0, e / warmup) if warmup > 0 else 1.0
+        return np.asarray(lr * 0.5 * (1 + np.cos(np.pi * progress)) * rise)
+
+    return elementwise(epoch, rule)
 
 
-def fine_tune_lr(epoch: float, epochs: int = 200, lr: float = 1e-4) -> float:
+def fine_tune_lr(epoch: Any, epochs: int = 200, lr: float = 1e-4) -> Any:
     """Learning rate of an epoch of the fine-tuning: lr/2 (1 + cos(pi e/E)), no warm-up.
 
     Args:
-        epoch: e, from 1.
+        epoch: e, from 1; a number, an array, a tensor or a sequence.
         epochs: E.
         lr: that of the recipe.
+
+    Returns:
+        Of the kind and shape of `epoch`.
     """
-    return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return elementwise(epoch, lambda e: lr * 0.5 * (1 + np.cos(np.pi * e / epochs)))
 
 
 # --- Fixed distortions (specification 2.14) --------------------------------------------------------------------------

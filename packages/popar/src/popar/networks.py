@@ -213,7 +213,7 @@ def parse_options(words: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:
     """Keywords of an architecture from words such as "embed_dim=192" or "depths=2,2,6".
 
     Raises:
-        SettingError: a word of another form.
+        SettingError: a word of another form, or a number below 1.
     """
     if isinstance(words, Mapping):
         return {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
@@ -224,7 +224,7 @@ def parse_options(words: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Any]:
             numbers = [int(part) for part in value.split(",")]
         except ValueError:
             numbers = []
-        if not key or not equals or not numbers:
+        if not key or not equals or not numbers or min(numbers) < 1:
             raise SettingError(f"--network has {word!r}", remedy="write for example embed_dim=192 or depths=2,2,6")
         found[key] = numbers[0] if len(numbers) == 1 else tuple(numbers)
     return found

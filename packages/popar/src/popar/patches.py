@@ -77,7 +77,8 @@ def permute_patches(images: Tensor, patch: int, permutation: Tensor) -> tuple[Te
             f"the permutation is {permutation.dtype} of shape {tuple(permutation.shape)}",
             remedy=f"give int64 of shape {(batch, count)}",
         )
-    numbers = torch.arange(count, device=permutation.device)
+    permutation = permutation.to(images.device)
+    numbers = torch.arange(count, device=images.device)
     if not bool((permutation.sort(1).values == numbers).all()):
         raise InputError("a row is no permutation", remedy=f"it must hold each number from 0 to {count - 1} once")
     return show_patches(patches, permutation, images.shape[-2] // patch), permutation.clone()

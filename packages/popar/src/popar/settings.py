@@ -198,6 +198,9 @@ class LabelSettings:
     split_seed: int = 0
     """Of the draw of validation and test pictures where the data name none."""
 
+    def __post_init__(self) -> None:
+        at_least(0, split_seed=self.split_seed)
+
 
 def _share(name: str, value: float, most: float) -> None:
     if not 0 <= value <= most:
@@ -246,6 +249,9 @@ class Pretrain:
     are left out, so that a later test does not hold pictures of the pretraining."""
     split_seed: int = 0
     """Of the draw of test pictures where the data name none: that of the later fine-tuning."""
+
+    def __post_init__(self) -> None:
+        at_least(0, split_seed=self.split_seed)
 
 
 @dataclass(frozen=True)

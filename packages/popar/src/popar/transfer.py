@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -216,6 +217,8 @@ def _validation(
     def validate(network: nn.Module) -> dict[str, float]:
         logits = torch.cat([_logits(network, part, about, run.device) for part in views.split(CROPS_AT_ONCE)])
         loss = float(label_loss(logits, targets, recipe.multi_label))
+        if not math.isfinite(loss):
+            return {"validation_loss": loss}  # which ends the training: there are no scores to measure
         scores = probabilities(logits, recipe.multi_label).numpy()
         found = scores_of(truth, scores, about.labels, recipe.multi_label, about.reported)
         numbers = {"validation_loss": loss}

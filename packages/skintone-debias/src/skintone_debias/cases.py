@@ -18,6 +18,8 @@ from skintone_debias.scores import TYPES
 from skintone_debias.settings import CaseSettings
 
 _LABELS = {"0": 0.0, "0.0": 0.0, "1": 1.0, "1.0": 1.0}
+MOST_VALUES = 50
+"""Values that a nuisance may have."""
 _IN_MEMORY = 512 * 2**20
 """Training pictures that take fewer bytes than this are kept once they are read."""
 
@@ -167,7 +169,7 @@ def read_cases(datalist: Datalist, settings: CaseSettings, unlearn: bool) -> tup
 
 
 def check_training(cases: Cases, label: str, nuisance: Iterable[str], where: str) -> None:
-    """Training pictures have both labels and two values of each nuisance; what a fold leaves of them may not.
+    """Training pictures have both labels, and of each nuisance two values and few; what a fold leaves of them may not.
 
     Raises:
         InputError: they have not.
@@ -186,6 +188,14 @@ def check_training(cases: Cases, label: str, nuisance: Iterable[str], where: str
                 f"all training pictures have {name} {there[0]}, so that there is nothing to unlearn",
                 where=where,
                 remedy="name another column: --nuisance, or give --debias none",
+            )
+        # Each value is an output of the head: of an angle or another measure there would be about one per picture.
+        # A few pictures may well have all the skin types.
+        if len(there) > min(MOST_VALUES, max(len(TYPES), len(cases) / 2)):
+            raise InputError(
+                f"has {len(there)} values in {len(cases)} training pictures; {MOST_VALUES}, and half the pictures, are the most",
+                where=f"{where}, column {name}",
+                remedy="name a column with few values: --nuisance",
             )
 
 

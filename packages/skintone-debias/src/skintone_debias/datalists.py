@@ -57,9 +57,9 @@ def reader_of(path: Path) -> Reader | None:
         return mclass.index
     if holds("asan.csv", "malignantmelanoma", "*/malignantmelanoma"):
         return asan.index
-    # Its tables may be called train.csv, as may others.
+    # Its tables may be called train.csv, as may others; MEL is a column of 2019's.
     tables = (_columns(path / name) for name in isic.TABLES)
-    return isic.index if any(columns & {"image_name", "image_id"} for columns in tables) else None
+    return isic.index if any(columns & {"image_name", "image_id", "MEL"} for columns in tables) else None
 
 
 def _columns(path: Path) -> set[str]:

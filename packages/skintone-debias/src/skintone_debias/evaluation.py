@@ -52,6 +52,10 @@ class Network:
     """Of each picture; "" where the predictions have no such column."""
     weights: str = Path(WEIGHTS).stem
     """Name of its weight file."""
+    views: int = 8
+    """Flips and turns that its scores are the mean of."""
+    unlearnt: str = ""
+    """Its nuisance, where networks of its method differ in it."""
     apart: tuple[str, ...] = ()
     """What tells it from networks of the same sites and method that it must not be averaged or compared with."""
 
@@ -61,12 +65,20 @@ class Network:
         return [row["site"] or EVERYTHING for row in self.predictions.rows]
 
     @property
+    def method(self) -> str:
+        """What tables call its method: its name, with the nuisance where it tells it from others."""
+        name, nuisance = self.model.method, f"nuisance {self.unlearnt}"
+        if not self.unlearnt:
+            return name
+        return f"{name.removesuffix(')')}, {nuisance})" if name.endswith(")") else f"{name} ({nuisance})"
+
+    @property
     def key(self) -> dict[str, Any]:
         """What tells it from other networks; folds count as seeds."""
         model = self.model
         seed: int | str = model.seed if model.fold is None else f"{model.seed}, fold {model.fold}"
         trained_on = ", ".join(("+".join(model.sites) or "–", *self.apart))
-        return {"trained_on": trained_on, "method": model.method, "seed": seed}
+        return {"trained_on": trained_on, "method": self.method, "seed": seed}
 
 
 def evaluate(command: of.Evaluate) -> None:
@@ -111,7 +123,17 @@ def evaluate(command: of.Evaluate) -> None:
     for row in gaps:
         if row["gap"] is not None:
             print(f"{named(row)}  gap {row['between']}: {row['gap']:+.3f}")
+    for row in summary["site"]:
+        print(f"{_over_seeds(row, several)}  {row['site']}: mean AUC {_mean_text(row) or '–'}")
+    for row in summary["gap"]:
+        print(f"{_over_seeds(row, several)}  mean gap {_mean_text(row) or '–'}")
     say(f"report: {out / 'report.html'}")
+
+
+def _over_seeds(row: Mapping[str, Any], several: bool) -> str:
+    """Whose mean a row of `seed_table` is, with the training sites where there are several."""
+    seeds = f"{row['seeds']} seed{'s' * (row['seeds'] != 1)}"
+    return f"{row['method']:<12} {seeds}" + (f", trained on {row['trained_on']}" if several else "")
 
 
 def _place(method: str) -> tuple[int, str]:
@@ -131,8 +153,8 @@ def read_networks(command: of.Evaluate) -> list[Network]:
         SettingError: none of them has the method that the others are to be compared with.
     """
     networks = [_read(folder, command) for folder in command.predictions]
-    networks = sorted((_told_apart(network, networks) for network in networks), key=lambda n: _place(n.model.method))
-    methods = dict.fromkeys(network.model.method for network in networks)
+    networks = sorted((_told_apart(network, networks) for network in networks), key=lambda n: _place(n.method))
+    methods = dict.fromkeys(network.method for network in networks)
     if command.baseline not in methods and command.baseline != type(command).baseline:
         raise SettingError(f"--baseline is {command.baseline}", remedy=f"methods there: {', '.join(methods)}")
     return networks
@@ -142,9 +164,24 @@ def _told_apart(network: Network, networks: Sequence[Network]) -> Network:
     apart = []
     if len({other.model.encoder for other in networks}) > 1:
         apart.append(f"encoder {network.model.encoder}")
+    if len({_pictures(other.model) for other in networks}) > 1:
+        apart.append(_pictures(network.model))
     if network.weights != type(network).weights:
         apart.append(f"weights {network.weights}")
-    return dataclasses.replace(network, apart=tuple(apart))
+    if len({other.views for other in networks}) > 1:
+        apart.append(f"{network.views} view{'s' * (network.views != 1)}")
+    alike = {_nuisance(other.model) for other in networks if other.model.method == network.model.method}
+    return dataclasses.replace(network, apart=tuple(apart), unlearnt=_nuisance(network.model) if len(alike) > 1 else "")
+
+
+def _pictures(model: Model) -> str:
+    """How a network wants its pictures."""
+    return f"{model.image_size} pixels{' of the middle square' * model.square}"
+
+
+def _nuisance(model: Model) -> str:
+    """The columns that a network has unlearnt."""
+    return "+".join(dict.fromkeys(model.heads))
 
 
 def _read(folder: Path, command: of.Evaluate) -> Network:
@@ -153,6 +190,7 @@ def _read(folder: Path, command: of.Evaluate) -> Network:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         model, weights = read_model(content["model"]), str(content.get("weights", Network.weights))
+        views = int(content.get("views", Network.views))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"does not say which network made the predictions ({error})",
@@ -161,9 +199,9 @@ def _read(folder: Path, command: of.Evaluate) -> Network:
         ) from error
     column = command.group_by
     if column not in predictions.columns and column == type(command).group_by:
-        return Network(model, predictions, ("",) * len(predictions), weights)
+        return Network(model, predictions, ("",) * len(predictions), weights, views)
     groups = tuple(group_of(cell, column, command.single_types) for cell in predictions.column(column))
-    return Network(model, predictions, groups, weights)
+    return Network(model, predictions, groups, weights, views)
 
 
 def group_of(cell: str, column: str, single_types: bool) -> str:
@@ -318,7 +356,7 @@ def _curves(report: Report, networks: Sequence[Network]) -> None:
     """ROC and calibration for each training and data set, a curve per method, by the first seed of each."""
     first: dict[tuple[str, str], Network] = {}
     for network in networks:
-        first.setdefault((network.key["trained_on"], network.model.method), network)
+        first.setdefault((network.key["trained_on"], network.method), network)
     for trained_on in dict.fromkeys(key[0] for key in first):
         members = {method: network for (where, method), network in first.items() if where == trained_on}
         for site in dict.fromkeys(site for network in members.values() for site in network.sites):

@@ -42,7 +42,7 @@ COLUMNS = ("ita", "fitzpatrick", "patch", *(f"ita_{k}" for k in range(len(CORNER
 """What `label` adds to a datalist; a column of the same name that was there before is kept as `given_<name>`."""
 TRUTHS = ("fitzpatrick", "fitzpatrick_scale")
 """Columns that hold human types, where --truth does not name one."""
-LABELLED_SITES = {f"isic{year}" for year in (2017, 2018, 2020)}
+LABELLED_SITES = {f"isic{year}" for year in (2017, 2018, 2019, 2020)}
 """Sites whose types come from a labeller, not from people."""
 _CHUNK = 8
 _LISTED = 50

@@ -150,7 +150,8 @@ class CaseSettings:
     label: str = "label"
     """Column with 1 = malignant, 0 = benign."""
     nuisance: tuple[str, ...] = ("fitzpatrick",)
-    """Column to unlearn (site too), or one for each of two heads. Pictures where it is empty or -1 are not trained on."""
+    """Column to unlearn (site too), or one for each of two heads, of at most 50 values. Pictures where it is empty or -1 are
+    not trained on."""
     sites: tuple[str, ...] = ()
     """Sites to train on; default: all."""
 
@@ -295,8 +296,8 @@ class Evaluate:
 
     output: OutputSettings
     predictions: tuple[Path, ...]
-    """Folders that `predict` wrote. Networks of several encoders, or of other weight files than model.safetensors, stand
-    apart."""
+    """Folders that `predict` wrote. Networks of several encoders or sizes of pictures, of other weight files than
+    model.safetensors, or scored on another number of views stand apart."""
     group_by: str = "fitzpatrick"
     """Column of the predictions that says which group a picture belongs to."""
     single_types: bool = False

@@ -247,12 +247,17 @@ def checked(rgb: Any) -> Pixels:
     """The picture as an array, if it is uint8 (H, W, 3).
 
     Raises:
-        InputError: it is not.
+        InputError: it is not, or cannot be made an array.
     """
-    pixels = np.asarray(_off_torch(rgb))
+    remedy = "convert it to 8-bit red, green and blue (PIL: image.convert('RGB'))"
+    try:
+        pixels = np.asarray(_off_torch(rgb))
+    except (ValueError, TypeError, RuntimeError) as error:  # such as lists of unequal length
+        reason = " ".join(str(error).split())
+        raise InputError(f"the picture is no array ({reason})", remedy=remedy) from error
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise InputError(
             f"the picture is {pixels.dtype} of shape {pixels.shape}, not uint8 (H, W, 3)",
-            remedy="convert it to 8-bit red, green and blue (PIL: image.convert('RGB'))",
+            remedy=remedy,
         )
     return np.ascontiguousarray(pixels)

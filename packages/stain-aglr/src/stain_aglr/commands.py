@@ -170,7 +170,7 @@ def train(command: of.Train) -> None:
         model = Model(
             command.method, site, training.width, height, command.patches.image_size is not None, command.run.seed,
             best.epoch, best.loss, lambda1, lambda2, command.split_by, drawn, width, training.halving, training.relu_logits,
-            training.upsampling,
+            training.upsampling, command.options,
         )  # fmt: skip
         save_model(run.out, classifier, model)
         found = validate(classifier)

@@ -135,12 +135,32 @@ def _blocks(command: of.Evaluate, scored: Sequence[Scored], results: Sequence[di
     for site in dict.fromkeys(one.model.site for one in scored):
         own = [one for one in scored if one.model.site == site]
         rows = [row for row in results if row["trained_on"] == site]
+        _same_laboratories(site, rows)
         means = mean_over_sites([row for row in rows if row["unseen"]])
         overall = seed_table(means, ("trained_on", "method"))
         compared = compare_seeds(means, _baseline(command, own), ("trained_on",))
         per_site = seed_table(rows, ("trained_on", "method", "group", "unseen"))
         blocks.append(Block(site, own, rows, per_site, means, overall, compared))
     return blocks
+
+
+def _same_laboratories(site: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to compare a MEAN over some laboratories with one over others; networks without any have no MEAN."""
+    of_network: dict[str, set[str]] = {}
+    for row in rows:
+        if row["unseen"]:
+            of_network.setdefault(row["folder"], set()).add(row["site"])
+    if not of_network:
+        return
+    first, *others = of_network
+    for folder in others:
+        if of_network[folder] != of_network[first]:
+            here, there = (", ".join(sorted(of_network[one])) for one in (folder, first))
+            raise InputError(
+                f"networks trained on {site} were scored on different laboratories: here on {here}, in {first} on {there}",
+                where=folder,
+                remedy="give `predict` the same --sites for all of them",
+            )
 
 
 def _sections(report: Report, command: of.Evaluate, blocks: Sequence[Block], printed: bool) -> None:
@@ -214,7 +234,9 @@ def auc_rows(scored: Sequence[Scored]) -> list[dict[str, Any]]:
 
 
 def _baseline(command: of.Evaluate, scored: Sequence[Scored]) -> str:
-    return next((one.model.name for one in scored if one.model.method == command.baseline), command.baseline)
+    """The method as its defaults have it, where it is there; else its first variant."""
+    names = [one.model.name for one in scored if one.model.method == command.baseline]
+    return command.baseline if command.baseline in names else next(iter(names), command.baseline)
 
 
 def _tables(report: Report, block: Block, after: str) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from dart_core.checkpoint import load_weights, read_metadata, save_weights
 from dart_core.errors import CheckpointError
 from stain_aglr.method import LAMBDA1, LAMBDA2
 from stain_aglr.networks import PatchClassifier, StainGenerator
-from stain_aglr.settings import CONSISTENT, REGENERATING, Halving, SplitBy, Upsampling
+from stain_aglr.settings import CONSISTENT, ON, REGENERATING, Halving, SplitBy, Upsampling
 
 WEIGHTS = "model.safetensors"
 GENERATOR = "generator.safetensors"
@@ -47,6 +47,8 @@ class Model:
     halving: Halving = "second"
     relu_logits: bool = False
     upsampling: Upsampling = "nearest"
+    options: Mapping[str, str] = field(default_factory=dict)
+    """`Train.options`: what else departs from the defaults; empty in files that do not say."""
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -55,7 +57,11 @@ class Model:
 
     @property
     def name(self) -> str:
-        """What tables call it: the method, with weights of the losses and layers that are not the default ones."""
+        """What tables call it: the method, with weights of the losses and layers that are not the default ones, and other
+        options that are not in brackets.
+
+        Networks of one method that differ in an option must not be taken for each other.
+        """
         name = self.method
         for letter, value, usual, methods in (
             ("λ1", self.lambda1, LAMBDA1, REGENERATING),
@@ -66,7 +72,8 @@ class Model:
         for option in ("halving", "relu_logits", "upsampling"):
             if getattr(self, option) != getattr(Model, option):
                 name += f" {option}={getattr(self, option)}"
-        return name
+        words = [key.replace("_", " ") + ("" if value == ON else f" {value}") for key, value in self.options.items()]
+        return f"{name} ({', '.join(words)})" if words else name
 
 
 def save_model(folder: Path, network: PatchClassifier, model: Model) -> Path:

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ def predict(command: of.Predict) -> None:
         raise InputError(
             f"no patch with split {command.split}", where=command.patches.datalist, remedy="give --split all"
         )
+    if command.drop_last:
+        chosen = _whole_batches(chosen, command.batch_size, command.patches.datalist)
     for patch in chosen:
         exists(patch.row)
     patches = PatchFiles([patch.row for patch in chosen], size)
@@ -102,6 +105,23 @@ def choose(datalist: Datalist, model: Model, sites: Sequence[str], split: str = 
                 part = parts[name]
                 for row, label in zip(part.rows, labels_of(part), strict=True):
                     yield Chosen(row, site, name, int(label))
+
+
+def _whole_batches(chosen: Sequence[Chosen], batch_size: int, datalist: Path) -> list[Chosen]:
+    """The patches without those of each laboratory's last, incomplete batch of test patches (specification 5)."""
+    kept = []
+    for site in dict.fromkeys(patch.site for patch in chosen):
+        own = [patch for patch in chosen if patch.site == site]
+        tests = [patch for patch in own if patch.split == "test"]
+        whole = len(tests) // batch_size * batch_size
+        if tests and not whole:
+            raise InputError(
+                f"--drop-last leaves none of the {len(tests)} test patches of {site} in batches of {batch_size}",
+                where=datalist,
+                remedy="leave it out, or lower --batch-size",
+            )
+        kept += [patch for patch in own if patch.split != "test"] + tests[:whole]
+    return kept
 
 
 def _labelled(datalist: Datalist, site: str) -> bool:

@@ -32,6 +32,8 @@ CONSISTENT = ("hed-cons", "stain-aglr")
 """Methods with the consistency loss."""
 DSCSI_ONLY = ("gan_backbone", "gan_weights", "feature_epochs")
 """Settings of a GAN that stst-gan has not."""
+ON = "on"
+"""Value of a switch in `Train.options`."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,33 @@ class Train:
                         remedy=f"leave it out, or give --method {' or '.join(dict.fromkeys(methods))}",
                     )
 
+    @property
+    def options(self) -> dict[str, str]:
+        """What departs from the method's defaults, by name: losses, altered patches, balance, normalisation; `ON` for a switch.
+
+        Weights of the losses and layers are not among it; a network file has them by themselves.
+        """
+        gan, written_out = GanTraining(), {"ce_on": "both"}  # defaults that depend on the method may be given in words
+        if self.method in GANS:
+            written_out |= {
+                "gan_epochs": str(gan.epochs_of(self.method)), "gan_batch_size": str(gan.batch_of(self.method)),
+                "gan_learning_rate": str(gan.rate_of(self.method)),
+            }  # fmt: skip
+        found = {}
+        for part, names in (
+            (self.losses, ("ce_on", "detach_target", "form")),
+            (self.augmentation, _names(Augmentation)),
+            (self.training, ("balanced",)),
+            (self, ("reference", "standardise_luminosity")),
+            (self.gan, [name for name in _names(GanTraining) if name != "gan_log_every"]),
+        ):
+            for name in names:
+                value = getattr(part, name)
+                text = ON if value is True else value.name if isinstance(value, Path) else str(value)
+                if value != getattr(type(part), name) and text != written_out.get(name):
+                    found[name] = text
+        return found
+
 
 def _names(settings: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(settings))
@@ -343,6 +372,9 @@ class Predict:
     patches; val: only its validation patches; all: its training patches as well."""
     features: bool = False
     """Also keep the 512 pooled features of each patch, for Fig. 2 of the paper."""
+    drop_last: bool = False
+    """Leave out what does not fill the last batch of each laboratory's test patches, only to reproduce the paper's counts
+    (1,600 of 1,609 and 1,344 of 1,357 in Table 2)."""
     device: str = "auto"
     """cpu, cuda, cuda:N, or auto."""
     batch_size: int = 64

@@ -31,6 +31,10 @@ PRINTED_SITES = {
 """Training laboratory of a table, and its test laboratories: as datalists name them, and as the table's columns do."""
 
 
+OF_THE_PAPER = {"table1": ("gan weights ",), "table2": ("gan weights ", "balanced")}
+"""Options in a network's name (see `Model.name`) that are the paper's own there, though no defaults."""
+
+
 def printed_table(name: str) -> list[dict[str, str | float]]:
     """One of the paper's tables as printed, not measured here.
 
@@ -120,7 +124,7 @@ def beside_printed(
     printed, columns = {row["method"]: row for row in printed_table(name)}, PRINTED_SITES[name][1]
     rows = []
     for mean in overall:
-        method, of_paper = mean["method"], printed.get(PAPER_NAMES.get(mean["method"], ""))
+        method, of_paper = mean["method"], printed.get(_paper_name(mean["method"], name))
         if of_paper is None:
             continue
         found = {row["group"]: row for row in per_site if row["method"] == method}
@@ -132,6 +136,13 @@ def beside_printed(
         if unseen == columns.keys() and "MEAN_auc" in of_paper:
             rows.append((method, "MEAN", _of(mean), mean_and_spread(float(of_paper["MEAN_auc"]), None)))
     return rows
+
+
+def _paper_name(method: str, table: str) -> str:
+    """What a table calls a network; empty where the network has options that the paper's has not."""
+    plain, _, options = method.partition(" (")
+    other = [o for o in options.removesuffix(")").split(", ") if o and not o.startswith(OF_THE_PAPER[table])]
+    return "" if other else PAPER_NAMES.get(plain, "")
 
 
 def _of(row: Mapping[str, Any]) -> str:

@@ -271,6 +271,8 @@ def scores(
     if labels is not None:
         values = torch.cat(logits)[:, 0]
         loss = F.binary_cross_entropy_with_logits(values, torch.from_numpy(labels).float())
+        if not bool(loss.isfinite()):
+            return {"validation_loss": float(loss)}  # which ends the training: there are no scores to measure
         auc = metrics.roc_auc(labels[:, None], values.numpy()[:, None])[0]
         return {"validation_loss": float(loss), "validation_auc": float(auc)}
     classes = logits[0].shape[1]

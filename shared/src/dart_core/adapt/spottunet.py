@@ -167,7 +167,7 @@ class SpotTUNet(nn.Module):
         for layer, (fine_tuned, frozen) in enumerate(
             zip(getattr(self.fine_tuned, part), getattr(self.frozen, part), strict=True), _FIRST[part]
         ):
-            index = self.final_norm_index if isinstance(fine_tuned, nn.BatchNorm2d) else layer
+            index = self.final_norm_index if isinstance(fine_tuned, nn.BatchNorm2d | nn.SyncBatchNorm) else layer
             x = _switched(fine_tuned, frozen, x, p[index])
         return x
 

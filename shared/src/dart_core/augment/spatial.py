@@ -96,7 +96,7 @@ def rotate_and_scale_volumes(
         (N, C, d, h, w) and (N, d, h, w).
     """
     (n, channels), sides = images.shape[:2], images.shape[2:]
-    turn = rotation_matrices(angles) * scale.double()[:, None, None]
+    turn = rotation_matrices(angles) * scale.double().cpu()[:, None, None]
     axes = [torch.arange(p, dtype=torch.float64) - (p - 1) / 2 for p in patch_size]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, 3)
     centre = torch.tensor([side / 2 - 0.5 for side in sides], dtype=torch.float64)

@@ -63,19 +63,35 @@ def open_datalist(path: Path, published_splits: bool = True) -> Datalist:
     """
     if not path.is_dir() or (path / "dataset.json").is_file():
         return Datalist.read(path)
+    listed, catalog = _published(path)
+    has_split = published_splits and hasattr(catalog, "published_split")
+    return _with_published_splits(listed, catalog.published_split()) if has_split else listed
+
+
+def report_missing(path: Path) -> list[str]:
+    """Say which scans of a public data set are not there, and where they come from; empty for whole sets and for datalists.
+
+    Raises:
+        InputError: a folder that is none of the data sets.
+    """
+    if not path.is_dir() or (path / "dataset.json").is_file():
+        return []
+    lines: list[str] = _published(path)[1].report_missing(path)
+    return lines
+
+
+def _published(path: Path) -> tuple[Datalist, Any]:
+    """The scans of a public data set as its owners publish it, and its module."""
     errors: list[InputError] = []
     for name in CATALOGS:
         catalog: Any = importlib.import_module(f"dart_core.data.catalog.{name}")
         try:
-            listed: Datalist = catalog.index(path)
+            return catalog.index(path), catalog
         except InputError as error:
             # Anything else but "this is not ..." is about a folder that has the layout of this data set.
             if not error.problem.startswith("this is not"):
                 raise
             errors.append(error)
-        else:
-            has_split = published_splits and hasattr(catalog, "published_split")
-            return _with_published_splits(listed, catalog.published_split()) if has_split else listed
     raise InputError(
         f"{errors[0].problem}, nor one of the prostate collection or of M&Ms, and it holds no dataset.json",
         where=path,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dart_core.errors import InputError
+from dart_core.errors import InputError, SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -113,9 +113,12 @@ def predict_slices(
 
     Raises:
         InputError: the volume is not 3-D, or the network's output has another shape.
+        SettingError: a batch without slices.
     """
     import torch
 
+    if batch_size < 1:
+        raise SettingError(f"the batch size is {batch_size}", remedy="give at least 1")
     if volume.ndim != 3:
         raise InputError(f"a volume (H, W, Z) is needed, not shape {tuple(volume.shape)}", remedy="give one 3-D volume")
     if device is None:
@@ -124,7 +127,7 @@ def predict_slices(
     logits_HWZ = torch.empty_like(volume, memory_format=torch.contiguous_format)
     with evaluating(network), torch.inference_mode():
         for start in range(0, volume.shape[-1], batch_size):
-            part_HWB = volume[..., start : start + batch_size].to(device, non_blocking=True)
+            part_HWB = volume[..., start : start + batch_size].to(device)
             x_BHW, crop = pad_to_multiple(part_HWB.permute(2, 0, 1))
             output = network(x_BHW[:, None])
             if output.shape != (len(x_BHW), 1, *x_BHW.shape[-2:]):

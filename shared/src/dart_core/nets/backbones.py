@@ -61,7 +61,7 @@ def create_backbone(
         keywords["img_size"] = image_size
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **keywords)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AssertionError, RuntimeError) as error:
         size = "" if image_size is None else f" of side {image_size}"
         given = "".join(f", {key} = {value}" for key, value in options.items())
         raise SettingError(

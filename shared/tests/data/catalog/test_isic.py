@@ -31,6 +31,19 @@ ROWS_2020 = [
 ROWS_2017 = ["ISIC_0000000,0.0,0.0", "ISIC_0000003,0.0,0.0", "ISIC_0000002,1.0,0.0", "ISIC_0000008,0.0,1.0"]
 
 
+CLASSES_2019 = "MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK"
+ROWS_2019 = [
+    "ISIC_0000000,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+    "ISIC_0000002_downsampled,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+    "ISIC_0000003_downsampled,0.0,1.0,0.0,0.0,0.0,0.0,0.0,0.0,0.0",
+    "ISIC_0053453,0.0,0.0,0.0,0.0,0.0,0.0,0.0,1.0,0.0",
+]
+METADATA_2019 = [
+    "ISIC_0000000,55.0,anterior torso,,female",
+    "ISIC_0053453,,head/neck,BCN_0003884,male",
+]
+
+
 def touch(folder: Path, names) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -197,3 +210,63 @@ class TestOwnersTables:
         table = tmp_path / "ISIC-2017_Training_Part3_GroundTruth.csv"
         table.write_text(table.read_text().replace("ISIC_0000002,1.0", "ISIC_0000002,maybe"))
         fails(tmp_path, "row 4, column melanoma", "'maybe'")
+
+
+def build_2019(root: Path, folder="ISIC_2019_Training_Input", metadata=True) -> Path:
+    root.mkdir(exist_ok=True)
+    (root / "ISIC_2019_Training_GroundTruth.csv").write_text("\n".join([f"image,{CLASSES_2019}", *ROWS_2019]) + "\n")
+    if metadata:
+        header = "image,age_approx,anatom_site_general,lesion_id,sex"
+        (root / "ISIC_2019_Training_Metadata.csv").write_text("\n".join([header, *METADATA_2019]) + "\n")
+    touch(root / folder, [row.split(",")[0] for row in ROWS_2019])
+    return root
+
+
+class Test2019:
+    @pytest.mark.parametrize(
+        "folder", ["ISIC_2019_Training_Input", "ISIC_2019_Training_Input/ISIC_2019_Training_Input"]
+    )
+    def test_rows(self, tmp_path, folder):
+        datalist = isic.index(build_2019(tmp_path, folder))
+        # ISIC_0000003 is a picture of MClass-D.
+        assert [(row.image.relative_to(tmp_path).as_posix(), row.labels["label"]) for row in datalist] == [
+            (f"{folder}/ISIC_0000000.jpg", "0"),
+            (f"{folder}/ISIC_0000002_downsampled.jpg", "1"),
+            (f"{folder}/ISIC_0053453.jpg", "0"),
+        ]
+        assert [row.labels["diagnosis"] for row in datalist] == ["NV", "MEL", "SCC"]
+        # Pictures of one lesion belong together.
+        assert [row.subject for row in datalist] == ["ISIC_0000000", "ISIC_0000002_downsampled", "BCN_0003884"]
+        assert {(row.site, row.split) for row in datalist} == {("isic2019", "train")}
+        assert (datalist[0].labels["sex"], datalist[0].labels["age"]) == ("female", "55.0")
+        assert "age" not in datalist[2].labels
+        assert isic.report_missing(tmp_path) == []
+
+    def test_metadata_may_be_missing_and_pictures_too(self, tmp_path):
+        build_2019(tmp_path, metadata=False)
+        assert [row.subject for row in isic.index(tmp_path)][-1] == "ISIC_0053453"
+        (tmp_path / "ISIC_2019_Training_Input/ISIC_0053453.jpg").unlink()
+        assert len(isic.index(tmp_path)) == 2
+        line, origin = isic.report_missing(tmp_path)
+        assert line == "ISIC 2019: 1 of 3 pictures are missing, the first is ISIC_0053453.jpg"
+        assert "https://" in origin
+
+    @pytest.mark.parametrize("build", [build_authors, build_official])
+    def test_it_does_not_join_the_set_of_the_paper(self, tmp_path, build):
+        before = isic.index(build(tmp_path))
+        assert [row.image for row in isic.index(build_2019(tmp_path))] == [row.image for row in before]
+
+    @pytest.mark.parametrize(
+        ("old", "new", "parts"),
+        [
+            ("ISIC_0000000,0.0,1.0", "ISIC_0000000,1.0,1.0", ("row 2: 2 of the columns MEL, NV", "one diagnosis")),
+            ("ISIC_0000000,0.0,1.0", "ISIC_0000000,0.0,0.0", ("row 2: 0 of the columns MEL, NV",)),
+            ("ISIC_0000000,0.0", "ISIC_0000000,0.5", ("row 2, column MEL", "'0.5'")),
+            ("ISIC_0000000,", ",", ("row 2, column image: the cell is empty",)),
+            ("image,MEL", "image,MELANOMA", ("no column 'MEL'",)),
+        ],
+    )
+    def test_mistakes(self, tmp_path, old, new, parts):
+        table = build_2019(tmp_path) / "ISIC_2019_Training_GroundTruth.csv"
+        table.write_text(table.read_text().replace(old, new))
+        fails(tmp_path, "ISIC_2019_Training_GroundTruth.csv", *parts)

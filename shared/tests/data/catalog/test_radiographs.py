@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dart_core.data.catalog import chexpert, rsna_pneumonia, vindr_cxr
-from dart_core.data.catalog.radiographs import NAMES, open_radiographs, recognise
+from dart_core.data.catalog.radiographs import NAMES, open_radiographs, recognise, report_missing
 from dart_core.errors import InputError, SettingError
 
 
@@ -50,6 +50,17 @@ def test_each_data_set_is_known_by_its_folder(tmp_path, name):
             open_radiographs(tmp_path)
     else:
         assert open_radiographs(tmp_path).sites == (name,)
+
+
+def test_what_is_missing_of_a_published_folder(tmp_path):
+    build(tmp_path, "vindr-cxr")
+    table = tmp_path / "1.0.0/annotations/image_labels_test.csv"
+    table.write_text(table.read_text() + table.read_text().splitlines()[1].replace("a,", "b,", 1) + "\n")
+    lines = report_missing(tmp_path)
+    assert any("image_labels_test.csv: 1 of 2" in line for line in lines), lines
+    assert "https://" in lines[-1]
+    (tmp_path / "list.csv").write_text("image\nx.png\n")
+    assert report_missing(tmp_path / "list.csv") == []
 
 
 def test_choices(tmp_path):

@@ -87,6 +87,17 @@ def open_radiographs(
     return Datalist.read(path)
 
 
+def report_missing(path: str | os.PathLike[str]) -> list[str]:
+    """Say which pictures of a published folder are not there, and where they come from; empty for whole sets and for datalists.
+
+    Raises:
+        InputError: a folder that does not fit.
+    """
+    modules = (chestxray14, chexpert, shenzhen, vindr_cxr, rsna_pneumonia, rsna_pe)
+    found = recognise(path)
+    return [] if found is None else dict(zip(NAMES, modules, strict=True))[found].report_missing(path)
+
+
 def _first_column(table: Path) -> str:
     try:
         with open(table, encoding="utf-8-sig", errors="replace") as file:
