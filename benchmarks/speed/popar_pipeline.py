@@ -91,7 +91,9 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--backbone", default="tiny", help="tiny (a ViT of four blocks), swin_b, vit_b")
+    parser.add_argument(
+        "--backbone", help="tiny (a ViT of four blocks; the default on a CPU), swin_b (on a GPU), vit_b"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--workers", type=int, default=1)
@@ -99,6 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
+    arguments.backbone = arguments.backbone or ("tiny" if device.type == "cpu" else "swin_b")
     torch.set_num_threads(arguments.threads)
     tiny = arguments.backbone == "tiny"
     network = (

@@ -35,7 +35,7 @@ SMALL: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", choices=tuple(SMALL), default="swin_b")
+    parser.add_argument("--backbones", nargs="+", choices=tuple(SMALL), default=list(SMALL))
     parser.add_argument("--size", choices=("small", "base"), default="small")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -45,8 +45,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    for backbone in arguments.backbones:
+        measured(backbone, arguments)
+
+
+def measured(backbone: str, arguments: argparse.Namespace) -> None:
+    """Check and time one backbone."""
     torch.manual_seed(0)
-    device, backbone = arguments.device, arguments.backbone
+    device = arguments.device
     options = {"drop_path_rate": 0.0, **(SMALL[backbone] if arguments.size == "small" else {})}
     network = SimMIM(backbone, **options).to(device)
     side, cells = network.image_size, network.image_size // (16 if arguments.size == "small" else 32)
