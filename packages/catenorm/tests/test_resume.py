@@ -25,18 +25,8 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
 def words(data: tuple[object, ...]) -> Words:
     def make(method: str) -> list[object]:
         made: list[object] = ["train", *data, "--method", method, "--width", 4, "--batch-size", 1, "--log-every", 1]
-        made += [
-            "--warmup-steps",
-            5,
-            "--steps",
-            9,
-            "--plateau-window",
-            3,
-            "--checkpoint-every",
-            3,
-            "--ms-net-warmup",
-            4,
-        ]
+        made += ["--warmup-steps", 5, "--steps", 9, "--plateau-window", 3, "--checkpoint-every", 3]
+        made += ["--ms-net-warmup", 4] if method == "ms-net" else []
         return [*made, "--learning-rate", 3e-3, "--device", "cpu", "--seed", 1]
 
     return make

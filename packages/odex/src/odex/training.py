@@ -140,10 +140,10 @@ def train_stage(
     seed, patch = run.settings.seed, plan.patch_size
     plain = training_batches(cases, plan, seed + 1, patch)
     whole = settings.epochs * settings.batches
-    total = whole * regulariser.passes
     # Before anything is restored: what a stage starts from is that of the stage before, also in a resumed run.
     regulariser.begin(network.to(run.device), (_on(run, plain.batch(i)) for i in range(settings.batches)))
     run.restore(network=prepared, optimizer=optimizer, regulariser=regulariser)
+    total = whole * regulariser.passes
     batches = training_batches(cases, plan, seed, loader_patch_size(patch) if settings.augmentation else patch)
     prepared.train()
     for step, batch in run.steps(batches, total):
