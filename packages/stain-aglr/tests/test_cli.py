@@ -118,7 +118,8 @@ def test_other_recipes(datalist, recipe, command, tmp_path):
              "--form", "element", "--lambda1", 0, "--lambda2", 1, "--accumulate", 2, "--image-size", 64)  # fmt: skip
     assert command("train", "--datalist", datalist, *recipe, *words, "--out", tmp_path / "run").status == 0
     _, model = load_model(tmp_path / "run")
-    assert (model.name, model.image_size, model.resized) == ("stain-aglr λ1=0 λ2=1", 64, True)
+    options = "ce on altered, detach target, form element, space od, quantise none, spatial rigid, balanced"
+    assert (model.name, model.image_size, model.resized) == (f"stain-aglr λ1=0 λ2=1 ({options})", 64, True)
     out = ("--datalist", datalist, "--model", tmp_path / "run", "--device", "cpu", "--out", tmp_path / "scores")
     assert command("predict", *out).status == 0  # resized like the training's
     wrong = command("predict", *out, "--image-size", 32, "--overwrite")

@@ -37,7 +37,8 @@ def test_two_processes_equal_one_with_the_joint_batch(step: str, two: Path, cube
     assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
     names = ("loss", "loss_d", "loss_r", "loss_a", "critic_loss", "penalty")
     lines = [[line.get(name) for line in logged(folder) for name in names] for folder in (two, one)]
-    assert lines[0] == [None if value is None else pytest.approx(value, rel=1e-5, abs=1e-7) for value in lines[1]]
+    # As exact as the weights: the critic's loss is a small difference of larger means, which rounding shifts on some processors.
+    assert lines[0] == [None if value is None else pytest.approx(value, rel=1e-5, abs=1e-6) for value in lines[1]]
 
 
 def test_processes_come_to_the_same_clusters_and_verdicts(two: Path) -> None:
