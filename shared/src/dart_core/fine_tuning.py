@@ -213,15 +213,16 @@ def validated(run: Run, network: nn.Module, validate: Callable[[Any], Mapping[st
     return dict(zip(found, means.tolist(), strict=True))
 
 
-def refuse_divergence(value: float, what: str) -> None:
+def refuse_divergence(value: float, what: str, remedy: str = "lower the learning rate, or check the data") -> None:
     """Raise Diverged for a loss or measure that is no number.
 
     Args:
         value: the loss.
         what: its name in the message, such as "the loss of step 30".
+        remedy: names the flag of the learning rate where it is known.
     """
     if not math.isfinite(value):
-        raise Diverged(f"{what} is no number", remedy="lower the learning rate, or check the data")
+        raise Diverged(f"{what} is no number", remedy=remedy)
 
 
 def step_generator(run: Run, step: int) -> torch.Generator:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ from dart_core.data.images import find_pictures, write_image
 from dart_core.data.picture_views import ViewRanges, crop_view, draw_view, normalise, resize_to, turn_views
 from dart_core.data.pictures import Pictures, SplitBy, site_rows, sites_of, split_pictures
 from dart_core.errors import InputError, SettingError
-from dart_core.fine_tuning import Diverged, clip_gradients
+from dart_core.fine_tuning import clip_gradients, refuse_divergence
 from dart_core.report import Report
 from dart_core.run import Run
 
@@ -229,8 +228,7 @@ def train(
         loss = run.optimise(optimizer, lambda part: reconstruct(prepared, part), seen, prepared)
         meter.step()
         if step % recipe.log_every == 0:
-            if not math.isfinite(float(loss)):
-                raise Diverged(f"the loss of step {step} is no number", remedy="lower --base-lr")
+            refuse_divergence(float(loss), f"the loss of step {step}", "lower --base-lr")
             speed = meter.rate()
             run.log.write(step, loss=loss, learning_rate=rate, images_per_second=speed)
         epoch, place = divmod(step + 1, per_epoch)

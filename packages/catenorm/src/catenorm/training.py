@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.figures import training_curves
-from dart_core.fine_tuning import Diverged
+from dart_core.fine_tuning import refuse_divergence
 from dart_core.report import Report
 from dart_core.run import Run
 
@@ -241,16 +240,11 @@ def fit(run: Run, network: nn.Module, sites: Sequence[Sequence[Case]], model: Mo
         dice_loss = hard_dice_loss(result.pop("logits"), batch["label"])
         logged = step % training.log_every == 0
         if logged or step + 1 == total:
-            _check_losses(step, result)
+            for name, value in result.items():
+                refuse_divergence(float(value), f"{name} of step {step}", "lower --learning-rate, or check the data")
         if logged:
             run.log.write(step, **result, training_dice=1 - dice_loss, learning_rate=plateau.rate)
         plateau.step(dice_loss)
-
-
-def _check_losses(step: int, losses: Mapping[str, Tensor]) -> None:
-    for name, value in losses.items():
-        if not math.isfinite(float(value)):
-            raise Diverged(f"{name} of step {step} is no number", remedy="lower --learning-rate, or check the data")
 
 
 def _stepper(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dart_core.batches import Batches
 from dart_core.errors import InputError, SettingError
-from dart_core.fine_tuning import Diverged
+from dart_core.fine_tuning import refuse_divergence
 from dart_core.run import Run, cpu_threads
 from metamedseg.datasets import SliceSet
 from metamedseg.losses import LOSSES
@@ -444,11 +444,8 @@ def meta_train(
             pending.results.append(result)
             numbers = {"loss": result.losses[-1], "first_loss": result.losses[0]}
             run.log.write(step, dataset=result.dataset, **numbers, validation_iou=result.validation_iou)
-            if not np.isfinite(result.losses[-1]):
-                raise Diverged(
-                    f"the loss of task {place + 1} ({result.dataset}) of meta-epoch {epoch + 1} is no number",
-                    remedy="lower --inner-lr",
-                )
+            task = f"task {place + 1} ({result.dataset}) of meta-epoch {epoch + 1}"
+            refuse_divergence(result.losses[-1], f"the loss of {task}", "lower --inner-lr")
             if place + 1 < count:
                 continue
             beta = meta.beta / (epoch + 1) if meta.meta_decay else meta.beta

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.optim import SGD
 from dart_core.augment.nnunet import augment, loader_patch_size
 from dart_core.batches import Batches
 from dart_core.data.nnunet import OUTSIDE, crop_patch, patch_limits
-from dart_core.fine_tuning import Diverged
+from dart_core.fine_tuning import refuse_divergence
 from dart_core.losses import deep_supervision_weights, dice_ce_loss, downsample_labels
 from dart_core.nets.nnunet import GenericUNet
 from dart_core.optim import gradient_clipper, poly_lr
@@ -169,8 +168,8 @@ def train_stage(
         loss = run.optimise(optimizer, loss_of, run.to_device({"image": image, "labels": labels}), prepared)
         regulariser.end_step(network)
         logged = step % settings.log_every == 0
-        if (logged or step + 1 == total) and not math.isfinite(float(loss)):
-            raise Diverged(f"the loss of step {step} is no number", remedy="lower --learning-rate, or check the data")
+        if logged or step + 1 == total:
+            refuse_divergence(float(loss), f"the loss of step {step}", "lower --learning-rate, or check the data")
         if logged:
             run.log.write(step, loss=float(loss), learning_rate=rate)
             if run.is_main:

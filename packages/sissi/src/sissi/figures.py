@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 COLOURS = {"first": "#e69f00", "corrected": "#0072b2", "reader": "#009e73", "detected": "#d55e00"}
 """What a box is -> its colour."""
+
+TITLE = 34
+"""Characters of a title that fit above a picture; the names of methods tell their settings and may be long."""
 
 
 class Look(NamedTuple):
@@ -27,9 +31,13 @@ def label_sheet(rows: Sequence[Sequence[Look]]) -> Figure:
     """Rows of pictures; those of one row belong together."""
     columns = max(map(len, rows))
     height, width = rows[0][0].image.shape[:2]
-    figure = Figure(figsize=(2.5 * columns, len(rows) * (2.5 * height / width + 0.25)), layout="constrained")
-    for row, axes in zip(rows, figure.subplots(len(rows), columns, squeeze=False), strict=True):
-        for look, cell in zip(row, axes, strict=False):
+    titles = [[textwrap.fill(look.title, TITLE) for look in row] for row in rows]
+    highest = 1 + max(title.count("\n") for row in titles for title in row)
+    figure = Figure(
+        figsize=(2.5 * columns, len(rows) * (2.5 * height / width + 0.1 + 0.15 * highest)), layout="constrained"
+    )
+    for row, above, axes in zip(rows, titles, figure.subplots(len(rows), columns, squeeze=False), strict=True):
+        for look, title, cell in zip(row, above, axes, strict=False):
             # Boxes count the edges of pixels, and a box at the picture's edge must not widen the axes.
             height, width = look.image.shape[:2]
             cell.imshow(look.image, extent=(0, width, height, 0))
@@ -38,7 +46,7 @@ def label_sheet(rows: Sequence[Sequence[Look]]) -> Figure:
                 lines = np.stack([x1, y1, x2, y1, x2, y2, x1, y2, x1, y1], axis=1).reshape(-1, 5, 2)
                 cell.add_collection(LineCollection(list(lines), colors=COLOURS[name], linewidths=1.1), autolim=False)
             cell.set(xlim=(0, width), ylim=(height, 0))
-            cell.set_title(look.title, fontsize=8, parse_math=False)
+            cell.set_title(title, fontsize=8, parse_math=False)
         for cell in axes:
             cell.axis("off")
     return figure
