@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from compare import alternate, record
 
-from stain_aglr.models import Model, load_model, save_model
+from dart_core.checkpoint import save_model
+from stain_aglr.models import PACKAGE, Model, load_model
 from stain_aglr.networks import PatchClassifier, StainAgLr
 
 PATCHES, SIDE, PARAMETERS = 100, 128, 4_846_050
@@ -34,7 +35,7 @@ def main() -> None:
     networks = {}
     with tempfile.TemporaryDirectory() as folder:
         for method, network in made.items():
-            save_model(Path(folder), network.patch_classifier, Model(method, "RUMC", 32, SIDE, False, 0))
+            save_model(Path(folder), network.patch_classifier, PACKAGE, Model(method, "RUMC", 32, SIDE, False, 0))
             networks[method], _ = load_model(Path(folder), arguments.device)
     images = torch.rand(PATCHES, 3, SIDE, SIDE, device=arguments.device)
 

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import nn
 
 from dart_core import checkpoint
 from dart_core.checkpoint import (
+    WEIGHTS,
     checkpoint_path,
     load_checkpoint,
     load_state,
@@ -27,9 +29,12 @@ from dart_core.checkpoint import (
     newest_checkpoint,
     prune_checkpoints,
     read_metadata,
+    read_model,
     read_weight_file,
     save_checkpoint,
+    save_model,
     save_weights,
+    weights_file,
 )
 from dart_core.errors import CheckpointError, OutputError
 from dart_core.files import write_atomic
@@ -387,3 +392,38 @@ def test_code_in_an_old_weight_file_is_refused_and_not_executed(tmp_path: Path) 
     ):
         read_weight_file(tmp_path / "a.pth")
     assert not (tmp_path / "executed").exists()
+
+
+# --- Networks that say what they are ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    width: int
+
+
+def test_a_run_folder_says_what_its_network_is(tmp_path: Path) -> None:
+    net = network()
+    assert save_model(tmp_path, net, "here", Model(3)) == tmp_path / WEIGHTS
+    for path in (tmp_path, tmp_path / WEIGHTS):
+        file = weights_file(path)
+        assert read_model(file, "here", lambda fields: Model(**fields), "is no model", "train one") == Model(3)
+        assert load_weights(file)[0].keys() == net.state_dict().keys()
+
+
+def test_a_folder_without_its_file_is_not_finished(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds no model\.safetensors; finish the training run \(--resume\)"):
+        weights_file(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no other\.safetensors"):
+        weights_file(tmp_path, "other.safetensors")
+    assert weights_file(tmp_path / "absent") == tmp_path / "absent"  # the reader says that there is no such file
+
+
+@pytest.mark.parametrize(
+    "metadata", [{}, {"there": "{}"}, {"here": ""}, {"here": "no JSON"}, {"here": "[]"}, {"here": "null"}, {"here": "{}"},
+                 {"here": '{"wide": 3}'}, {"here": '{"width": 3, "depth": 1}'}]
+)  # fmt: skip
+def test_a_file_of_something_else_is_refused(tmp_path: Path, metadata: dict[str, str]) -> None:
+    save_weights(tmp_path / "a.safetensors", network(), metadata)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: is no model; train one"):
+        read_model(tmp_path / "a.safetensors", "here", lambda fields: Model(**fields), "is no model", "train one")

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dart_core.errors import InputError, OutputError
-from dart_core.report import Report
+from dart_core.report import Report, mean_and_spread
 from dart_core.testing import chromium
 
 HOSTILE = [
@@ -413,3 +413,9 @@ def test_renders_in_a_browser(browser: Any, text: str, width: int, scheme: str, 
     assert complaints == []
     assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     page.close()
+
+
+def test_mean_and_spread_say_what_is_undefined() -> None:
+    assert mean_and_spread(None, None) == "–"
+    assert mean_and_spread(0.5, None) == "0.5000"
+    assert mean_and_spread(0.5, 0.25) == "0.5000 ± 0.2500"

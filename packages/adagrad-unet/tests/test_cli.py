@@ -411,7 +411,7 @@ def test_wrong_models(
     command: Command, heads: Path, trained: dict[str, Path], spotted: dict[str, Path], tmp_path: Path
 ) -> None:
     words = ("predict", "--datalist", heads, "--out", tmp_path / "o", "--model")
-    assert_refused(command(*words, tmp_path), "holds no model.safetensors; finish the run with --resume")
+    assert_refused(command(*words, tmp_path), "holds no model.safetensors; finish the training run (--resume)")
     assert_refused(command(*words, tmp_path / "gone.safetensors"), "no such file")
     other = tmp_path / "other.safetensors"
     save_weights(other, ResidualUNet2d(width=2), {"network": "ResidualUNet2d", "width": "2"})

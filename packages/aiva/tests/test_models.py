@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from aiva.models import Model, build, load_model, mask_of, probabilities, save_model, source_judge
+from aiva.models import PACKAGE, Model, build, load_model, mask_of, probabilities, source_judge
 from dart_core import metrics
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import save_model, save_weights
 from dart_core.data.scans import load_scans, open_datalist, rows_of
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.nets import ResidualUNet2d
@@ -24,7 +24,7 @@ MODEL = Model(2, 1, "plain", None, ["a", "b"], "c", "aiva", 12, "network of the 
 
 def test_a_file_says_all_about_its_network(tmp_path: Path) -> None:
     network = build(MODEL)
-    save_model(tmp_path, network, MODEL)
+    save_model(tmp_path, network, PACKAGE, MODEL)
     for path in (tmp_path, tmp_path / "model.safetensors"):
         loaded, model = load_model(path)
         assert model == MODEL

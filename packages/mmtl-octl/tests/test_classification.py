@@ -21,13 +21,13 @@ import torch
 import yaml
 
 from dart_core import metrics
-from dart_core.checkpoint import load_checkpoint, load_weights
+from dart_core.checkpoint import load_checkpoint, load_weights, save_model
 from dart_core.data.datalist import Datalist
 from dart_core.data.phantoms import write_chest_xrays
 from dart_core.nets import ResidualUNet2d
 from dart_core.testing import assert_same_run, logged
 from mmtl_octl.classifiers import Classifier, load_classifier
-from mmtl_octl.models import Model, save_model
+from mmtl_octl.models import PACKAGE, Model
 from mmtl_octl.xray import SpotTuneChestNet
 
 TASK = ("--task", "classification")
@@ -294,7 +294,7 @@ def test_octl_needs_its_history(adapt: Any, pretrained: Path, tmp_path: Path) ->
 def test_networks_of_something_else(command: Any, adapt: Any, sets: Sets, pretrained: Path, tmp_path: Path) -> None:
     unet = tmp_path / "unet"
     unet.mkdir()
-    save_model(unet, ResidualUNet2d(width=2), Model("ResidualUNet2d", 2, 1, "plain", None, "sgd", 0, ["s"]))
+    save_model(unet, ResidualUNet2d(width=2), PACKAGE, Model("ResidualUNet2d", 2, 1, "plain", None, "sgd", 0, ["s"]))
     done = adapt("fta", tmp_path / "out", source=unet)
     assert done.status == 2
     assert "is no classifier of mmtl-octl; give a run folder" in done.line

@@ -16,12 +16,12 @@ import torch
 import yaml
 
 from dart_core import metrics
-from dart_core.checkpoint import load_weights, save_weights
+from dart_core.checkpoint import load_weights, save_model, save_weights
 from dart_core.data.datalist import Datalist, Row
 from dart_core.nets import ResidualUNet2d
 from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
 from mmtl_octl.cli import COMMANDS
-from mmtl_octl.models import Model, load_model, save_model
+from mmtl_octl.models import PACKAGE, Model, load_model
 
 # nibabel says it is typed, but these functions are not.
 nib: Any = nibabel
@@ -389,7 +389,7 @@ def test_history_of_another_network(words: Any, refused: Any, source_model: Any,
     copied = shutil.copytree(source_model["sgd"], tmp_path / "copied")
     model = Model(**json.loads(load_weights(copied / "model.safetensors")[1]["mmtl-octl"]))
     wider = Model(**{**model.__dict__, "width": 3})
-    save_model(copied, ResidualUNet2d(width=3), wider)
+    save_model(copied, ResidualUNet2d(width=3), PACKAGE, wider)
     start = words.index("--source-model")
     line = refused(*words[: start + 1], copied, *words[start + 2 :], "octl")
     assert "history.safetensors: belongs to another network: 'init_path.0.weight' has shape (2, 1, 3, 3)" in line

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import save_model, save_weights
 from dart_core.data.images import read_image
 from dart_core.metrics import roc_auc
 from dart_core.testing import assert_help_is_light
@@ -485,10 +485,10 @@ def test_export(trained, command, tmp_path):
 
 def test_export_of_the_papers_network(command, tmp_path):
     """4,846,050 parameters, whatever the method: the generator is dropped (specification 9)."""
-    from stain_aglr.models import Model, save_model
+    from stain_aglr.models import PACKAGE, Model
     from stain_aglr.networks import PatchClassifier
 
-    save_model(tmp_path, PatchClassifier(), Model("stain-aglr", "RUMC", 32, 256, False, 0))
+    save_model(tmp_path, PatchClassifier(), PACKAGE, Model("stain-aglr", "RUMC", 32, 256, False, 0))
     finished = command("export", "--model", tmp_path, "--out", tmp_path / "c.onnx")
     assert "c.onnx: 4,846,050 parameters" in finished.line
 

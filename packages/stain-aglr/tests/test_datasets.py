@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dart_core.checkpoint import save_model
 from dart_core.data.datalist import Datalist
 from dart_core.data.pictures import read_pictures, split_pictures
 from stain_aglr.datasets import SPLIT_SEED, own_splits, site_parts
 from stain_aglr.grid import VAL_SHARE
-from stain_aglr.models import Model, save_model
+from stain_aglr.models import PACKAGE, Model
 from stain_aglr.networks import PatchClassifier
 
 
@@ -101,7 +102,7 @@ def test_both_sides_of_the_patches_are_compared(tmp_path, command):
     (tmp_path / "list.csv").write_text("image,label,site\nwide.png,1,CWZ\n")
     words = ("--datalist", tmp_path / "list.csv", "--model", tmp_path, "--device", "cpu", "--overwrite")
     for width, warned in ((64, False), (96, True), (None, True)):
-        save_model(tmp_path, PatchClassifier(1), Model("vanilla", "RUMC", 1, 32, False, 0, image_width=width))
+        save_model(tmp_path, PatchClassifier(1), PACKAGE, Model("vanilla", "RUMC", 1, 32, False, 0, image_width=width))
         finished = command("predict", *words, "--out", tmp_path / "scores")
         assert finished.status == 0
         assert ("those of the training had" in finished.err) == warned

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from dart_core.checkpoint import save_model
 from dart_core.cli import main
 from dart_core.data.datalist import Datalist
 from dart_core.data.images import read_image
 from dart_core.data.phantoms import write_histology
 from stain_aglr import MacenkoNormalizer, __version__
 from stain_aglr.cli import COMMANDS, DESCRIPTION
-from stain_aglr.models import Model, save_model
+from stain_aglr.models import PACKAGE, Model
 from stain_aglr.networks import PatchClassifier
 from stain_aglr.normalisation import save_normaliser, unmixing_of
 from stain_aglr.normalisers import as_batch
@@ -136,7 +137,7 @@ def test_runs_of_one_method_do_not_write_over_each_other(
     rows = Datalist.read(patches)
     for number, name in enumerate(("one", "two", "sub/one")):
         folder = tmp_path / name
-        save_model(folder, PatchClassifier(1), Model("macenko", "RUMC", 1, 32, False, 0))
+        save_model(folder, PatchClassifier(1), PACKAGE, Model("macenko", "RUMC", 1, 32, False, 0))
         save_normaliser(folder / "normaliser", unmixing_of("macenko", reference=rows[number].image))
     runs = ("--model", tmp_path / "one", tmp_path / "two")
     assert normalise(patches, *runs, "--method", "macenko", "--out", tmp_path / "out", "--time-repeats", 1) == 0

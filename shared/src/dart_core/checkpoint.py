@@ -17,8 +17,9 @@ import zipfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,12 +28,15 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dart_core.errors import CheckpointError
+from dart_core.errors import CheckpointError, DartError
 from dart_core.files import write_atomic
 
 SUFFIX = ".pt"
+WEIGHTS = "model.safetensors"
+"""The network of a run folder."""
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _DIGEST = "sha256"
+T = TypeVar("T")
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -313,3 +317,63 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         metadata = dict(file.metadata() or {})
     metadata.pop(_DIGEST, None)
     return metadata
+
+
+# --- Networks that say what they are ---------------------------------------------------------------------------------
+
+
+def weights_file(path: Path, name: str = WEIGHTS) -> Path:
+    """The weight file that a run folder, or the path of the file itself, stands for.
+
+    Args:
+        path: the folder or the file.
+        name: of the file in a folder.
+
+    Raises:
+        CheckpointError: a folder without one.
+    """
+    if not path.is_dir():
+        return path
+    if not (path / name).is_file():
+        raise CheckpointError(f"holds no {name}", where=path, remedy="finish the training run (--resume)")
+    return path / name
+
+
+def save_model(folder: Path, network: nn.Module, key: str, model: Any) -> Path:
+    """Write model.safetensors into a run folder with all that is needed to build the network again.
+
+    Args:
+        folder: of the run.
+        network: its network.
+        key: under which `read_model` finds the description; by convention the name of the package.
+        model: a dataclass of plain values that describes the network.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    save_weights(folder / WEIGHTS, network, {key: json.dumps(asdict(model))})
+    return folder / WEIGHTS
+
+
+def read_model(file: Path, key: str, parse: Callable[[Any], T], problem: str, remedy: str) -> T:
+    """What a weight file says of its network.
+
+    Args:
+        file: of `weights_file`.
+        key: as `save_model` was given it.
+        parse: what JSON made of the description -> the description, or the network too. Whatever it raises for values that do
+            not belong there means that the file holds something else.
+        problem: what to say of a file that holds something else.
+        remedy: what to do then.
+
+    Raises:
+        CheckpointError: no such file, a damaged one, or one that holds something else.
+    """
+    text = read_metadata(file).get(key)
+    try:
+        return parse(json.loads(text or ""))
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, DartError) as error:
+        raise CheckpointError(problem, where=file, remedy=remedy) from error

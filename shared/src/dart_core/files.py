@@ -11,8 +11,12 @@ import secrets
 from collections.abc import Generator, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dart_core.errors import OutputError, SettingError
+
+if TYPE_CHECKING:  # the command line is there without NumPy, in half the time
+    from numpy.typing import NDArray
 
 
 @contextlib.contextmanager
@@ -53,6 +57,19 @@ def write_csv(path: str | os.PathLike[str], columns: Sequence[str], rows: Iterab
     writer.writerow(columns)
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
+
+
+def write_npy(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
+    """Write an array as NumPy's .npy, atomically.
+
+    Raises:
+        OutputError: see `atomic_write`.
+    """
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomic(path, buffer.getbuffer())
 
 
 def packaged_table(package: str, name: str, names: Sequence[str]) -> list[dict[str, str | float]]:

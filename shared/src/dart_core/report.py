@@ -208,6 +208,13 @@ class Report:
         )
 
 
+def mean_and_spread(mean: float | None, std: float | None) -> str:
+    """A measure over seeds as text; a dash where it is undefined."""
+    if mean is None:
+        return "–"
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
+
+
 def _draw_curves(
     lines: Sequence[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str, str]],
     points: Sequence[tuple[tuple[float, float], str]],

@@ -17,8 +17,7 @@ from adagrad_unet.method import run_name, train_network
 from adagrad_unet.network import GenericUNet2d
 from adagrad_unet.plan import Plan
 from adagrad_unet.rows import channel_files, check_channels, label_names, read_datalist, training_rows
-from adagrad_unet.spottune import WEIGHTS
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import WEIGHTS, save_weights
 from dart_core.cli import say
 from dart_core.data.datalist import Row, check
 from dart_core.errors import DartError, InputError, OutputError, SettingError

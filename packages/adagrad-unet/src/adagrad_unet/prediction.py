@@ -26,11 +26,10 @@ from adagrad_unet.spottune import (
     load_network,
     policy_recorder,
     segment,
-    weight_file,
     write_policy,
 )
 from dart_core.adapt import LAYERS, PolicyStatistics, SpotTUNet, policy_figure
-from dart_core.checkpoint import load_weights, read_metadata
+from dart_core.checkpoint import load_weights, read_metadata, weights_file
 from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.nnunet import CroppedCase
@@ -49,7 +48,7 @@ Panels = list[tuple[str, NDArray[Any], NDArray[Any] | None]]
 def predict(command: of.Predict) -> None:
     """Segment the images of a site."""
     device = find_device(command.device)
-    path = weight_file(command.model)
+    path = weights_file(command.model)
     metadata = read_metadata(path)
     if metadata.get("network") == "GenericUNet2d" and "recipe" in metadata:
         rows = select(of.Cases(command.datalist, command.site), command.split or "all")

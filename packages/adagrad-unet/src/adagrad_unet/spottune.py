@@ -23,7 +23,7 @@ from adagrad_unet import settings as of
 from adagrad_unet.avagrad import AvaGrad
 from dart_core.adapt import LAYERS, PolicyNet, PolicyStatistics, SpotTUNet, policy_figure, policy_penalty
 from dart_core.batches import Batches
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import WEIGHTS, load_weights, read_metadata, save_weights, weights_file
 from dart_core.cli import say
 from dart_core.data.catalog import mms
 from dart_core.data.datalist import Datalist, Row
@@ -46,7 +46,6 @@ from dart_core.report import Report
 from dart_core.run import Run
 from dart_core.settings import ScanSettings
 
-WEIGHTS = "model.safetensors"
 POLICY = "policy.csv"
 PACKAGE = "adagrad-unet"
 
@@ -115,18 +114,6 @@ class Network:
             raise CheckpointError(
                 "is not a network of `adagrad-unet spottune`", where=where, remedy="give its run folder"
             ) from error
-
-
-def weight_file(model: Path) -> Path:
-    """The weight file of a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: the folder holds none.
-    """
-    path = model / WEIGHTS if model.is_dir() else model
-    if model.is_dir() and not path.is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=model, remedy="finish the run with --resume")
-    return path
 
 
 # --- Data ------------------------------------------------------------------------------------------------------------
@@ -403,7 +390,7 @@ def load_network(model: Path) -> tuple[ResidualUNet2d | SpotTUNet, Network]:
     Raises:
         CheckpointError: no such file, a damaged one, or of another command.
     """
-    path = weight_file(model)
+    path = weights_file(model)
     description = Network.of(read_metadata(path), path)
     network = description.build()
     load_weights(path, network)

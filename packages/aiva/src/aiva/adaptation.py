@@ -11,7 +11,6 @@ from aiva import settings as of
 from aiva.baselines import adapt_statistics, check_patch, train_adaptsegnet, train_seg_jdot
 from aiva.bottleneck import bottleneck_width
 from aiva.commands import (
-    PACKAGE,
     finish,
     new_model,
     selection_scans,
@@ -21,9 +20,10 @@ from aiva.commands import (
 from aiva.epoch import check_counts, clusterings
 from aiva.features import FeatureStore, check_room
 from aiva.method import train_aiva
-from aiva.models import Model, load_model, save_model, source_judge
+from aiva.models import PACKAGE, Model, load_model, source_judge
 from aiva.slices import Slices, patch_size_of
 from aiva.training import Selection
+from dart_core.checkpoint import save_model
 from dart_core.data.datalist import Datalist
 from dart_core.data.scans import Scan, load_scans, open_datalist
 from dart_core.errors import InputError, SettingError
@@ -167,7 +167,7 @@ def _finish(
     content: Mapping[str, object],
     scans: dict[str, Sequence[Scan]] | None = None,
 ) -> None:
-    save_model(run.out, network, dataclasses.replace(model, chosen=chosen))
+    save_model(run.out, network, PACKAGE, dataclasses.replace(model, chosen=chosen))
     report = Report(
         f"Adaptation: {model.shown}",
         f"from {model.source_site} to {command.target}, without its masks",

@@ -10,19 +10,11 @@ import numpy as np
 
 from aiva import settings as of
 from aiva.baselines import printed_table
-from aiva.models import (
-    CLASSES,
-    JOINT,
-    Model,
-    load_model,
-    mask_of,
-    probabilities,
-    save_model,
-    source_judge,
-)
+from aiva.models import CLASSES, JOINT, PACKAGE, Model, load_model, mask_of, probabilities, source_judge
 from aiva.slices import Slices, patch_size_of
 from aiva.training import Selection, train_supervised
 from dart_core import evaluation, figures, scan_commands
+from dart_core.checkpoint import save_model
 from dart_core.cli import say
 from dart_core.data.catalog import cc359, prostate
 from dart_core.data.datalist import Datalist, Row
@@ -42,8 +34,6 @@ from dart_core.report import Cell, Report
 from dart_core.run import METRICS, Run, claim_folder, find_device, flat_settings
 from dart_core.scan_commands import check_settings, panel, rows_to_predict, source_sites, spacing_of
 from dart_core.settings import ScanSettings
-
-PACKAGE = "aiva"
 
 # --- check-data ------------------------------------------------------------------------------------------------------
 
@@ -121,7 +111,7 @@ def train_labelled(command: of.Pretrain | of.Adapt, datalist: Datalist, sites: S
         if not run.is_main:
             return
         chosen = selection.take(network)
-        save_model(run.out, network, dataclasses.replace(model, chosen=chosen))
+        save_model(run.out, network, PACKAGE, dataclasses.replace(model, chosen=chosen))
         title = "Source network" if isinstance(command, of.Pretrain) else "Adaptation: target (upper bound)"
         report = Report(
             title, f"Sites {', '.join(sites)}: {len(training_scans)} scans, {len(slices)} slices", package=PACKAGE

@@ -12,9 +12,8 @@ import torch
 from aiva import commands, figures
 from aiva import settings as of
 from aiva.adaptation import adapt
-from aiva.commands import PACKAGE
 from aiva.epoch import clusterings
-from aiva.models import load_model, mask_of, probabilities
+from aiva.models import PACKAGE, load_model, mask_of, probabilities
 from aiva.study import clusters
 from dart_core.cli import say
 from dart_core.data.phantoms import write_head_mr

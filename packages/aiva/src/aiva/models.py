@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from torch import nn
 
 from aiva.training import Judge
 from dart_core import metrics
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import load_weights, read_model, weights_file
 from dart_core.data.scans import Scan, largest_component, predict_scan
-from dart_core.errors import CheckpointError
 from dart_core.nets import ResidualUNet2d
 from dart_core.settings import ScanSettings
 
-WEIGHTS = "model.safetensors"
+PACKAGE = "aiva"
 JOINT = "+"
 """Between the names of several source sites."""
 CLASSES = 2
@@ -64,33 +63,20 @@ def build(model: Model) -> ResidualUNet2d:
     return ResidualUNet2d(in_channels=model.channels, out_channels=CLASSES, width=model.width)
 
 
-def save_model(folder: Path, network: nn.Module, model: Model) -> Path:
-    """Write model.safetensors into a run folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_weights(folder / WEIGHTS, network, {"aiva": json.dumps(asdict(model))})
-    return folder / WEIGHTS
-
-
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[ResidualUNet2d, Model]:
     """The network of a run folder or weight file, and what its file says of it.
 
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    file = path / WEIGHTS if path.is_dir() else path
-    text = read_metadata(file).get("aiva")
-    try:
-        model = Model(**json.loads(text or ""))
-        network = build(model)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            "is no network of aiva", where=file, remedy="give a run folder of `pretrain` or `adapt`"
-        ) from error
+
+    def parse(fields: Any) -> tuple[ResidualUNet2d, Model]:
+        model = Model(**fields)
+        return build(model), model
+
+    file = weights_file(path)
+    remedy = "give a run folder of `pretrain` or `adapt`"
+    network, model = read_model(file, PACKAGE, parse, "is no network of aiva", remedy)
     load_weights(file, network)
     return network.to(device), model
 

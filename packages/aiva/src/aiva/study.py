@@ -14,9 +14,8 @@ import yaml
 
 from aiva import figures
 from aiva import settings as of
-from aiva.commands import PACKAGE
 from aiva.epoch import clusterings
-from aiva.models import LEFT_OUT, Model, load_model, mask_of, probabilities
+from aiva.models import LEFT_OUT, PACKAGE, Model, load_model, mask_of, probabilities
 from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.scans import load_scan, load_scans, open_datalist, rows_of

@@ -8,9 +8,9 @@ from pathlib import Path
 from benchmark_transformers import settings as of
 from benchmark_transformers.conversion import convert
 from benchmark_transformers.initialisations import BEIT, SWIN
-from benchmark_transformers.networks import Architecture, Pretrained, read_pretrained, weights_file
+from benchmark_transformers.networks import Architecture, Pretrained, read_pretrained
 from benchmark_transformers.training import load_model, trial_folders
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import save_weights, weights_file
 from dart_core.cli import say
 from dart_core.errors import SettingError
 from dart_core.export import check_file, export_onnx

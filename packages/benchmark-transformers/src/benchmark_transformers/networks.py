@@ -11,12 +11,11 @@ from torch import nn
 
 from benchmark_transformers.conversion import LEAST, backbone_tensors, convert, is_merge
 from benchmark_transformers.initialisations import BEIT, DROP_PATH, SWIN, VIT, Initialisation
-from dart_core.checkpoint import read_metadata
+from dart_core.checkpoint import read_metadata, weights_file
 from dart_core.data.picture_views import CHESTXRAY14, IMAGENET
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.nets.backbones import load_backbone_weights
 
-WEIGHTS = "model.safetensors"
 PACKAGE = "benchmark-transformers"
 PRETRAINED = f"{PACKAGE}-simmim"
 """Key of what a pre-trained network says of itself."""
@@ -119,17 +118,6 @@ def read_pretrained(path: Path) -> Pretrained | None:
         raise CheckpointError(
             f"is no network of this version of {PACKAGE} pretrain", where=file, remedy="pre-train again"
         ) from error
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path
 
 
 def architecture_of(row: Initialisation, pretrained: Pretrained | None, given: Any) -> tuple[Architecture, float]:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from benchmark_transformers import settings as of
 from benchmark_transformers.cases import SPLIT_SEED, TEST_SHARE, CaseFiles
 from benchmark_transformers.conversion import Converted, convert_simmim
-from benchmark_transformers.networks import PACKAGE, PRETRAINED, WEIGHTS, Pretrained, statistics_of, weights_file
+from benchmark_transformers.networks import PACKAGE, PRETRAINED, Pretrained, statistics_of
 from benchmark_transformers.schedules import simmim_lr
 from benchmark_transformers.simmim import CLIP_NORM, DROP_PATH, SimMIM, masked_cells, parameter_groups, simmim_mask
 from dart_core import figures
 from dart_core.batches import Batches
-from dart_core.checkpoint import save_tensors
+from dart_core.checkpoint import WEIGHTS, save_tensors, weights_file
 from dart_core.cli import say
 from dart_core.data.catalog import radiographs
 from dart_core.data.datalist import Datalist, Row

@@ -30,7 +30,6 @@ from benchmark_transformers.labels import annotation_fraction
 from benchmark_transformers.method import train_network, view_of
 from benchmark_transformers.networks import (
     PACKAGE,
-    WEIGHTS,
     Architecture,
     Pretrained,
     Statistics,
@@ -41,7 +40,7 @@ from benchmark_transformers.networks import (
 )
 from benchmark_transformers.schedules import fine_tune_lr
 from dart_core import figures
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import WEIGHTS, load_weights, read_model, save_model, weights_file
 from dart_core.cli import say
 from dart_core.data.catalog import radiographs
 from dart_core.errors import CheckpointError, InputError, SettingError
@@ -274,7 +273,7 @@ def _trial(
             recipe.optimizer, command.data.drawn_by, tuple(str(path.resolve()) for path in lists), digest,
         )  # fmt: skip
         if run.is_main:
-            save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(dataclasses.asdict(model))})
+            save_model(folder, network, PACKAGE, model)
             report = Report(f"Fine-tuning of {start.name}", f"seed {seed}, learning rate {rate:g}", package=PACKAGE)
             report.text(f"Started from {loaded}. The weights are those of epoch {best.epoch} of {_epochs(folder)}.")
             _curves(report, folder, train.exclusive)
@@ -291,20 +290,18 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
-    file = path / WEIGHTS if path.is_dir() else path
-    text = read_metadata(file).get(PACKAGE)
-    try:
-        fields = json.loads(text or "")
+
+    def parse(fields: Any) -> tuple[nn.Module, Model]:
         fields["labels"], fields["lists"] = tuple(fields["labels"]), tuple(fields.get("lists", ()))
         if fields["statistics"] is not None:
             mean, std = fields["statistics"]
             fields["statistics"] = (tuple(mean), tuple(std))
         model = Model(**fields)
-        network = model.build()
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"is no fine-tuned network of {PACKAGE}", where=file, remedy="give a folder of `fine-tune`"
-        ) from error
+        return model.build(), model
+
+    file = weights_file(path)
+    problem, remedy = f"is no fine-tuned network of {PACKAGE}", "give a folder of `fine-tune`"
+    network, model = read_model(file, PACKAGE, parse, problem, remedy)
     load_weights(file, network)
     return network.to(device).eval(), model
 

@@ -14,7 +14,7 @@ from catenorm import settings as of
 from catenorm.alignment import align_class_statistics, aligned_moments, class_moments
 from catenorm.baselines import MSNet, SiteNetwork, site_number
 from catenorm.cases import Case, all_names, check_organs, check_sizes, load_case
-from catenorm.models import CHANNELS, Model, check_sides, load_model
+from catenorm.models import CHANNELS, PACKAGE, Model, check_sides, load_model
 from catenorm.rows import label_sets, open_cases, open_divided, ordered_sites
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
@@ -25,8 +25,6 @@ from dart_core.export import check_file, export_onnx
 from dart_core.files import write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
-
-PACKAGE = "catenorm"
 
 # --- check-data -------------------------------------------------------------------------------------------------------
 

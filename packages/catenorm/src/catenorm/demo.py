@@ -18,7 +18,7 @@ from catenorm.cases import load_case
 from catenorm.commands import check_data
 from catenorm.evaluation import evaluate, read_folder, report_sections, score_folder, summarise
 from catenorm.method import two_pass
-from catenorm.models import load_model
+from catenorm.models import PACKAGE, load_model
 from catenorm.prediction import first_layer, modulation_maps, predict, segment
 from catenorm.rows import open_cases
 from catenorm.training import train
@@ -31,7 +31,6 @@ from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 
-PACKAGE = "catenorm"
 SITES = ("CT", "CT-native")
 SUBJECTS, SHAPE = 6, (64, 48, 20)
 SIDE, WIDTH = 48, 8

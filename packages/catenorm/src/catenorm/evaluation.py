@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from catenorm import figures
 from catenorm import settings as of
 from catenorm.baselines import printed_table
+from catenorm.models import PACKAGE
 from catenorm.networks import NAMES
 from catenorm.prediction import FIRST
 from dart_core import metrics
@@ -26,7 +27,6 @@ from dart_core.files import write_atomic, write_csv
 from dart_core.report import Cell, Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 
-PACKAGE = "catenorm"
 BASELINES = ("bn", "deeplab bn")
 """Methods that others are compared with, the first that is there."""
 Metric = Literal["dice", "asd", "assd"]

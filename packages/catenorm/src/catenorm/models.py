@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from catenorm import settings as of
 from catenorm.baselines import MSNet, SiteNetwork, WNet
 from catenorm.networks import LEVELS, CateNormUNet
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
-from dart_core.errors import CheckpointError, SettingError
+from dart_core.checkpoint import WEIGHTS, load_weights, read_model, save_weights, weights_file
+from dart_core.errors import SettingError
 
-WEIGHTS = "model.safetensors"
+PACKAGE = "catenorm"
 CHANNELS = 3
 """A slice and its two neighbours."""
 REDUCTION = 2 ** max(LEVELS)
@@ -54,13 +54,12 @@ class Model:
         return json.dumps(dataclasses.asdict(self), default=str, sort_keys=True)
 
     @classmethod
-    def from_text(cls, text: str) -> Model:
-        """From JSON.
+    def of(cls, values: dict[str, Any]) -> Model:
+        """What JSON made of one.
 
         Raises:
-            ValueError: something else.
+            ValueError, TypeError, KeyError, AttributeError: of something else.
         """
-        values: dict[str, Any] = json.loads(text)
         network, cases = (_tuples(values.pop(name)) for name in ("network", "cases"))
         cases["datalist"] = tuple(Path(path) for path in cases["datalist"])
         cases["cache"] = None
@@ -194,19 +193,8 @@ def save_model(folder: Path, network: nn.Module, model: Model) -> Path:
         OutputError: the file cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, network, {"catenorm": model.as_text()})
+    save_weights(folder / WEIGHTS, network, {PACKAGE: model.as_text()})
     return folder / WEIGHTS
-
-
-def model_file(path: Path) -> Path:
-    """The weight file of a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Model]:
@@ -215,14 +203,13 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
-    file = model_file(path)
-    text = read_metadata(file).get("catenorm")
-    try:
-        model = Model.from_text(text or "")
-        network = build(model.network, model.classes, model.sites)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            "is no network of catenorm", where=file, remedy="give a run folder of `catenorm train`"
-        ) from error
+
+    def parse(values: Any) -> tuple[nn.Module, Model]:
+        model = Model.of(values)
+        return build(model.network, model.classes, model.sites), model
+
+    file = weights_file(path)
+    remedy = "give a run folder of `catenorm train`"
+    network, model = read_model(file, PACKAGE, parse, f"is no network of {PACKAGE}", remedy)
     load_weights(file, network)
     return network.to(device).eval(), model

@@ -20,7 +20,7 @@ from catenorm.baselines import MSNet, SiteNetwork, site_number
 from catenorm.cases import Case, load_case
 from catenorm.losses import one_hot
 from catenorm.method import CateNorm2d, largest_component, two_pass
-from catenorm.models import Model, check_sides, load_model
+from catenorm.models import PACKAGE, Model, check_sides, load_model
 from catenorm.networks import NAMES
 from catenorm.rows import open_cases, open_divided
 from dart_core.cli import say
@@ -34,7 +34,6 @@ from dart_core.files import relative, write_atomic
 from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 
-PACKAGE = "catenorm"
 FIRST = " (BN pass)"
 """Behind a method's name: what its first pass alone says (Table 3b)."""
 SHOWN = 6

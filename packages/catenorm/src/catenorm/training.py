@@ -19,11 +19,11 @@ from catenorm.cases import Case, check_sizes, load_cases, names_of
 from catenorm.losses import hard_dice_loss, one_hot, segmentation_loss
 from catenorm.method import Plateau, one_stage_step, two_stage_step
 from catenorm.models import (
+    PACKAGE,
     Model,
     build,
     check_sides,
     initialise,
-    model_file,
     plain_network,
     plain_settings,
     save_model,
@@ -31,7 +31,7 @@ from catenorm.models import (
 )
 from catenorm.rows import label_sets, marks, open_divided
 from dart_core.batches import Batches, Sample
-from dart_core.checkpoint import load_weights
+from dart_core.checkpoint import load_weights, weights_file
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.errors import CheckpointError, SettingError
@@ -40,7 +40,6 @@ from dart_core.fine_tuning import refuse_divergence
 from dart_core.report import Report
 from dart_core.run import Run
 
-PACKAGE = "catenorm"
 WARMUP = "warmup"
 """Folder of the network that the warm-up ends with (Table 12)."""
 
@@ -161,9 +160,9 @@ def _warm_weights(command: of.Train, model: Model, held_out: Sequence[Row]) -> t
             f"--warm-start and {command.training.warmup_steps} --warmup-steps are both given",
             remedy="give --warmup-steps 0 beside --warm-start",
         )
-    file = model_file(path)
+    file = weights_file(path)
     weights, metadata = load_weights(file)
-    earlier = json.loads(metadata.get("catenorm", "{}"))
+    earlier = json.loads(metadata.get(PACKAGE, "{}"))
     seen, fold = set(earlier.get("seen", ())), earlier.get("fold")
     if known := [row for row in held_out if marks(row) & seen]:
         raise SettingError(

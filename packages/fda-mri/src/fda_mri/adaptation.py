@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dart_core.checkpoint import load_weights, read_metadata
+from dart_core.checkpoint import load_weights, read_metadata, weights_file
 from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.scans import unique_names
@@ -34,7 +34,6 @@ from fda_mri.fourier import fourier_transfer
 from fda_mri.method import multi_source_predict, select_beta
 from fda_mri.scans import Grid, Scan, load, select
 
-WEIGHTS = "model.safetensors"
 TUNING = "tuning.json"
 
 
@@ -254,9 +253,7 @@ def load_network(model: Path, device: torch.device) -> tuple[nn.Module, dict[str
     Raises:
         CheckpointError: no such file, a damaged one, or weights of another network.
     """
-    path = model / WEIGHTS if model.is_dir() else model
-    if model.is_dir() and not path.is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=model, remedy="finish the training run (train --resume)")
+    path = weights_file(model)
     metadata = read_metadata(path)
     if metadata.get("network") != "ResidualUNet2d" or not metadata.get("width", "").isdigit():
         raise CheckpointError("is not a network of `fda-mri train`", where=path, remedy="give its run folder")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dart_core.batches import Batches
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import load_weights, read_metadata, save_weights, weights_file
 from dart_core.data.slices import predict_slices
 from dart_core.errors import CheckpointError, InputError, SettingError
 from dart_core.files import packaged_table
@@ -429,11 +429,7 @@ class CycleGANTransform:
         Raises:
             CheckpointError: missing or damaged file, or one that holds something else.
         """
-        if path.is_dir() and not (path / GENERATOR).is_file():
-            raise CheckpointError(
-                f"holds no {GENERATOR}", where=path, remedy="finish the training run (train --resume)"
-            )
-        path = path / GENERATOR if path.is_dir() else path
+        path = weights_file(path, GENERATOR)
         metadata = read_metadata(path)
         try:
             if metadata["network"] != "ResnetGenerator":

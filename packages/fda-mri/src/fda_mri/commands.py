@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import WEIGHTS, save_weights
 from dart_core.cli import say
 from dart_core.data.datalist import Row, problems
 from dart_core.data.scans import open_datalist, report_missing, unique_names
@@ -23,7 +23,7 @@ from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.run import Run
 from fda_mri import settings as of
-from fda_mri.adaptation import WEIGHTS, load_network
+from fda_mri.adaptation import load_network
 from fda_mri.baselines import CycleGANTransform, train_cyclegan
 from fda_mri.donors import DonorBank
 from fda_mri.method import train_source

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dart_core import figures
+from dart_core.checkpoint import save_model
 from dart_core.cli import say
 from dart_core.errors import InputError
 from dart_core.report import Report
@@ -26,7 +27,7 @@ from metamedseg.baselines import (
 )
 from metamedseg.datasets import SliceSet, read_slices
 from metamedseg.method import Hardware, ReptileTrainer, TaskTrainer, meta_train, task_probabilities
-from metamedseg.models import PACKAGE, Model, method_name, save_model
+from metamedseg.models import PACKAGE, Model, method_name
 from metamedseg.networks import MetaUNet
 
 
@@ -55,7 +56,7 @@ def meta_train_command(command: of.MetaTrain) -> None:
             {"name": model.name, "sources": model.sources, "steps": run.step, "mean_last_loss": sum(last) / len(last)}
         )
         _report(run, command, sources, model)
-        save_model(run.out, network, model)  # last: a folder that has it is finished
+        save_model(run.out, network, PACKAGE, model)  # last: a folder that has it is finished
     say(f"initialisation {model.name}: {run.out}   report: {run.out / 'report.html'}")
 
 

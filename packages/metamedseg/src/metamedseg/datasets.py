@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dart_core.errors import InputError
-from dart_core.files import write_atomic, write_csv
+from dart_core.files import write_csv, write_npy
 from dart_core.run import METRICS
 from metamedseg.settings import Slicing
 
@@ -215,8 +215,8 @@ def write_slice(folder: Path, name: str, image: NDArray[Any], mask: NDArray[Any]
         image: (H, W).
         mask: (H, W) bool.
     """
-    write_atomic(folder / "masks" / f"{name}.npy", _npy(mask.astype(np.uint8)))
-    write_atomic(folder / "images" / f"{name}.npy", _npy(image.astype(np.float16)))
+    write_npy(folder / "masks" / f"{name}.npy", mask.astype(np.uint8))
+    write_npy(folder / "images" / f"{name}.npy", image.astype(np.float16))
 
 
 def write_index(folder: Path, sets: Sequence[SliceSet]) -> None:
@@ -265,9 +265,3 @@ def _load(path: Path) -> NDArray[Any]:
             f"holds an array of shape {values.shape} and type {values.dtype}", where=path, remedy="slices are (H, W)"
         )
     return values
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dart_core.checkpoint import load_state, load_weights, read_metadata, save_weights
+from dart_core import checkpoint
+from dart_core.checkpoint import load_weights, weights_file
 from dart_core.errors import CheckpointError
 from metamedseg.networks import MetaUNet
 from metamedseg.settings import MetaTrain, Network, Slicing
 
-WEIGHTS = "model.safetensors"
 PACKAGE = "metamedseg"
 SHORT = {"average": "AW", "inverse_distance": "IDW", "complement": "complement", "as_coded": "as coded"}
 
@@ -60,33 +59,21 @@ def build(model: Model) -> MetaUNet:
     return MetaUNet(settings.depth, settings.norm, settings.width)
 
 
-def save_model(folder: Path, network: MetaUNet, model: Model) -> None:
-    """Write model.safetensors into a run folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
-
-
 def read_model(path: Path) -> Model:
     """What a network file says of itself.
 
     Raises:
         CheckpointError: no such file, or one of something else.
     """
-    file = weights_file(path)
-    text = read_metadata(file).get(PACKAGE)
-    try:
-        content = json.loads(text or "")
-        model = Model(**{**content, "sources": tuple(content["sources"])})
+
+    def parse(fields: Any) -> Model:
+        model = Model(**{**fields, "sources": tuple(fields["sources"])})
         Network(**model.network)
         Slicing(**model.slicing)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"is no network of {PACKAGE}", where=file, remedy="give a run of `meta-train` or `fine-tune`"
-        ) from error
-    return model
+        return model
+
+    problem, remedy = f"is no network of {PACKAGE}", "give a run of `meta-train` or `fine-tune`"
+    return checkpoint.read_model(weights_file(path), PACKAGE, parse, problem, remedy)
 
 
 def load_model(path: Path, kind: str, device: torch.device | str = "cpu") -> tuple[MetaUNet, Model]:
@@ -105,16 +92,5 @@ def load_model(path: Path, kind: str, device: torch.device | str = "cpu") -> tup
         command = "meta-train" if kind == "initialisation" else "fine-tune"
         raise CheckpointError(f"is no {kind} network", where=path, remedy=f"give a run of `{PACKAGE} {command}`")
     network = build(model)
-    load_state(network, load_weights(weights_file(path))[0], weights_file(path))
+    load_weights(weights_file(path), network)
     return network.to(device).eval(), model
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path

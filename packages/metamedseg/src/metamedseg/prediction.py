@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dart_core.checkpoint import WEIGHTS
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist
 from dart_core.data.volumes import Volume, read_volume, write_volume
@@ -23,7 +24,7 @@ from metamedseg import settings as of
 from metamedseg.commands import device_of
 from metamedseg.datasets import find_set, read_slices
 from metamedseg.figures import slices_figure
-from metamedseg.models import PACKAGE, WEIGHTS, Model, load_model
+from metamedseg.models import PACKAGE, Model, load_model
 from metamedseg.networks import MetaUNet
 from metamedseg.preparing import finished_slice, normalised_volume
 from metamedseg.tuning import SHOWN, picture, segment_slices

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dart_core import figures
-from dart_core.checkpoint import load_weights
+from dart_core.checkpoint import WEIGHTS, load_weights, save_model, weights_file
 from dart_core.cli import say
 from dart_core.errors import InputError, SettingError
 from dart_core.files import write_csv
@@ -26,7 +26,7 @@ from metamedseg.datasets import SliceSet, find_set, read_channel, read_slices, r
 from metamedseg.figures import overlay_figure
 from metamedseg.measures import iou_score
 from metamedseg.method import draw_slices
-from metamedseg.models import PACKAGE, WEIGHTS, Model, load_model, save_model, weights_file
+from metamedseg.models import PACKAGE, Model, load_model
 from metamedseg.networks import MetaUNet
 
 SCORES = "scores.csv"
@@ -132,7 +132,7 @@ def _train(run: Run, command: of.FineTune, chosen: SliceSet, model: Model) -> No
     )  # fmt: skip
     if run.is_main:
         run.finish({"name": model.name, "target": model.target, "selection": model.selection, "steps": run.step})
-        save_model(run.out, network, model)
+        save_model(run.out, network, PACKAGE, model)
 
 
 def test_slices(network: MetaUNet, test: SliceSet, folder: Path) -> NDArray[np.float64]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import load_weights, read_model, save_model, weights_file
 from dart_core.data.slices import evaluating
-from dart_core.errors import CheckpointError, InputError
-from mmtl_octl.models import JOINT, WEIGHTS, weights_file
+from dart_core.errors import InputError
+from mmtl_octl.models import JOINT
 from mmtl_octl.pictures import Pictures, SplitBy, load_picture, whole_view
 from mmtl_octl.reports import PACKAGE
 from mmtl_octl.settings import OptimizerName
@@ -82,7 +81,7 @@ def save_classifier(folder: Path, network: nn.Module, model: Classifier) -> None
     Raises:
         OutputError: the file cannot be written.
     """
-    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
+    save_model(folder, network, PACKAGE, model)
 
 
 def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Network, Classifier]:
@@ -91,17 +90,14 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> tuple[Net
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
+
+    def parse(fields: Any) -> tuple[Network, Classifier]:
+        model = Classifier(**fields)
+        return build(model), model
+
     file = weights_file(path)
-    text = read_metadata(file).get(PACKAGE)
-    try:
-        model = Classifier(**json.loads(text or ""))
-        network = build(model)
-    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(
-            "is no classifier of mmtl-octl",
-            where=file,
-            remedy="give a run folder of `pretrain` or `adapt` with --task classification",
-        ) from error
+    remedy = "give a run folder of `pretrain` or `adapt` with --task classification"
+    network, model = read_model(file, PACKAGE, parse, "is no classifier of mmtl-octl", remedy)
     load_weights(file, network)
     return network.to(device), model
 

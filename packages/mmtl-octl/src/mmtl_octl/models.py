@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from dart_core.adapt import SpotTUNet
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
-from dart_core.errors import CheckpointError
+from dart_core.checkpoint import load_weights, read_model, weights_file
 from dart_core.nets import ResidualUNet2d
 
-WEIGHTS = "model.safetensors"
+PACKAGE = "mmtl-octl"
 HISTORY = "history.safetensors"
 JOINT = "+"
 """Between the names of several source sites."""
@@ -57,41 +55,19 @@ def build(model: Model) -> ResidualUNet2d | SpotTUNet:
     return SpotTUNet(network, switch_top_skip=False) if model.network == "SpotTUNet" else network
 
 
-def save_model(folder: Path, network: nn.Module, model: Model) -> Path:
-    """Write model.safetensors into a run folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_weights(folder / WEIGHTS, network, {"mmtl-octl": json.dumps(asdict(model))})
-    return folder / WEIGHTS
-
-
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[ResidualUNet2d | SpotTUNet, Model]:
     """The network of a run folder or weight file, and what its file says of it.
 
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
+
+    def parse(fields: Any) -> tuple[ResidualUNet2d | SpotTUNet, Model]:
+        model = Model(**fields)
+        return build(model), model
+
     file = weights_file(path)
-    text = read_metadata(file).get("mmtl-octl")
-    try:
-        model = Model(**json.loads(text or ""))
-        network = build(model)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            "is no segmentation network of mmtl-octl", where=file, remedy="give a run folder of `pretrain` or `adapt`"
-        ) from error
+    remedy = "give a run folder of `pretrain` or `adapt`"
+    network, model = read_model(file, PACKAGE, parse, "is no segmentation network of mmtl-octl", remedy)
     load_weights(file, network)
     return network.to(device), model
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path

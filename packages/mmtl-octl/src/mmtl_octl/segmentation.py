@@ -11,6 +11,7 @@ import numpy as np
 from torch import nn
 
 from dart_core import figures, metrics, scan_commands
+from dart_core.checkpoint import save_model
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.scans import Scan, load_scans, open_datalist, require_subjects, rows_of
@@ -22,7 +23,7 @@ from dart_core.scan_commands import check_settings, panel, source_sites, spacing
 from mmtl_octl import features as of_features
 from mmtl_octl import settings as of
 from mmtl_octl.method import SEGMENTATION, AfterEpoch, fine_tune, make_optimizer, train_source
-from mmtl_octl.models import HISTORY, Model, build, load_model, save_model
+from mmtl_octl.models import HISTORY, Model, build, load_model
 from mmtl_octl.octl import save_history
 from mmtl_octl.pools import Pool, check_sizes, first_patients, make_pool, patch_size_of, training_batches
 from mmtl_octl.prediction import segment
@@ -57,7 +58,7 @@ def pretrain(command: of.Pretrain) -> None:
         if not run.is_main:
             return
         save_history(optimizer, network, run.out / HISTORY)
-        save_model(run.out, network, model)
+        save_model(run.out, network, PACKAGE, model)
         report = Report("Source network", f"Sites {', '.join(sources)}; {amount(pool)}", package=PACKAGE)
         _finish(run, report, command, network, validation, {"patients": len(pool.patients), "slices": pool.size})
     say(f"network and history: {run.out}   report: {run.out / 'report.html'}")
@@ -142,7 +143,7 @@ def adapt(command: of.Adapt) -> None:
         network = fine_tune(run, network, batches, SEGMENTATION, training, settings, history, after)
         if not run.is_main:
             return
-        save_model(run.out, network, model)
+        save_model(run.out, network, PACKAGE, model)
         origin = f"from {model.source_site} " if model.source else ""
         report = Report(
             f"Adaptation: {model.method}", f"{origin}to {command.target}; {amount(target)}", package=PACKAGE
@@ -162,7 +163,7 @@ def _keep_source(command: of.Adapt, datalist: Datalist, network: nn.Module, mode
     """--method none: the source network in a run folder of its own, so that it is used like the others."""
     datalist.select(site=command.target)
     with Run(command.run, command) as run:
-        save_model(run.out, network, dataclasses.replace(model, target=command.target, method="none"))
+        save_model(run.out, network, PACKAGE, dataclasses.replace(model, target=command.target, method="none"))
         report = Report("Adaptation: none", f"The network from {model.source_site} as it is", package=PACKAGE)
         _finish(run, report, command, network.to(run.device), [], {"patients": 0, "slices": 0})
     say(f"network: {run.out}   report: {run.out / 'report.html'}")

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import load_weights, read_metadata, read_model, save_model, weights_file
 from dart_core.errors import CheckpointError
 from popar.networks import POPAR, Classifier, parse_options
 from popar.settings import FineTuning, Head, Normalisation, Subtask
 
-WEIGHTS = "model.safetensors"
 PACKAGE = "popar"
 _PRETRAINED, _TUNED = "popar-pretrained", "popar-classifier"
 
@@ -104,6 +102,15 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+def pretrained_of(fields: Mapping[str, Any]) -> Pretrained:
+    """A `Pretrained` from what JSON made of one.
+
+    Raises:
+        KeyError, TypeError, ValueError: they are not its fields.
+    """
+    return Pretrained(**{**fields, "network": parse_options(fields["network"]), "subtasks": tuple(fields["subtasks"])})
+
+
 def tuned_of(fields: Mapping[str, Any]) -> Tuned:
     """A `Tuned` from what JSON made of one.
 
@@ -131,7 +138,7 @@ def save_pretrained(folder: Path, network: POPAR, about: Pretrained) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    save_weights(folder / WEIGHTS, network, {_PRETRAINED: json.dumps(asdict(about))})
+    save_model(folder, network, _PRETRAINED, about)
 
 
 def save_tuned(folder: Path, network: Classifier, about: Tuned) -> None:
@@ -140,7 +147,7 @@ def save_tuned(folder: Path, network: Classifier, about: Tuned) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    save_weights(folder / WEIGHTS, network, {_TUNED: json.dumps(asdict(about))})
+    save_model(folder, network, _TUNED, about)
 
 
 def describe(path: Path) -> Pretrained | Tuned | None:
@@ -153,18 +160,10 @@ def describe(path: Path) -> Pretrained | Tuned | None:
     if file.suffix != ".safetensors":
         return None
     metadata = read_metadata(file)
-    try:
-        if _PRETRAINED in metadata:
-            fields = json.loads(metadata[_PRETRAINED])
-            return Pretrained(
-                **{**fields, "network": parse_options(fields["network"]), "subtasks": tuple(fields["subtasks"])}
-            )
-        if _TUNED in metadata:
-            return tuned_of(json.loads(metadata[_TUNED]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"its description cannot be read ({error})", where=file, remedy="train again with this version"
-        ) from error
+    readers: dict[str, Callable[[Any], Pretrained | Tuned]] = {_PRETRAINED: pretrained_of, _TUNED: tuned_of}
+    for key, parse in readers.items():
+        if key in metadata:
+            return read_model(file, key, parse, "its description cannot be read", "train again with this version")
     return None
 
 
@@ -196,14 +195,3 @@ def load_tuned(path: Path, device: torch.device | str = "cpu") -> tuple[Classifi
     network = Classifier(about.backbone, len(about.labels), about.image_size, about.head, **about.network)
     load_weights(weights_file(path), network)
     return network.to(device).eval(), about
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path

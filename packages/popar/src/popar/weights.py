@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dart_core.checkpoint import read_weight_file, unwrap
+from dart_core.checkpoint import read_weight_file, unwrap, weights_file
 from dart_core.errors import CheckpointError
 from dart_core.nets import Conversion
-from popar.models import weights_file
 from popar.networks import POPAR, Classifier
 
 LEAST = 0.95

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Generator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from dart_core.checkpoint import load_weights, read_metadata, read_weight_file, save_weights
+from dart_core.checkpoint import load_weights, read_model, read_weight_file, save_model, weights_file
 from dart_core.errors import CheckpointError, SettingError
 from sissi import settings as of
 
-PACKAGE, WEIGHTS, SMALL, PAPER = "sissi", "model.safetensors", "small", "fasterrcnn_resnet50_fpn"
+PACKAGE, SMALL, PAPER = "sissi", "small", "fasterrcnn_resnet50_fpn"
 CLASSES = 2
 """Background and cell."""
 _LABEL = "sissi-detector"
@@ -235,7 +234,7 @@ def save_detector(folder: Path, detector: nn.Module, about: About) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    save_weights(folder / WEIGHTS, detector, {_LABEL: json.dumps(asdict(about))})
+    save_model(folder, detector, _LABEL, about)
 
 
 def describe(path: Path) -> About:
@@ -244,11 +243,8 @@ def describe(path: Path) -> About:
     Raises:
         CheckpointError: no such file, or one that is no detector of this package.
     """
-    file = weight_file(path)
-    text = read_metadata(file).get(_LABEL)
-    if text is None:
-        raise CheckpointError("not a detector of this package", where=file, remedy="give a run folder of `sissi train`")
-    return About(**json.loads(text))
+    problem, remedy = "not a detector of this package", "give a run folder of `sissi train`"
+    return read_model(weights_file(path), _LABEL, lambda fields: About(**fields), problem, remedy)
 
 
 def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, About]:
@@ -262,18 +258,6 @@ def load_detector(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Mo
         about.detector, about.size, frozen=about.frozen, score=about.score, nms=about.nms, detections=about.detections,
         zero_eps=about.zero_eps,
     )  # fmt: skip
-    load_weights(weight_file(path), detector)
-    _check_finite(detector, weight_file(path))
+    load_weights(weights_file(path), detector)
+    _check_finite(detector, weights_file(path))
     return detector.to(device).eval(), about
-
-
-def weight_file(path: Path) -> Path:
-    """The file of a run folder, or the file itself.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    file = path / WEIGHTS if path.is_dir() else path
-    if path.is_dir() and not file.is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="give a finished run of `sissi train`")
-    return file

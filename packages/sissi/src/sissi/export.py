@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import detection
 
-from dart_core.checkpoint import save_tensors
+from dart_core.checkpoint import save_tensors, weights_file
 from dart_core.cli import say
 from dart_core.errors import OutputError
 from dart_core.export import check_file
 from sissi import settings as of
-from sissi.detectors import CLASSES, SMALL, load_detector, weight_file
+from sissi.detectors import CLASSES, SMALL, load_detector
 from sissi.pictures import frame_tensor
 
 COLOURS = {"rgb": "red, green, blue", "bgr": "blue, green, red"}
@@ -25,7 +25,7 @@ COLOURS = {"rgb": "red, green, blue", "bgr": "blue, green, red"}
 def export(command: of.Export) -> None:
     """Write the detector so that torchvision loads it without any renaming."""
     path = command.out
-    if path.resolve() == weight_file(command.model).resolve():
+    if path.resolve() == weights_file(command.model).resolve():
         raise OutputError("is the model itself", where=path, remedy="rename --out")
     check_file(path, ".safetensors", command.overwrite)
     detector, about = load_detector(command.model)

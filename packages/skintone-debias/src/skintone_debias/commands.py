@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dart_core.checkpoint import WEIGHTS, weights_file
 from dart_core.classification import MEASURES, auc_text, binary_scores, group_table, scores_section, write_predictions
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
@@ -37,12 +38,11 @@ from skintone_debias.cases import (
     take_fold,
 )
 from skintone_debias.datalists import open_cases
-from skintone_debias.networks import BEST, WEIGHTS, LesionNet, Model, build, load_model, save_model, weight_file
+from skintone_debias.networks import BEST, PACKAGE, LesionNet, Model, build, load_model, save_model
 from skintone_debias.recipes import RECIPES
 from skintone_debias.training import Best, head_columns, train_network, validate
 from skintone_debias.views import score_rows
 
-PACKAGE = "skintone-debias"
 SMALLEST = 32
 """Side in pixels under which a picture is a problem."""
 
@@ -284,7 +284,7 @@ def predict(command: of.Predict) -> None:
     content = {
         "pictures": len(rows),
         "views": command.views,
-        "weights": weight_file(command.model).stem,
+        "weights": weights_file(command.model).stem,
         "sites": {row["group"]: {key: row[key] for key in MEASURES} for row in table},
         "model": dataclasses.asdict(model),
     }

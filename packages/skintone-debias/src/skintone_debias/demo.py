@@ -13,9 +13,10 @@ from dart_core.report import Report
 from dart_core.run import claim_folder, flat_settings
 from dart_core.settings import OutputSettings, RunSettings
 from skintone_debias import settings as of
-from skintone_debias.commands import PACKAGE, check_data, predict, train
+from skintone_debias.commands import check_data, predict, train
 from skintone_debias.evaluation import evaluate, evaluation_sections, read_networks
 from skintone_debias.labelling import label
+from skintone_debias.networks import PACKAGE
 
 PICTURES, SIDE, NETWORK_SIDE = 72, 128, 64
 SITES = ("A", "B")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dart_core.checkpoint import WEIGHTS
 from dart_core.classification import (
     MEASURES,
     Predictions,
@@ -29,9 +30,8 @@ from dart_core.report import Report
 from dart_core.run import METRICS, claim_folder, flat_settings
 from skintone_debias import settings as of
 from skintone_debias.cases import ordered
-from skintone_debias.commands import PACKAGE
 from skintone_debias.datalists import normalised
-from skintone_debias.networks import WEIGHTS, Model, read_model
+from skintone_debias.networks import PACKAGE, Model, read_model
 from skintone_debias.recipes import PAPER_NAMES
 from skintone_debias.tables import dermatologists, printed_table, published_set
 

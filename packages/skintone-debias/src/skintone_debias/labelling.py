@@ -25,6 +25,7 @@ from dart_core.log import Log, plain_number
 from dart_core.report import Report
 from skintone_debias import settings as of
 from skintone_debias.datalists import normalised, reader_of
+from skintone_debias.networks import PACKAGE
 from skintone_debias.photos import LabelOptions, Photo, label_photo, start_process
 from skintone_debias.scores import TYPES, Agreement, agreements, confusion
 from skintone_debias.tables import printed_table
@@ -37,7 +38,6 @@ from skintone_debias.tone_figures import (
     tile,
 )
 
-PACKAGE = "skintone-debias"
 COLUMNS = ("ita", "fitzpatrick", "patch", *(f"ita_{k}" for k in range(len(CORNERS))), "reason")
 """What `label` adds to a datalist; a column of the same name that was there before is kept as `given_<name>`."""
 TRUTHS = ("fitzpatrick", "fitzpatrick_scale")

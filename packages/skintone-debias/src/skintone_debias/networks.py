@@ -6,20 +6,21 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
-from dart_core.errors import CheckpointError, DartError
+from dart_core import checkpoint
+from dart_core.checkpoint import load_weights, save_weights, weights_file
 from dart_core.nets.backbones import create_backbone
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours (B10)."""
 DROPOUT, HIDDEN = 0.5, 128
 """In front of the main head; units of a deep auxiliary head."""
-WEIGHTS, BEST = "model.safetensors", "best.safetensors"
-_KEY = "skintone-debias"
+BEST = "best.safetensors"
+PACKAGE = "skintone-debias"
 
 
 class MainHead(nn.Sequential):
@@ -120,13 +121,8 @@ def save_model(path: Path, network: nn.Module, model: Model) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    save_weights(path, network, {_KEY: json.dumps(asdict(model))})
+    save_weights(path, network, {PACKAGE: json.dumps(asdict(model))})
     return path
-
-
-def weight_file(path: Path) -> Path:
-    """The weight file that a run folder, or the path of the file itself, stands for."""
-    return path / WEIGHTS if path.is_dir() else path
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[LesionNet, Model]:
@@ -135,17 +131,14 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[LesionNe
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    file = weight_file(path)
-    text = read_metadata(file).get(_KEY)
-    try:
-        model = read_model(json.loads(text or ""))
-        network = build(model)
-    except (ValueError, TypeError, KeyError, DartError) as error:
-        raise CheckpointError(
-            "is no classifier of skintone-debias", where=file, remedy="give a run folder of `skintone-debias train`"
-        ) from error
+
+    def parse(fields: Any) -> tuple[LesionNet, Model]:
+        model = read_model(fields)
+        return build(model), model
+
+    file = weights_file(path)
+    problem, remedy = "is no classifier of skintone-debias", "give a run folder of `skintone-debias train`"
+    network, model = checkpoint.read_model(file, PACKAGE, parse, problem, remedy)
     load_weights(file, network)
     return network.to(device).eval(), model
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dart_core import figures, metrics
-from dart_core.checkpoint import save_weights
+from dart_core.checkpoint import save_model, save_weights
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row, check
 from dart_core.data.images import read_image
@@ -40,7 +40,7 @@ from stain_aglr.datasets import (
 )
 from stain_aglr.figures import regeneration_figure, views_figure
 from stain_aglr.method import train_network, weights_of
-from stain_aglr.models import GENERATOR, PACKAGE, Model, save_model
+from stain_aglr.models import GENERATOR, PACKAGE, Model
 from stain_aglr.networks import PatchClassifier, StainAgLr
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def train(command: of.Train) -> None:
             best.epoch, best.loss, lambda1, lambda2, command.split_by, drawn, width, training.halving, training.relu_logits,
             training.upsampling, command.options,
         )  # fmt: skip
-        save_model(run.out, classifier, model)
+        save_model(run.out, classifier, PACKAGE, model)
         found = validate(classifier)
         content = {
             "method": command.method, "site": site, "training_patches": len(files["train"]), "steps": run.step,

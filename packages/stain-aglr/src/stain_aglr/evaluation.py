@@ -23,13 +23,13 @@ from dart_core.classification import (
 from dart_core.cli import say
 from dart_core.errors import InputError
 from dart_core.files import write_atomic, write_csv
-from dart_core.report import Report
+from dart_core.report import Report, mean_and_spread
 from dart_core.run import METRICS, claim_folder, flat_settings
 from stain_aglr import settings as of
 from stain_aglr.figures import embed, feature_figure, sensitivity_figure
 from stain_aglr.models import PACKAGE, Model
 from stain_aglr.prediction import FEATURES, MARGIN, group_name
-from stain_aglr.tables import beside_printed, mean_and_spread, mean_over_sites, printed_rows
+from stain_aglr.tables import beside_printed, mean_over_sites, printed_rows
 
 SCORES = "scores.csv"
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from dart_core.checkpoint import load_weights, read_metadata, save_weights
+from dart_core.checkpoint import load_weights, read_model, weights_file
 from dart_core.errors import CheckpointError
 from stain_aglr.method import LAMBDA1, LAMBDA2
 from stain_aglr.networks import PatchClassifier, StainGenerator
 from stain_aglr.settings import CONSISTENT, ON, REGENERATING, Halving, SplitBy, Upsampling
 
-WEIGHTS = "model.safetensors"
 GENERATOR = "generator.safetensors"
 PACKAGE = "stain-aglr"
 
@@ -76,31 +75,20 @@ class Model:
         return f"{name} ({', '.join(words)})" if words else name
 
 
-def save_model(folder: Path, network: PatchClassifier, model: Model) -> Path:
-    """Write model.safetensors into a run folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
-    return folder / WEIGHTS
-
-
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[PatchClassifier, Model]:
     """The classifier of a run folder or weight file in evaluation mode, and what its file says of it.
 
     Raises:
         CheckpointError: no such file, a damaged one, or weights of something else.
     """
+
+    def parse(fields: Any) -> tuple[PatchClassifier, Model]:
+        model = Model(**fields)
+        return PatchClassifier(model.width, model.halving, model.relu_logits), model
+
     file = weights_file(path)
-    text = read_metadata(file).get(PACKAGE)
-    try:
-        model = Model(**json.loads(text or ""))
-        network = PatchClassifier(model.width, model.halving, model.relu_logits)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"is no patch classifier of {PACKAGE}", where=file, remedy="give a run folder of `stain-aglr train`"
-        ) from error
+    problem, remedy = f"is no patch classifier of {PACKAGE}", "give a run folder of `stain-aglr train`"
+    network, model = read_model(file, PACKAGE, parse, problem, remedy)
     load_weights(file, network)
     return network.to(device).eval(), model
 
@@ -120,14 +108,3 @@ def load_generator(path: Path, device: torch.device | str = "cpu") -> StainGener
     generator = StainGenerator(model.width, model.upsampling)
     load_weights(folder / GENERATOR, generator)
     return generator.to(device).eval()
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dart_core.errors import SettingError
+from dart_core.report import mean_and_spread
 
 PRINTED_TABLES = ("table1", "table2", "table3")
 PAPER_NAMES = {
@@ -75,13 +76,6 @@ def printed_rows(name: str) -> tuple[list[str], list[list[str]]]:
         for row in rows
     ]
     return ["method", *centres, *(last[key] for key in rest)], shown
-
-
-def mean_and_spread(mean: float | None, std: float | None) -> str:
-    """An AUC over seeds, as the paper prints it; a dash where it is undefined."""
-    if mean is None:
-        return "–"
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def mean_over_sites(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dart_core import figures
-from dart_core.checkpoint import load_weights, save_weights
+from dart_core.checkpoint import WEIGHTS, load_weights, save_model, save_weights, weights_file
 from dart_core.cli import say
 from dart_core.errors import CheckpointError, SettingError
 from dart_core.files import atomic_write
@@ -23,7 +23,7 @@ from united_ssl import settings as of
 from united_ssl.cubes import Cubes, read_cubes
 from united_ssl.figures import SHOWN, restored_figure
 from united_ssl.method import carry_over, fixed_views, train_step
-from united_ssl.models import CRITIC, PACKAGE, WEIGHTS, Pretrained, read_model, save_model, weights_file
+from united_ssl.models import CRITIC, PACKAGE, Pretrained, read_model
 from united_ssl.networks import set_momentum
 from united_ssl.tasks import AnyUNet, Task
 
@@ -180,7 +180,7 @@ def _train(run: Run, command: of.Pretrain, step: str, cubes: dict[str, Cubes], w
     }  # fmt: skip
     run.finish(content)
     _report(run, command, step, carried, f"weights of epoch {best.epoch}, the best one; {run.step} steps in all")
-    save_model(run.out, network, model)  # last: a folder that has it is finished
+    save_model(run.out, network, PACKAGE, model)  # last: a folder that has it is finished
 
 
 @torch.no_grad()

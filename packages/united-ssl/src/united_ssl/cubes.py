@@ -9,7 +9,6 @@ the files of Models Genesis (bat_32_s_64x64x64_<subset>.npy) and of TransVW's ow
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from dart_core.errors import InputError
-from dart_core.files import write_atomic, write_csv
+from dart_core.files import write_csv, write_npy
 from dart_core.metrics import to_numpy
 from united_ssl.networks import REDUCTION
 
@@ -285,14 +284,8 @@ def write_cubes(file: Path, cubes: NDArray[Any], masks: NDArray[Any] | None = No
         masks: whole numbers of the same shape, written beside it first, so that a file of cubes is never without.
     """
     if masks is not None:
-        write_atomic(masks_file(file), _npy(masks.astype(np.uint8)))
-    write_atomic(file, _npy(cubes.astype(np.float16)))
-
-
-def _npy(array: NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+        write_npy(masks_file(file), masks.astype(np.uint8))
+    write_npy(file, cubes.astype(np.float16))
 
 
 def write_index(folder: Path, rows: Iterable[CubeRow]) -> Path:

@@ -17,7 +17,7 @@ from dart_core.classification import binary_scores, compare_seeds, read_predicti
 from dart_core.cli import say
 from dart_core.errors import InputError
 from dart_core.files import write_atomic, write_csv
-from dart_core.report import Report
+from dart_core.report import Report, mean_and_spread
 from dart_core.run import METRICS, claim_folder, find_device, flat_settings
 from united_ssl import settings as of
 from united_ssl.cubes import CubeRow, Cubes
@@ -25,7 +25,7 @@ from united_ssl.figures import increments_figure, label_curves, restored_figure
 from united_ssl.measures import curve_saving, frechet_distance
 from united_ssl.models import PACKAGE, Pretrained, Target, load_model
 from united_ssl.prediction import ORIGINAL, OVERLAPS, RESTORED, iou_rows
-from united_ssl.tables import PRETEXT_NAMES, mean_and_spread, printed_rows, significance
+from united_ssl.tables import PRETEXT_NAMES, printed_rows, significance
 from united_ssl.tasks import pooled_features
 
 SCORES = "scores.csv"

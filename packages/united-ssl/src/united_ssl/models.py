@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from dart_core.checkpoint import load_state, load_weights, read_metadata, save_weights
+from dart_core import checkpoint
+from dart_core.checkpoint import load_weights, weights_file
 from dart_core.errors import CheckpointError
 from united_ssl.networks import TargetClassifier, TargetSegmenter
 from united_ssl.settings import RESTORING, Network, Pretext
 from united_ssl.tasks import AnyUNet, Task
 
-WEIGHTS = "model.safetensors"
 CRITIC = "critic.safetensors"
 PACKAGE = "united-ssl"
 
@@ -86,36 +85,24 @@ def build(model: Pretrained | Target) -> nn.Module:
     return TargetSegmenter(model.classes, model.width, "transposed" if model.up == "transposed" else "nearest")
 
 
-def save_model(folder: Path, network: nn.Module, model: Pretrained | Target) -> Path:
-    """Write model.safetensors into a run folder.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    save_weights(folder / WEIGHTS, network, {PACKAGE: json.dumps(asdict(model))})
-    return folder / WEIGHTS
-
-
 def read_model(path: Path) -> Pretrained | Target:
     """What a network file says of itself.
 
     Raises:
         CheckpointError: no such file, or one of something else.
     """
-    file = weights_file(path)
-    text = read_metadata(file).get(PACKAGE)
-    try:
-        content = json.loads(text or "")
-        content["shape"] = tuple(content["shape"])
-        model: Pretrained | Target = Target(**content) if content["kind"] == "target" else Pretrained(**content)
-        if isinstance(model, Pretrained):
-            Pretext(**model.pretext)
-            Network(**model.network)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"is no network of {PACKAGE}", where=file, remedy="give a run of `pretrain` or `fine-tune`"
-        ) from error
-    return model
+
+    def parse(fields: Any) -> Pretrained | Target:
+        fields["shape"] = tuple(fields["shape"])
+        if fields["kind"] == "target":
+            return Target(**fields)
+        model = Pretrained(**fields)
+        Pretext(**model.pretext)
+        Network(**model.network)
+        return model
+
+    problem, remedy = f"is no network of {PACKAGE}", "give a run of `pretrain` or `fine-tune`"
+    return checkpoint.read_model(weights_file(path), PACKAGE, parse, problem, remedy)
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Pretrained | Target]:
@@ -126,8 +113,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     """
     model = read_model(path)
     network = build(model)
-    state, _ = load_weights(weights_file(path))
-    load_state(network, state, weights_file(path))
+    load_weights(weights_file(path), network)
     return network.to(device).eval(), model
 
 
@@ -141,14 +127,3 @@ def load_pretrained(path: Path) -> tuple[AnyUNet, Pretrained]:
     if isinstance(model, Target):
         raise CheckpointError("is a fine-tuned network", where=path, remedy="give a run of `united-ssl pretrain`")
     return network, model  # type: ignore[return-value]
-
-
-def weights_file(path: Path) -> Path:
-    """The weight file that a run folder or path means.
-
-    Raises:
-        CheckpointError: a folder without one.
-    """
-    if path.is_dir() and not (path / WEIGHTS).is_file():
-        raise CheckpointError(f"holds no {WEIGHTS}", where=path, remedy="finish the training run (--resume)")
-    return path / WEIGHTS if path.is_dir() else path

@@ -36,13 +36,6 @@ def printed_rows(name: str) -> tuple[list[str], list[list[str]]]:
     return [*(head.replace("_", " ") for head in heads), *targets], shown
 
 
-def mean_and_spread(mean: float | None, std: float | None) -> str:
-    """A measure over seeds; a dash where it is undefined."""
-    if mean is None:
-        return "–"
-    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
-
-
 def significance(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Add "stars": *** for p < 0.05 as the captions define it (their other two thresholds cannot be meant)."""
     return [{**row, "stars": "***" if row["p_t"] is not None and row["p_t"] < 0.05 else ""} for row in rows]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dart_core import figures, metrics
 from dart_core.batches import Batches
-from dart_core.checkpoint import load_weights
+from dart_core.checkpoint import load_weights, save_model, weights_file
 from dart_core.cli import say
 from dart_core.errors import InputError, SettingError
 from dart_core.fine_tuning import FineTuning, fine_tune
@@ -24,7 +24,7 @@ from united_ssl.cubes import read_cubes as read
 from united_ssl.figures import SHOWN, masks_figure
 from united_ssl.measures import case_iou, pooled_iou
 from united_ssl.method import carry_over
-from united_ssl.models import PACKAGE, Pretrained, Target, build, load_pretrained, save_model, weights_file
+from united_ssl.models import PACKAGE, Pretrained, Target, build, load_pretrained
 from united_ssl.networks import set_momentum
 from united_ssl.schedules import Plateau, bad_epochs_allowed
 
@@ -86,7 +86,7 @@ def fine_tune_command(command: of.FineTune) -> None:
         }  # fmt: skip
         run.finish(content)
         _report(run, command, network, parts, model, found)
-        save_model(run.out, network, model)
+        save_model(run.out, network, PACKAGE, model)
     say(f"network: {run.out}   report: {run.out / 'report.html'}")
 
 
