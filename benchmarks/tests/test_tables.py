@@ -297,6 +297,21 @@ def test_cost_counts_what_is_not_done(tmp_path: Path, monkeypatch: pytest.Monkey
     assert of.gpu_hours(table, jobs, tmp_path) == (4.0, 3)
 
 
+def test_the_papers_scale_is_confirmed_before_anything_is_labelled(tmp_path: Path) -> None:
+    import table as of
+
+    data, work = tmp_path / "data", tmp_path / "work"
+    for name in ("isic", "atlas", "asan", "mclass", "weights"):
+        (data / name).mkdir(parents=True)
+        (data / name / "resnext101_32x8d.pth").write_text(name)
+    table = of.load("skintone-debias", "table2")
+    jobs = of.with_needs(job for cell in table.cells(of.Scale("paper", work, data)) for run in cell.runs for job in run)
+    verbs = [str(job.words[0]) for job in jobs]
+    assert (verbs.count("label"), verbs.count("train"), verbs.count("evaluate")) == (1, 4, 4 * 3)
+    assert set(verbs) <= set(table.hours)
+    assert not work.exists()
+
+
 def test_an_unknown_table_is_told() -> None:
     import table as of
 

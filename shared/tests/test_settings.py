@@ -11,7 +11,7 @@ import yaml
 from dart_core.cli import main, say
 from dart_core.errors import SettingError
 from dart_core.run import flat_settings
-from dart_core.settings import EvaluationSettings, OutputSettings, ScanSettings, at_least
+from dart_core.settings import DemoSettings, EvaluationSettings, OutputSettings, ScanSettings, at_least
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,12 @@ def test_what_follows_from_the_preprocessing():
     }  # fmt: skip
     assert dataclasses.replace(made["plain"], spacing=(1, 1, 2)).target_spacing == (1, 1, 2)
     assert dataclasses.replace(made["cc359"], spacing=(1, 1, 1)).target_spacing == (1, 1, 1)
+
+
+def test_a_demo_takes_no_negative_seed():
+    assert DemoSettings(Path("o"), seed=0).seed == 0
+    with pytest.raises(SettingError, match="--seed is -1; give at least 0"):
+        DemoSettings(Path("o"), seed=-1)
 
 
 def test_evaluation_settings():

@@ -13,7 +13,6 @@ from skintone_debias_ham import labelled
 from table import Scale, config
 
 from dart_core.data import phantoms
-from dart_core.data.catalog import isic
 from dart_core.data.datalist import Datalist, Row
 from dart_core.experiment import Job, Word
 
@@ -78,17 +77,10 @@ def held_out(scale: Scale, site: str) -> Path:
     return listed
 
 
-def isic_tones(scale: Scale) -> Path:
-    """ISIC 2017 and 2020 as published, with the types of the package's labeller; written once."""
-    from skintone_debias.labelling import label
-    from skintone_debias.settings import Label
-
-    folder = scale.work / "data" / "isic"
-    tones = folder / "tones.csv"
-    if not tones.is_file():
-        listed = isic.index(scale.set("isic")).write(folder / "datalist.csv")
-        label(Label((listed,), tones, truth="none", overwrite=True))
-    return tones
+def isic_tones(scale: Scale) -> Job:
+    """ISIC 2017 and 2020 as published, with the types of the package's labeller."""
+    words = ("label", scale.set("isic"), "--truth", "none")
+    return Job(PACKAGE, words, "ISIC labelled", out="tones.csv")
 
 
 def skin_phantoms(scale: Scale) -> Path:
@@ -98,7 +90,13 @@ def skin_phantoms(scale: Scale) -> Path:
     return listed if listed.is_file() else phantoms.write_skin_lesions(folder, ("A", "B"), 24, 48)
 
 
-def trained(scale: Scale, row: str, datalist: Path, seed: int, sites: Sequence[str] = (), nuisance: str = "") -> Job:
+def _named(datalist: Path | Job) -> str:
+    return datalist.name if isinstance(datalist, Job) else datalist.stem
+
+
+def trained(
+    scale: Scale, row: str, datalist: Path | Job, seed: int, sites: Sequence[str] = (), nuisance: str = ""
+) -> Job:
     """A classifier with the settings of a table's row, named like its file in configs."""
     words: list[Word] = ["train", "--config", config(PACKAGE, row), "--datalist", datalist, "--seed", seed]
     if scale.name == "paper":
@@ -112,7 +110,7 @@ def trained(scale: Scale, row: str, datalist: Path, seed: int, sites: Sequence[s
             small=["--image-size", 64, "--epochs", 30, "--batch-size", 32],
             smoke=["--image-size", 32, "--epochs", 1, "--batch-size", 8],
         )
-    return Job(PACKAGE, tuple(words), f"{row} seed {seed} {datalist.stem}")
+    return Job(PACKAGE, tuple(words), f"{row} seed {seed} {_named(datalist)}")
 
 
 def scored(network: Job, datalist: Path) -> Job:

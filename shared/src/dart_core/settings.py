@@ -107,6 +107,21 @@ class ScanSettings:
 
 
 @dataclass(frozen=True)
+class DemoSettings:
+    """A method's whole way on phantoms."""
+
+    out: Path
+    """Folder for phantoms, networks, predictions and report.html."""
+    overwrite: bool = False
+    """Replace an earlier demo in --out."""
+    seed: int = 0
+    """Seed of phantoms and training."""
+
+    def __post_init__(self) -> None:
+        at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True)
 class OutputSettings:
     """Where the results of a command go that is no training run."""
 

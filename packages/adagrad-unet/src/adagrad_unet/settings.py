@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, ScanSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, ScanSettings, at_least
 
 OptimizerName = Literal["sgd", "adam", "avagrad", "sgdm-10"]
 LEARNING_RATES = {"sgd": 0.01, "adam": 3e-4, "avagrad": 10.0, "sgdm-10": 10.0}
@@ -237,15 +237,11 @@ class Spottuning:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Train with SGD and AvaGrad on phantom heads of one scanner, segment others, compare (about a minute)."""
 
     out: Path = Path("adagrad-unet-demo")
     """Folder for phantoms, runs, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

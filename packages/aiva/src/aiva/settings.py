@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import EvaluationSettings, OutputSettings, RunSettings, ScanSettings, at_least
+from dart_core.settings import DemoSettings, EvaluationSettings, OutputSettings, RunSettings, ScanSettings, at_least
 
 Method = Literal["none", "aiva", "adabn", "seg-jdot", "adaptsegnet", "target"]
 Rule = Literal["highest_source", "lowest_source", "last"]
@@ -159,15 +159,11 @@ STEPWISE = ("aiva", "seg-jdot", "adaptsegnet")
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom heads of two scanners: pre-train, adapt by every method, evaluate (about a minute)."""
 
     out: Path = Path("aiva-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

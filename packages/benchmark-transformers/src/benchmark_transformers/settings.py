@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
 
 BackboneName = Literal["swin_b", "vit_b"]
 Source = Literal["simmim", "moco_v3", "dino", "mae", "moby"]
@@ -233,15 +233,11 @@ class PretrainRecipe:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom radiographs: pre-train, continue, fine-tune, predict, evaluate, compare (about a minute)."""
 
     out: Path = Path("benchmark-transformers-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and trainings."""
 
 
 @dataclass(frozen=True)

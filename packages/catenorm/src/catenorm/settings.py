@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 Method = Literal["catenorm", "bn", "in", "gn", "dsbn", "ms-net", "w-net"]
 Architecture = Literal["unet", "deeplabv3plus"]
@@ -193,15 +193,11 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Train CateNorm and batch norm on phantom abdomens of two scanners, segment, evaluate (about a minute)."""
 
     out: Path = Path("catenorm-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

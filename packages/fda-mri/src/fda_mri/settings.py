@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 BETAS = (0.0, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03)
 """The effective grid of the authors' notebook (specification 2.6, item 2)."""
@@ -132,15 +132,11 @@ class CycleGAN:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run the whole method on phantom head scans of two scanners: train, adapt, tune, evaluate (about a minute)."""
 
     out: Path = Path("fda-mri-demo")
     """Folder for phantoms, models, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 TARGETS = ("heart", "spleen", "prostate_peripheral_T2", "prostate_transitional_T2")
 """The paper's."""
@@ -231,15 +231,11 @@ class MetaRunSettings(RunSettings):
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantoms: abdomens, meta-training, fine-tuning on a new organ, comparison (about a minute)."""
 
     out: Path = Path("metamedseg-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

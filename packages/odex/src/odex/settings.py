@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 Method = Literal[
     "odex", "joint", "sequential", "ewc", "mib", "rw", "plop", "lwf", "dice-ex", "odex-inf", "odex-last", "gram"
@@ -169,15 +169,11 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Write phantoms, learn them stage by stage with ODEx and two baselines, segment, score and report."""
 
-    out: Path
+    out: Path = Path("odex-demo")
     """Folder for everything."""
-    overwrite: bool = False
-    """Replace what an earlier demo left in --out."""
-    seed: int = 0
-    """Seed of phantoms and trainings."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, ShardedRunSettings, UncertainLabels, at_least
 
 Subtask = Literal["poc", "mpr", "mgr"]
 SUBTASKS: tuple[Subtask, ...] = ("poc", "mpr", "mgr")
@@ -211,15 +211,11 @@ def _share(name: str, value: float, most: float) -> None:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom radiographs: pretrain, fine-tune with and without it, predict, evaluate (about a minute)."""
 
     out: Path = Path("popar-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 Configuration = Literal["baseline", "sissi-w", "sissi-s", "plain-a", "a-sissi-w", "a-sissi-s"]
 Start = Literal["adele", "validation", "never"]
@@ -249,15 +249,11 @@ def _joined(name: str, changes: list[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom cells: weak labels, training with correction, predictions, evaluation (about a minute)."""
 
     out: Path = Path("sissi-demo")
     """Folder for phantoms, detectors, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

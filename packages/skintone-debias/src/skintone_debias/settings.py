@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 from skintone_debias.recipes import ALPHA, LR_BASE, LR_CLASS, MOMENTUM, RECIPES, WEIGHT
 
 Debias = Literal["none", "lntl", "lntl-nogr", "tabe", "clgr", "both", "double-tabe", "double-lntl"]
@@ -160,15 +160,11 @@ class CaseSettings:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom lesions: label, train by every method, predict, evaluate (about a minute)."""
 
     out: Path = Path("skintone-debias-demo")
     """Folder for phantoms, labels, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

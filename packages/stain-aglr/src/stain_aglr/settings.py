@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 Method = Literal["vanilla", "macenko", "vahadane", "stst-gan", "dscsi-gan", "hed", "hed-reg", "hed-cons", "stain-aglr"]
 Space = Literal["offset2", "skimage", "od"]
@@ -182,15 +182,11 @@ class GanTraining:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantom patches of four laboratories: train, predict, evaluate (about a minute)."""
 
     out: Path = Path("stain-aglr-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from dart_core.errors import SettingError
-from dart_core.settings import OutputSettings, RunSettings, at_least
+from dart_core.settings import DemoSettings, OutputSettings, RunSettings, at_least
 
 PretextName = Literal["rotation", "jigsaw", "rubik", "deep-clustering", "transvw"]
 Steps = Literal["D", "DR", "DRA", "joint", "joint-DR"]
@@ -191,15 +191,11 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Demo:
+class Demo(DemoSettings):
     """Run everything on phantoms: cubes of made-up CTs, pretraining in steps, transfer, evaluation (about a minute)."""
 
     out: Path = Path("united-ssl-demo")
     """Folder for phantoms, networks, predictions and report.html."""
-    overwrite: bool = False
-    """Replace an earlier demo in --out."""
-    seed: int = 0
-    """Seed of phantoms and training."""
 
 
 @dataclass(frozen=True)
