@@ -162,6 +162,27 @@ def test_odex_is_tested_on_the_cases_of_the_last_stage(tmp_path: Path) -> None:
     assert read(tmp_path) == {"s1 a": 0.2, "s2 a": 0.3}
 
 
+def test_catenorm_is_tested_on_cases_and_passes_are_kept_apart(tmp_path: Path) -> None:
+    from grids.catenorm import cell
+
+    (tmp_path / "scores.csv").write_text(
+        "method,site,case,organ,dice,asd,assd\n"
+        "cn (BN pass),A,1,liver,0.1,9,9\ncn,A,1,liver,0.5,1,1\ncn,A,1,aorta,0.7,nan,nan\ncn,B,1,liver,0.9,3,3\n"
+    )
+
+    def cases(*words: str, first_pass: bool = False) -> dict[str, float]:
+        read = cell(("row",), "column", [], *words, first_pass=first_pass).read_cases
+        assert read is not None
+        return dict(read(tmp_path))
+
+    assert cases("dice") == pytest.approx({"A 1": 0.6, "B 1": 0.9})
+    assert cases("dice", "sites", "A") == pytest.approx({"A 1": 0.6})
+    assert cases("dice", "organs", "liver") == {"A 1": 0.5, "B 1": 0.9}
+    assert cases("asd", "sites", "A") == {"A 1": 1.0}
+    assert cases("asd", "organs", "aorta") == {}
+    assert cases("dice", first_pass=True) == {"A 1": 0.1}
+
+
 def test_the_legend_says_what_the_papers_spread_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import table as of
 

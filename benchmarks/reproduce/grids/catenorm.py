@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from sets import prostates
-from table import Cell, Row, Scale, config
+from table import Cell, Row, Scale, Test, config
 
 from dart_core.experiment import Job, Output, Word
 
@@ -33,7 +35,11 @@ SMALL = (
     "sites, FG and HT (FG alone) in place of BTCV and TCIA (BTCV alone); three splits instead of five folds; width 8, 400 + 400 steps instead of "
     "width 32, 9,000 + 9,000. "
 )
+FIRST = "(BN pass)"
+"""Ends the name of a first pass in tables of scores."""
 SMOKE = "phantoms, first column, a few steps."
+TEST: Test = "Wilcoxon over cases"
+"""The paper names none (specification 6)."""
 HOURS = {"train": 1.2, "predict": 0.05, "evaluate": 0.02}
 HOURS_FROM = "9,000 + 9,000 steps of 4 to 6 slices of 384 pixels at about 0.2 s, less without warm-up; one run for each of five folds"
 
@@ -111,14 +117,42 @@ def scored(network: Job, part: str = "") -> Job:
     return Job(PACKAGE, words, f"{predicted.name} and scored")
 
 
-def number(metric: str, group: str = "", key: str = "", first_pass: bool = False) -> Callable[[Path], float]:
-    """Reads a mean: of a site (group "sites"), of an organ ("organs"), or of all; of the first pass of two or of the last."""
+def cell(
+    row: Row,
+    column: str,
+    runs: Sequence[Sequence[Job]],
+    metric: str,
+    group: str = "",
+    key: str = "",
+    first_pass: bool = False,
+) -> Cell:
+    """A mean and its cases: of a site (group "sites"), of an organ ("organs"), or of all; of the first pass of two or of the last."""
+    number, cases = _number(metric, group, key, first_pass), _cases(metric, group, key, first_pass)
+    return Cell(row, column, runs, number, cases)
+
+
+def _number(metric: str, group: str, key: str, first_pass: bool) -> Callable[[Path], float]:
 
     def read(folder: Path) -> float:
         (result,) = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["results"]
-        row: dict[str, Any] = next(m for m in result["methods"] if m["method"].endswith("(BN pass)") == first_pass)
+        row: dict[str, Any] = next(m for m in result["methods"] if m["method"].endswith(FIRST) == first_pass)
         value = row[f"{metric}_{group}"][key] if group else row[metric]
         return float("nan") if value is None else float(value)
+
+    return read
+
+
+def _cases(metric: str, group: str, key: str, first_pass: bool) -> Callable[[Path], dict[str, float]]:
+    """Reads the mean over the organs of each case; what is undefined is left out."""
+
+    def read(folder: Path) -> dict[str, float]:
+        found: dict[str, list[float]] = {}
+        with (folder / "scores.csv").open(newline="", encoding="utf-8") as opened:
+            for line in csv.DictReader(opened):
+                wanted = not group or line[{"sites": "site", "organs": "organ"}[group]] == key
+                if wanted and line["method"].endswith(FIRST) == first_pass and line[metric] != "nan":
+                    found.setdefault(f"{line['site']} {line['case']}", []).append(float(line[metric]))
+        return {case: statistics.fmean(values) for case, values in found.items()}
 
     return read
 
@@ -136,7 +170,7 @@ def site_cells(
                 [scored(trained(scale, name, task, repetition, site if single else None))]
                 for repetition in scale.seeds(FOLDS)
             ]
-            yield Cell(row, column, runs, number(metric, "sites", site))
+            yield cell(row, column, runs, metric, "sites", site)
 
 
 def organ_cells(
@@ -150,7 +184,7 @@ def organ_cells(
         ]
         for column in columns:
             if column == "AVG":
-                yield Cell(row, column, runs, number(metric))
+                yield cell(row, column, runs, metric)
             elif scale.name == "paper" or (scale.name == "small" and column in LGG_ORGANS):
                 organ = (LGG_ORGANS if scale.name == "small" else ORGANS)[column]
-                yield Cell(row, column, runs, number(metric, "organs", organ))
+                yield cell(row, column, runs, metric, "organs", organ)

@@ -11,12 +11,13 @@ from grids.catenorm import (
     SMALL,
     SMOKE,
     TASK,
+    TEST,
     Task,
-    number,
+    cell,
     scored,
     site_of,
     trained,
-)  # fmt: skip
+)
 from table import Cell, Claim, Row, Scale, Table
 
 COLUMNS = ("AVG", "site1_dice", "site2_dice", "site3_dice")
@@ -33,10 +34,10 @@ def cells(scale: Scale) -> Iterator[Cell]:
                 [scored(trained(scale, f"table11_{task}_{method}", task, repetition))]
                 for repetition in scale.seeds(FOLDS)
             ]
-            yield Cell(row, "AVG", runs, number("dice"))
+            yield cell(row, "AVG", runs, "dice")
             sites = [column for column, own in TASK.items() if own == task] if scale.name != "smoke" else []
             for column, site in zip(COLUMNS[1:], sites, strict=False):
-                yield Cell(row, column, runs, number("dice", "sites", site_of(scale, site)))
+                yield cell(row, column, runs, "dice", "sites", site_of(scale, site))
 
 
 TABLE = Table(
@@ -48,6 +49,7 @@ TABLE = Table(
     cells=cells,
     claims=tuple(Claim(("DeepLabV3+", "CN", task), ("DeepLabV3+", "BN", task)) for task in TASKS),
     scales={"small": f"{SMALL}Here 150 + 150 steps of the whole ResNet-50.", "smoke": SMOKE},
+    test=TEST,
     hours=HOURS | {"train": 2.0},
     hours_from="9,000 + 9,000 steps of 6 slices of 384 pixels at about 0.3 s; one run for each of five folds",
 )

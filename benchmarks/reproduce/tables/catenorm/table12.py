@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.catenorm import FOLDS, HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, number, scored, trained
+from grids.catenorm import FOLDS, HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, TEST, cell, scored, trained
 from table import Cell, Claim, Scale, Table
 
 LENGTHS = ("450", "1440", "9000")
@@ -14,8 +14,8 @@ def cells(scale: Scale) -> Iterator[Cell]:
     """The network at the end of the warm-up, and after CateNorm went on from it."""
     for length in LENGTHS[: 1 if scale.name == "smoke" else None]:
         runs = [trained(scale, f"table12_warmup_{length}", "prostate", repetition) for repetition in scale.seeds(FOLDS)]
-        yield Cell(("warmup accuracy (%)",), length, [[scored(job, "warmup")] for job in runs], number("dice"))
-        yield Cell(("ours accuracy (%)",), length, [[scored(job)] for job in runs], number("dice"))
+        yield cell(("warmup accuracy (%)",), length, [[scored(job, "warmup")] for job in runs], "dice")
+        yield cell(("ours accuracy (%)",), length, [[scored(job)] for job in runs], "dice")
 
 
 TABLE = Table(
@@ -27,6 +27,7 @@ TABLE = Table(
     cells=cells,
     claims=(Claim(("ours accuracy (%)",), ("warmup accuracy (%)",)),),
     scales={"small": f"{SMALL}Warm-ups of 20, 64 and 400 steps.", "smoke": SMOKE},
+    test=TEST,
     hours=HOURS,
     hours_from=HOURS_FROM,
 )

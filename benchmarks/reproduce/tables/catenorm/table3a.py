@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.catenorm import FOLDS, HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, number, scored, site_of, trained
+from grids.catenorm import FOLDS, HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, TEST, cell, scored, site_of, trained
 from table import Cell, Claim, Row, Scale, Table
 
 ROWS: dict[Row, str] = {
@@ -20,7 +20,7 @@ def cells(scale: Scale) -> Iterator[Cell]:
     site = site_of(scale, "ISBN-R")
     for row, name in ROWS.items():
         runs = [[scored(trained(scale, name, "prostate", repetition, site))] for repetition in scale.seeds(FOLDS)]
-        yield Cell(row, "dice", runs, number("dice"))
+        yield cell(row, "dice", runs, "dice")
 
 
 TABLE = Table(
@@ -35,6 +35,7 @@ TABLE = Table(
         *(Claim(row, ("U-Net", "-")) for row in list(ROWS)[1:]),
     ),
     scales={"small": SMALL, "smoke": SMOKE},
+    test=TEST,
     hours=HOURS,
     hours_from=HOURS_FROM,
 )

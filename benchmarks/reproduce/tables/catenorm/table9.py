@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from grids.catenorm import HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, organ_cells
+from grids.catenorm import HOURS, HOURS_FROM, PACKAGE, SMALL, SMOKE, TEST, organ_cells
 from table import Cell, Claim, Row, Scale, Table
 
 COLUMNS = ("AVG", "Spleen", "Kidney_R", "Kidney_L", "Gallbladder", "Pancreas", "Liver", "Stomach", "Aorta")
@@ -33,6 +33,7 @@ TABLE = Table(
     cells=cells,
     claims=tuple(Claim(row, other) for row in list(ROWS)[5:] for other in list(ROWS)[:5]),
     scales={"small": f"{SMALL}Tumour and brain in the columns of Gallbladder and Liver.", "smoke": SMOKE},
+    test=TEST,
     hours=HOURS,
     hours_from=f"{HOURS_FROM}; the networks are those of Table 1",
 )
