@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeAlias
 
 from dart_core.errors import DartError, Interrupted, SettingError
+from dart_core.memory import keep_freed_memory
 
 Commands: TypeAlias = Mapping[str, tuple[type[Any], str]]
 # Name without dashes -> type, and whether it must be given.
@@ -84,6 +85,7 @@ def main(prog: str, commands: Commands, version: str, description: str, argv: Se
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    keep_freed_memory()
     try:
         with sigterm_as_exception():
             status = _dispatch(prog, commands, version, description, [word for word in arguments if word != "--debug"])

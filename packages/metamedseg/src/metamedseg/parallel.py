@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from dart_core.errors import DartError
+from dart_core.memory import keep_freed_memory
 from dart_core.processes import process_context
 from metamedseg.method import Results, State, TaskResult, TaskTrainer
 
@@ -107,6 +108,7 @@ class _Pool:
 
 def _serve(connection: Connection, trainer: TaskTrainer, place: str, threads: int) -> None:
     """In a new process: train what is asked for until the other side is gone."""
+    keep_freed_memory()
     # Ctrl-C, and SIGTERM of a scheduler, reach the whole group; the main process ends these when it has saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

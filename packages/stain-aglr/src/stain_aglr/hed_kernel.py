@@ -55,7 +55,7 @@ def _exp2(x):  # type: ignore[no-untyped-def]
     return _INT(y.view(_INT) + _INT(_INT(whole) << _EXPONENT)).view(_FLOAT)
 
 
-@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True, nogil=True)
 def jitter(images, result, matrix, offset, to_stains, cut, shift, darkest):  # type: ignore[no-untyped-def]
     """Write 2^(matrix s + offset) - shift, clipped to [0, 1], into `result`, with s = log2(max(images + shift, darkest)).
 
