@@ -18,6 +18,10 @@ from typing import Any
 
 import torch
 
+from dart_core.memory import keep_freed_memory
+
+keep_freed_memory()  # as every command does
+
 
 def alternate(functions: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, list[float]]:
     """Call the functions in turn, `rounds` times after one call each to warm up; seconds of every call by name.

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -166,20 +165,14 @@ def _compiled(images: Tensor, alpha: Tensor, beta: Tensor, space: Space) -> Tens
 
     altered = torch.empty_like(images, memory_format=torch.contiguous_format)
     k, offset = (values.numpy() for values in _maps(alpha, beta, space, images.dtype))
-    source, result = images.contiguous().flatten(2).numpy(), altered.flatten(2).numpy()
-    constants = (
-        _TO_STAINS.astype(np.float32), space == "skimage", np.float32(_SHIFT.get(space, 0.0)), np.float32(_DARKEST)
-    )  # fmt: skip
-
-    def part(own: slice) -> None:
-        jitter(source[own], result[own], k[own], offset[own, :, 0], *constants)
-
-    # As many threads as PyTorch has; each takes patches of its own, so that the values do not depend on their number.
-    size = max(1, -(-len(images) // torch.get_num_threads()))
-    parts = [slice(start, start + size) for start in range(0, len(images), size)]
-    if len(parts) == 1:
-        part(parts[0])
-    elif parts:
-        with ThreadPoolExecutor(len(parts)) as threads:
-            list(threads.map(part, parts))
+    jitter(
+        images.contiguous().flatten(2).numpy(),
+        altered.flatten(2).numpy(),
+        k,
+        offset[:, :, 0],
+        _TO_STAINS.astype(np.float32),
+        space == "skimage",
+        np.float32(_SHIFT.get(space, 0.0)),
+        np.float32(_DARKEST),
+    )
     return altered

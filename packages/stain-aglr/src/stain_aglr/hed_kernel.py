@@ -55,7 +55,42 @@ def _exp2(x):  # type: ignore[no-untyped-def]
     return _INT(y.view(_INT) + _INT(_INT(whole) << _EXPONENT)).view(_FLOAT)
 
 
-@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True, nogil=True)
+# Loops in functions of their own: in one long function LLVM leaves some of them without vector instructions.
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
+def _mark(first, second, third, bad):  # type: ignore[no-untyped-def]
+    """0 for numbers; NaN stays NaN and infinity becomes it, where the bits would make a colour of them."""
+    for i in range(bad.size):
+        total = first[i] + second[i] + third[i]
+        bad[i] = total - total
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
+def _logarithms(source, logs, shift, darkest):  # type: ignore[no-untyped-def]
+    for i in range(logs.size):
+        logs[i] = _log2(max(source[i] + shift, darkest))
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
+def _positive_stains(first, second, third, to_stains):  # type: ignore[no-untyped-def]
+    for i in range(first.size):
+        p, q, r = first[i], second[i], third[i]
+        first[i] = max(to_stains[0, 0] * p + to_stains[0, 1] * q + to_stains[0, 2] * r, _ZERO)
+        second[i] = max(to_stains[1, 0] * p + to_stains[1, 1] * q + to_stains[1, 2] * r, _ZERO)
+        third[i] = max(to_stains[2, 0] * p + to_stains[2, 1] * q + to_stains[2, 2] * r, _ZERO)
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
+def _colours(first, second, third, bad, out, k0, k1, k2, k3, shift):  # type: ignore[no-untyped-def]
+    highest = np.log2(_ONE + shift)
+    for i in range(out.size):
+        power = k0 * first[i] + k1 * second[i] + k2 * third[i] + k3
+        colour = _exp2(min(max(power, _SMALLEST), highest)) - shift
+        out[i] = min(max(colour, _ZERO), _ONE) + bad[i]
+
+
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
 def jitter(images, result, matrix, offset, to_stains, cut, shift, darkest):  # type: ignore[no-untyped-def]
     """Write 2^(matrix s + offset) - shift, clipped to [0, 1], into `result`, with s = log2(max(images + shift, darkest)).
 
@@ -69,31 +104,18 @@ def jitter(images, result, matrix, offset, to_stains, cut, shift, darkest):  # t
         shift: float32, c of `stain_aglr.hed`.
         darkest: float32, a positive normal number.
     """
-    s = np.empty((3, _STRETCH), np.float32)
-    bad = np.empty(_STRETCH, np.float32)
-    highest = np.log2(_ONE + shift)
+    stretch = np.empty((4, _STRETCH), np.float32)
     for n in range(images.shape[0]):
         for start in range(0, images.shape[2], _STRETCH):
-            count = min(_STRETCH, images.shape[2] - start)
-            # 0 for a number; NaN stays NaN and infinity becomes it, where the bits would make a colour of them.
-            for i in range(count):
-                total = images[n, 0, start + i] + images[n, 1, start + i] + images[n, 2, start + i]
-                bad[i] = total - total
-            for c in range(3):
-                source, logs = images[n, c, start : start + count], s[c]
-                for i in range(count):
-                    logs[i] = _log2(max(source[i] + shift, darkest))
-            first, second, third = s[0], s[1], s[2]
+            end = min(start + _STRETCH, images.shape[2])
+            count = end - start
+            first, second, third, bad = stretch[0, :count], stretch[1, :count], stretch[2, :count], stretch[3, :count]
+            _mark(images[n, 0, start:end], images[n, 1, start:end], images[n, 2, start:end], bad)
+            _logarithms(images[n, 0, start:end], first, shift, darkest)
+            _logarithms(images[n, 1, start:end], second, shift, darkest)
+            _logarithms(images[n, 2, start:end], third, shift, darkest)
             if cut:
-                for i in range(count):
-                    p, q, r = first[i], second[i], third[i]
-                    first[i] = max(to_stains[0, 0] * p + to_stains[0, 1] * q + to_stains[0, 2] * r, _ZERO)
-                    second[i] = max(to_stains[1, 0] * p + to_stains[1, 1] * q + to_stains[1, 2] * r, _ZERO)
-                    third[i] = max(to_stains[2, 0] * p + to_stains[2, 1] * q + to_stains[2, 2] * r, _ZERO)
+                _positive_stains(first, second, third, to_stains)
             for c in range(3):
-                out = result[n, c, start : start + count]
-                k0, k1, k2, k3 = matrix[n, c, 0], matrix[n, c, 1], matrix[n, c, 2], offset[n, c]
-                for i in range(count):
-                    power = k0 * first[i] + k1 * second[i] + k2 * third[i] + k3
-                    colour = _exp2(min(max(power, _SMALLEST), highest)) - shift
-                    out[i] = min(max(colour, _ZERO), _ONE) + bad[i]
+                k = matrix[n, c]
+                _colours(first, second, third, bad, result[n, c, start:end], k[0], k[1], k[2], offset[n, c], shift)
