@@ -191,12 +191,12 @@ def main() -> None:
                 return state
 
             def ours(results: Any) -> State:
-                states = [result.state for result in results(range(TASKS), theta)]
+                states = [result.state for result in results(range(TASKS), theta, {})]
                 state: State = reptile_update(theta, states, 0.01, "average")
                 return state
 
             def losses_of(results: Any) -> list[float]:
-                return [result.losses[-1] for result in results(range(TASKS), theta)]
+                return [result.losses[-1] for result in results(range(TASKS), theta, {})]
 
             first, second = ours(alone), ours(several)
             same = all(torch.equal(value, second[name]) for name, value in first.items())
