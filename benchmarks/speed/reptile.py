@@ -76,11 +76,21 @@ class Order:
         return iter(next(self.orders))
 
 
+def authors_network(kind: torch.dtype) -> nn.Module:
+    """Theirs has the layer that PyTorch names after instance norm; the weights are the same."""
+    network = MetaUNet().to(kind)
+    for block in (*network.down, *network.up):
+        for name, layer in block.named_children():
+            if isinstance(layer, nn.GroupNorm):
+                setattr(block, name, nn.InstanceNorm2d(layer.num_channels))
+    return network
+
+
 def authors_task(
     meta_model: nn.Module, source: SliceSet, orders: Sequence[Sequence[int]], inner: Inner, kind: torch.dtype
 ) -> State:
     """The inner loop."""
-    model = MetaUNet().to(kind)
+    model = authors_network(kind)
     model.load_state_dict(deepcopy(meta_model.state_dict()))
     loader = DataLoader(Slices(source, kind), batch_size=1, sampler=Order(orders))
     optimizer = torch.optim.Adam(model.parameters(), lr=inner.inner_lr, weight_decay=inner.weight_decay)

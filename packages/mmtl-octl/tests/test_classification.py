@@ -405,27 +405,26 @@ cli.main()
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 @pytest.mark.parametrize("method", ["pretrain", "mmtl", "octl", "spottune"])
-def test_killed_and_resumed(sets: Sets, tmp_path: Path, method: str) -> None:
+def test_killed_and_resumed(command: Any, sets: Sets, tmp_path: Path, method: str) -> None:
     """Killed in mid-run in a process of its own, against the run that nothing happened to."""
-    program = [sys.executable, "-c", SMALL_PROGRAM]
     sizes = ("--batch-size", 4, "--log-every", 1, "--device", "cpu", "--checkpoint-every", 2)
     source = tmp_path / "source"
 
-    def words(*given: object) -> list[str]:
-        return [*program, *map(str, given)]
+    def run(*words: object) -> None:
+        done = command(*words)
+        assert done.status == 0, done.err
 
-    pretrain = words("pretrain", *TASK, "--datalist", sets.source, "--image-size", 32, *sizes)
-    train = [*pretrain, "--epochs", "4", "--batches", "6"]
+    pretrain = ("pretrain", *TASK, "--datalist", sets.source, "--image-size", 32, *sizes)
+    train: tuple[object, ...] = (*pretrain, "--epochs", 4, "--batches", 6)
     if method != "pretrain":
-        subprocess.run(
-            [*pretrain, "--epochs", "1", "--batches", "2", "--out", str(source)], check=True, capture_output=True
-        )
-        train = words("adapt", *TASK, "--datalist", sets.target, "--target", TARGET, "--method", method, "--images", 8,
-                      "--source-model", source, "--epochs", 4, "--batches", 6, *sizes)  # fmt: skip
-        train += ["--source-datalist", str(sets.source)] if method == "mmtl" else []
+        run(*pretrain, "--epochs", 1, "--batches", 2, "--out", source)
+        train = ("adapt", *TASK, "--datalist", sets.target, "--target", TARGET, "--method", method, "--images", 8,
+                 "--source-model", source, "--epochs", 4, "--batches", 6, *sizes)  # fmt: skip
+        train += ("--source-datalist", sets.source) if method == "mmtl" else ()
     whole, out = tmp_path / "whole", tmp_path / "stopped"
-    subprocess.run([*train, "--out", str(whole)], check=True, capture_output=True)
-    process = subprocess.Popen([*train, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run(*train, "--out", whole)
+    program = [sys.executable, "-c", SMALL_PROGRAM, *map(str, train), "--out", str(out)]
+    process = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while not (out / "metrics.jsonl").exists() or len((out / "metrics.jsonl").read_text().splitlines()) < 5:
         assert process.poll() is None
@@ -433,6 +432,6 @@ def test_killed_and_resumed(sets: Sets, tmp_path: Path, method: str) -> None:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run([*train, "--out", str(out), "--resume"], check=True, capture_output=True)
+    run(*train, "--out", out, "--resume")
     assert_same_run(out, whole)
     assert len(logged(out)) == 4 * 6
