@@ -540,6 +540,7 @@ def test_ct_with_too_few_slices(luna16, command, tmp_path):
         assert "has 56 slices, cubes of 48 with a margin of 4 need 60; lower --margin or --size" in finished.line
         assert not (tmp_path / "cubes").exists()
     checked = command("check-data", "--data", luna16, "--size", 16, 16, 48, "--margin", 8, 8, 4)
+    assert "note: subset0: 88 of 89 scans are missing" in checked.out
     assert checked.status == 2
     assert checked.out.count("has 56 slices") == 8
     assert "8 problems" in checked.out

@@ -591,6 +591,11 @@ def check_data(command: of.CheckData) -> int:
                     read_labels(row.mask, volume)
             except DartError as error:
                 found.append(str(error))
+        if kind == "luna16":
+            from dart_core.data.catalog import luna16
+
+            for line in luna16.report_missing(command.data):
+                print(f"note: {line}")
         print(
             f"{number} scans: {', '.join(f'{sum(r.split == s for r in rows)} {s}' for s in ('train', 'val', 'test'))}"
         )
