@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 
 from dart_core import figures
-from dart_core.figures import Panel, Points, comparison, oriented, scatter, training_curves, violins
+from dart_core.figures import Panel, Points, comparison, oriented, scatter, training_curves, violins, wrapped
 from dart_core.report import Report
 
 
@@ -108,3 +108,18 @@ def test_colours_are_those_of_the_outlines():
     assert (figures.TRUTH, figures.PREDICTION) == ("#2ca02c", "#d62728")
     with pytest.raises(ValueError, match="max"):
         comparison([])
+
+
+def test_long_titles_wrap_above_their_pictures():
+    assert wrapped("bn", 1.9) == "bn"
+    found = wrapped("aiva_clusters10_iterations-per-epoch40_acc-amount12_last\n0.30", 1.9)
+    assert found.splitlines()[-1] == "0.30"
+    assert len(found.splitlines()) > 2
+    assert max(map(len, found.splitlines())) <= 1.9 * 72 / (0.6 * 8)
+    assert found.replace("\n", "") == "aiva_clusters10_iterations-per-epoch40_acc-amount12_last0.30"
+    image = np.zeros((8, 8))
+    figure = comparison([("", [Panel(found, image), Panel("none\n0.1", image)])])
+    figure.draw_without_rendering()
+    boxes = [cell.title.get_window_extent() for cell in figure.axes]
+    assert boxes[0].x1 < boxes[1].x0
+    assert boxes[0].y1 <= figure.bbox.y1 + 1  # a pixel above the letters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,10 @@ def comparison(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
     Args:
         rows: (label, panels); rows may differ in length.
     """
-    columns = max(len(panels) for _, panels in rows)
-    figure = Figure(figsize=(1.9 * columns, 2.35 * len(rows)), layout="constrained")
+    columns, side = max(len(panels) for _, panels in rows), 1.9
+    rows = [(label, [panel._replace(title=wrapped(panel.title, side)) for panel in panels]) for label, panels in rows]
+    lines = [1 + max((panel.title.count("\n") for panel in panels), default=0) for _, panels in rows]
+    figure = Figure(figsize=(side * columns, sum(2.15 + 0.13 * max(2, n) for n in lines)), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for (label, panels), row in zip(rows, axes, strict=True):
         for panel, cell in zip(panels, row, strict=False):
@@ -56,6 +59,18 @@ def comparison(rows: Sequence[tuple[str, Sequence[Panel]]]) -> Figure:
             parse_math=False,
         )  # fmt: skip
     return figure
+
+
+def wrapped(title: str, inches: float, points: float = 8) -> str:
+    """A title in lines that fit above a picture: names of methods tell their settings and may be long.
+
+    Args:
+        title: its own line breaks stay.
+        inches: width of the picture.
+        points: size of the font.
+    """
+    characters = max(1, int(inches * 72 / (0.6 * points)))
+    return "\n".join(textwrap.fill(line, characters) for line in title.split("\n"))
 
 
 def show(axes: Axes, panel: Panel) -> None:

@@ -281,7 +281,7 @@ def adaptivity_text(name: str, rates: Mapping[str, float]) -> str:
     low, high = rates["rate_p1"], rates["rate_p99"]
     spread = f"98 % of the weights have between {low:.4g} and {high:.4g} times the same learning rate"
     if low >= 1 - NEAR and high <= 1 + NEAR:
-        return f"{name}: no. {spread}; the steps are those of SGD with averaged momentum."
+        return f"{name} does not adapt: {spread}; the steps are those of SGD with averaged momentum."
     if high / low < 2:
-        return f"{name}: a little. {spread}."
-    return f"{name}: yes. {spread}."
+        return f"{name} hardly adapts: {spread}."
+    return f"{name} adapts: {spread}."

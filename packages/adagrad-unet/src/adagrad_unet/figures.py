@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from adagrad_unet.analysis import by_group
-from dart_core.figures import Panel, comparison
+from dart_core.figures import Panel, comparison, wrapped
 from dart_core.report import COLOURS
 
 LABEL_COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#17becf")
@@ -42,7 +42,7 @@ def update_figure(runs: Mapping[str, Mapping[str, float]], form: str = "mean_abs
             start += len(values)
         if any(value > 0 for value in layers.values()):
             cell.set_yscale("log")
-        cell.set_title(name, fontsize=9, parse_math=False)
+        cell.set_title(wrapped(name, 4.6, 9), fontsize=9, parse_math=False)
         cell.set_xlabel("layer")
         cell.grid(visible=True, axis="y", which="both", alpha=0.2)
         cell.spines[["top", "right"]].set_visible(False)

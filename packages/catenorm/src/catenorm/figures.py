@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from catenorm.cases import Case
-from dart_core.figures import oriented
+from dart_core.figures import oriented, wrapped
 from dart_core.report import COLOURS
 
 PALETTE = (
@@ -48,7 +48,7 @@ def _draw(axes: Any, case: Case, z: int, classes: NDArray[Any] | None, title: st
             axes.contourf(mask, levels=[0.5, 1.5], colors=[colour(int(number))], alpha=0.4)
             if not mask.all():
                 axes.contour(mask, levels=[0.5], colors=[colour(int(number))], linewidths=0.8)
-    axes.set_title(title, fontsize=8, parse_math=False)
+    axes.set_title(wrapped(title, 1.9), fontsize=8, parse_math=False)
     axes.axis("off")
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dart_core.figures import wrapped
 from metamedseg.slices import minmax
 
 TRUE_POSITIVE, FALSE_NEGATIVE, FALSE_POSITIVE = (0.17, 0.63, 0.17), (0.84, 0.15, 0.16), (0.95, 0.85, 0.1)
@@ -89,7 +90,7 @@ def turned(image: NDArray[Any]) -> NDArray[Any]:
 def _grey(axes: Any, image: NDArray[Any], title: str) -> None:
     low, high = np.percentile(image, (1, 99))
     axes.imshow(turned(minmax(np.clip(image.astype(np.float32), low, high))), cmap="gray", vmin=0, vmax=1)
-    axes.set_title(title, fontsize=7, parse_math=False)
+    axes.set_title(wrapped(title, 1.7, 7), fontsize=7, parse_math=False)
 
 
 def _label(axes: Any, text: str) -> None:

@@ -89,6 +89,8 @@ def _double(before: int, after: int, norm: Norm, affine: bool) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (before, after):
         # A group a channel is instance norm; on the CPU PyTorch has it three times as fast by this name.
-        layer = nn.GroupNorm(after, after, affine=affine) if norm == "instance" else nn.BatchNorm2d(after, affine=affine)
+        layer = (
+            nn.GroupNorm(after, after, affine=affine) if norm == "instance" else nn.BatchNorm2d(after, affine=affine)
+        )
         layers += [nn.Conv2d(channels, after, 3, padding=1), layer, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

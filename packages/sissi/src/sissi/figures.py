@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,11 +10,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dart_core.figures import wrapped
+
 COLOURS = {"first": "#e69f00", "corrected": "#0072b2", "reader": "#009e73", "detected": "#d55e00"}
 """What a box is -> its colour."""
-
-TITLE = 34
-"""Characters of a title that fit above a picture; the names of methods tell their settings and may be long."""
 
 
 class Look(NamedTuple):
@@ -31,7 +29,7 @@ def label_sheet(rows: Sequence[Sequence[Look]]) -> Figure:
     """Rows of pictures; those of one row belong together."""
     columns = max(map(len, rows))
     height, width = rows[0][0].image.shape[:2]
-    titles = [[textwrap.fill(look.title, TITLE) for look in row] for row in rows]
+    titles = [[wrapped(look.title, 2.5) for look in row] for row in rows]
     highest = 1 + max(title.count("\n") for row in titles for title in row)
     figure = Figure(
         figsize=(2.5 * columns, len(rows) * (2.5 * height / width + 0.1 + 0.15 * highest)), layout="constrained"

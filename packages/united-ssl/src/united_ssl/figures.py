@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dart_core.figures import Panel, comparison
+from dart_core.figures import Panel, comparison, wrapped
 from dart_core.report import COLOURS
 
 SHOWN = 6
@@ -105,7 +104,7 @@ def increments_figure(bars: Mapping[str, Sequence[tuple[str, float, float]]], me
         room = max(high - low, 1e-3)
         axes.set_ylim(max(0.0, low - room), high + 0.4 * room)
         axes.set_xticks(places, [name for name, _, _ in entries], fontsize=7, rotation=20)
-        axes.set_title(textwrap.fill(target, 32), fontsize=9, parse_math=False)
+        axes.set_title(wrapped(target, 2.4, 9), fontsize=9, parse_math=False)
         axes.set_ylabel(measure)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
