@@ -143,7 +143,7 @@ def test_train_writes_a_run(trained: dict[str, Path]) -> None:
     assert set(metrics["updates"]) == {"mean_abs", "l2", "relative"}
     assert all(value > 0 for value in metrics["updates"]["mean_abs"].values())
     assert metrics["rates"]["rate_min"] <= metrics["rates"]["rate_p50"] <= metrics["rates"]["rate_max"]
-    assert is_report(run / "report.html", "Speed of the layers", "Is the optimiser adaptive here?", "Plan", "AG-2: ")
+    assert is_report(run / "report.html", "Speed of the layers", "Is the optimiser adaptive here?", "Plan", "AG-2 ")
     metadata = read_metadata(run / "model.safetensors")
     assert (metadata["method"], metadata["site"], metadata["mirror"]) == ("AG-2", "ge3", "yes")
     sgd = json.loads((trained["sgd"] / "metrics.json").read_text())

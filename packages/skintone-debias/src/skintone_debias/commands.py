@@ -38,8 +38,8 @@ from skintone_debias.cases import (
     take_fold,
 )
 from skintone_debias.datalists import open_cases
-from skintone_debias.networks import BEST, PACKAGE, LesionNet, Model, build, load_model, save_model
-from skintone_debias.recipes import RECIPES
+from skintone_debias.networks import BEST, LesionNet, Model, build, load_model, save_model
+from skintone_debias.recipes import PACKAGE, RECIPES
 from skintone_debias.training import Best, head_columns, train_network, validate
 from skintone_debias.views import score_rows
 

@@ -16,7 +16,7 @@ from skintone_debias import settings as of
 from skintone_debias.commands import check_data, predict, train
 from skintone_debias.evaluation import evaluate, evaluation_sections, read_networks
 from skintone_debias.labelling import label
-from skintone_debias.networks import PACKAGE
+from skintone_debias.recipes import PACKAGE
 
 PICTURES, SIDE, NETWORK_SIDE = 72, 128, 64
 SITES = ("A", "B")

@@ -31,8 +31,8 @@ from dart_core.run import METRICS, claim_folder, flat_settings
 from skintone_debias import settings as of
 from skintone_debias.cases import ordered
 from skintone_debias.datalists import normalised
-from skintone_debias.networks import PACKAGE, Model, read_model
-from skintone_debias.recipes import PAPER_NAMES
+from skintone_debias.networks import Model, read_model
+from skintone_debias.recipes import PACKAGE, PAPER_NAMES
 from skintone_debias.tables import dermatologists, printed_table, published_set
 
 SCORES, TABLES = "scores.csv", "tables.csv"

@@ -25,8 +25,8 @@ from dart_core.log import Log, plain_number
 from dart_core.report import Report
 from skintone_debias import settings as of
 from skintone_debias.datalists import normalised, reader_of
-from skintone_debias.networks import PACKAGE
 from skintone_debias.photos import LabelOptions, Photo, label_photo, start_process
+from skintone_debias.recipes import PACKAGE
 from skintone_debias.scores import TYPES, Agreement, agreements, confusion
 from skintone_debias.tables import printed_table
 from skintone_debias.tone import CORNERS

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from dart_core import checkpoint
 from dart_core.checkpoint import load_weights, save_weights, weights_file
 from dart_core.nets.backbones import create_backbone
+from skintone_debias.recipes import PACKAGE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's colours (B10)."""
 DROPOUT, HIDDEN = 0.5, 128
 """In front of the main head; units of a deep auxiliary head."""
 BEST = "best.safetensors"
-PACKAGE = "skintone-debias"
 
 
 class MainHead(nn.Sequential):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+PACKAGE = "skintone-debias"
 Rate = Literal["base", "class"]
 """Which of the two learning rates an optimiser has."""
 LR_BASE, LR_CLASS, MOMENTUM = 3e-4, 3e-3, 0.9
