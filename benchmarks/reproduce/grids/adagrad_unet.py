@@ -23,6 +23,8 @@ CC359 = {
     "GE 3 Test": "ge3",
 }
 MNMS = {"A": "A", "C": "C", "D": "D", "B Test": "B"}
+NUMBERS = {"LV": "1", "MYO": "2", "RV": "3"}
+"""What names a structure where the data give it no name, as phantoms do."""
 LGG = {
     "GE15": "DU",
     "Philips 15": "FG",
@@ -106,6 +108,7 @@ def cells(scale: Scale, data: str, rows: Sequence[str], score: str, labels: Sequ
         for column, site in columns(scale, data).items():
             runs = [[scored(scale, row, data, site, seed)] for seed in scale.seeds((SEED,))]
             for label in labels[:1] if scale.name == "small" else labels:
-                where = {"structure": label} if label and scale.name != "small" else {}
+                structure = scale.pick(paper=label, small="", smoke=NUMBERS.get(label, ""))
+                where = {"structure": structure} if structure else {}
                 read, cases = csv_mean("scores.csv", score, **where), csv_cases("scores.csv", "scan", score, **where)
                 yield Cell((row,), f"{label}_{column}" if label else column, runs, read, cases)
