@@ -367,7 +367,7 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert os.listdir(tmp_path) == ["report.html"]
     monkeypatch.undo()
     assert Report("t").write(target) == target
-    assert "the old report" not in target.read_text()
+    assert "the old report" not in target.read_text(encoding="utf-8")
     assert os.listdir(tmp_path) == ["report.html"]
 
 
