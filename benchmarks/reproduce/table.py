@@ -398,13 +398,13 @@ def in_words(table: Table, ours: Mapping[Row, Mapping[str, Number]], found: Sequ
         sure = [verdict.agrees for verdict in tested if verdict.p is not None and verdict.p < ALPHA]
         text = (
             f"{agree} of {len(found)} differences have the paper's sign, {sum(sure)} of them with p < .05 ({test_of(table)}); "
-            f"{len(found) - agree} have not, {len(sure) - sum(sure)} of them with p < .05."
+            f"{len(found) - agree} without it, {len(sure) - sum(sure)} of them with p < .05."
         )
         if len(tested) < len(found):
             text += f" {len(found) - len(tested)} could not be tested."
     else:
         why = ", with one repetition" if all(verdict.n == 1 for verdict in found) else ""
-        text = f"{agree} of {len(found)} differences have the paper's sign, {len(found) - agree} have not; no test was possible{why}."
+        text = f"{agree} of {len(found)} differences have the paper's sign, {len(found) - agree} without it; no test was possible{why}."
     sentences = [text]
     for claim in table.claims:
         own = [verdict for verdict in found if (verdict.better, verdict.other) == (claim.better, claim.other)]

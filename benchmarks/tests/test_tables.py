@@ -80,7 +80,7 @@ def test_without_a_test_nothing_is_said_of_p(tmp_path: Path, monkeypatch: pytest
     }
     found = of.verdicts(table, ours)
     assert of.in_words(table, ours, found)[0] == (
-        "1 of 2 differences have the paper's sign, 1 have not; no test was possible, with one repetition."
+        "1 of 2 differences have the paper's sign, 1 without it; no test was possible, with one repetition."
     )
     ours[("New",)]["b"], ours[("Old",)]["b"] = of.Number((3.0, 4.0)), of.Number((2.0, 2.5))
     first = of.in_words(table, ours, of.verdicts(table, ours))[0]
