@@ -242,6 +242,24 @@ def measure(session: nox.Session, device: str, *arguments: str) -> None:
         session.error(f"{len(failed)} benchmarks failed: {', '.join(failed)}; what they said stands above")
 
 
+@nox.session(python=PYTHON)
+def cuda_stand_in(session: nox.Session) -> None:
+    """Run the CUDA tests without a GPU: every tensor of the device is one of the CPU that says it is not.
+
+    Finds tensors of two devices in one operation, and the like; see tools/cuda_stand_in. No speed, no kernels.
+    """
+    if not shutil.which("cc"):
+        session.skip("no C compiler (cc) on this machine")
+    source, made = ROOT / "tools/cuda_stand_in", Path(session.create_tmp()).resolve()
+    for name, library in (("runtime.c", "runtime.so"), ("driver.c", "libcuda.so.1")):
+        words = ("-shared", "-fPIC", "-O1", f"-Wl,-soname,{library}", "-o", str(made / library), str(source / name))
+        session.run("cc", *words, external=True)
+    install(session, *sources(PACKAGES), *group("test"))
+    variables = {"LD_LIBRARY_PATH": str(made), "LD_PRELOAD": str(made / "runtime.so"), "PYTHONPATH": str(source)}
+    words = session.posargs or ["tools", "shared", "packages", "benchmarks"]
+    session.run("pytest", "-m", "gpu", "--timeout=1800", *words, env={**environment(), **variables})
+
+
 def cuda_device() -> bool:
     if not shutil.which("nvidia-smi"):
         return False
@@ -287,8 +305,8 @@ def leaderboard(session: nox.Session) -> None:
 
 @nox.session(python=PYTHON)
 def nightly(session: nox.Session) -> None:
-    """Run what takes too long for every commit: types, docs, wheels, minimums, and all tables and boards on phantoms."""
-    for name in ("types", "docs", *(f"wheels({name})" for name in ALL), "minimums"):
+    """Run what takes too long for every commit: types, docs, wheels, minimums, CUDA's stand-in, all tables and boards on phantoms."""
+    for name in ("types", "docs", *(f"wheels({name})" for name in ALL), "minimums", "cuda_stand_in"):
         session.notify(name)
     session.notify("reproduce", ["all", "--scale", "smoke"])
     session.notify("leaderboard", ["--scale", "smoke"])

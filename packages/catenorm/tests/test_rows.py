@@ -59,6 +59,21 @@ def test_folds_of_a_site_do_not_depend_on_the_other_sites(tmp_path: Path) -> Non
     assert site_folds(7, 1)[2].tolist() != site_folds(7, 0)[2].tolist()
 
 
+def test_all_scans_of_a_subject_are_in_one_fold() -> None:
+    datalist = Datalist(
+        tuple(
+            Row(Path(f"{number}.nii"), site="a", subject=f"s{number % 6}" if number < 9 else "") for number in range(12)
+        )
+    )
+    tested: list[str] = []
+    for fold in range(5):
+        training, test = divide(datalist, fold)
+        assert not {row.subject for row in training["a"]} & {row.subject for row in test} - {""}
+        assert len(training["a"]) + len(test) == 12
+        tested += [row.image.name for row in test]
+    assert sorted(tested) == sorted(row.image.name for row in datalist)
+
+
 def test_marks() -> None:
     """A case is known by its file or its subject at its site, and the mark names neither."""
     one = Row(Path("a/smith.nii"), subject="smith", site="x")

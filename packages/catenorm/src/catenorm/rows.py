@@ -140,7 +140,7 @@ def site_folds(n_cases: int, site_index: int) -> list[NDArray[np.int64]]:
     """Test indices of the five folds of a site (5.4): scikit-learn's KFold, shuffled with the site's place as seed.
 
     Args:
-        n_cases: cases of the site, in the order of its list.
+        n_cases: cases of the site (subjects, where one has several), in the order of its list.
         site_index: place of the site in sorted order, from 0.
 
     Raises:
@@ -161,7 +161,7 @@ def divide(
 
     Args:
         datalist: all of them.
-        fold: 0 to 4: that fold of every site is the test part; None: by the column split.
+        fold: 0 to 4: that fold of every site's subjects is the test part; None: by the column split.
         numbered: sites whose place here is the seed of their folds; None: those of the datalist in sorted order.
 
     Raises:
@@ -179,13 +179,15 @@ def divide(
             training[site] = [row for row in own if row.split == "train"]
             test += [row for row in own if row.split == "test"]
         else:
+            # All scans of a subject fall in one fold. With one scan each these are the authors' folds.
+            people = list(dict.fromkeys(_person(row) for row in own))
             try:
-                held = set(site_folds(len(own), numbers[site])[fold].tolist())
+                held = {people[place] for place in site_folds(len(people), numbers[site])[fold]}
             except InputError as error:
                 named = f"site {site}: " if site else ""
                 raise InputError(named + error.problem, where=datalist.source, remedy=error.remedy) from error
-            training[site] = [row for number, row in enumerate(own) if number not in held]
-            test += [row for number, row in enumerate(own) if number in held]
+            training[site] = [row for row in own if _person(row) not in held]
+            test += [row for row in own if _person(row) in held]
         if not training[site]:
             raise InputError(
                 f"{'site ' + site if site else 'the datalist'} has no case with split train",
@@ -193,6 +195,11 @@ def divide(
                 remedy="write train into the column split of some of its cases, or choose other --sites",
             )
     return training, test
+
+
+def _person(row: Row) -> tuple[str, ...]:
+    """Who a case is of: its subject; a case without one stands for itself."""
+    return (row.subject,) if row.subject else ("", str(row.image), str(frame_of(row)))
 
 
 def marks(row: Row) -> set[str]:
