@@ -417,6 +417,15 @@ def test_compile(tmp_path: Path, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_convolutions_are_deterministic_on_cuda(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else cuDNN may choose gradients that add up in another order each time, and a resumed run would not be the same."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    with Run(settings(tmp_path, device=device)):
+        assert torch.backends.cudnn.deterministic == (device == "cuda")
+    assert not torch.backends.cudnn.deterministic
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_runs_resume_exactly(tmp_path: Path, device: str, precision: Any, number: int, status: int) -> None:

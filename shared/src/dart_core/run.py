@@ -128,6 +128,7 @@ class Run:
             self.device = find_device(self.settings.device, distributed)
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
+                stack.enter_context(deterministic_convolutions())
             if distributed:
                 _join_processes()
                 self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
@@ -620,6 +621,17 @@ def find_device(name: str, distributed: bool = False) -> torch.device:
             remedy="give a smaller number, or start fewer processes",
         )
     return torch.device("cuda", index)
+
+
+@contextlib.contextmanager
+def deterministic_convolutions() -> Generator[None, None, None]:
+    """Have cuDNN take only kernels that give the same gradient each time, without which a resumed run on a GPU is not the same."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 def _join_processes() -> None:

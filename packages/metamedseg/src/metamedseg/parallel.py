@@ -117,6 +117,7 @@ def _serve(connection: Connection, trainer: TaskTrainer, place: str, threads: in
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     torch.set_num_threads(threads)
     device = torch.device(place)
+    torch.backends.cudnn.deterministic = True  # as in a `Run`
     while True:
         try:
             step, weights = connection.recv()
