@@ -1,9 +1,9 @@
 """A CUDA device that is none: its tensors say "cuda:0", hold their numbers in the memory of the CPU and are computed there.
 
 For machines without a GPU (`nox -s cuda_stand_in`; `sitecustomize.py` gives it to every process of Python that has this folder in
-PYTHONPATH). It finds what a first run on a GPU finds first: an operation on tensors of two devices, a generator of the wrong device,
-tensors of the device given to NumPy. It computes what the CPU computes, so it says nothing about kernels, rounding, memory, streams or
-speed, and its inference mode is `no_grad`.
+PYTHONPATH). It finds what a first run on a GPU finds first: an operation on tensors of two devices, one that CUDA has no kernel
+for, a generator of the wrong device, tensors of the device given to NumPy. It computes what the CPU computes, so it says nothing about
+what kernels do, rounding, memory, streams or speed, and its inference mode is `no_grad`.
 
 PyTorch takes a tensor's device from the runtime of CUDA in a few places below Python (the streams of the backward pass); `runtime.c` and
 `driver.c` answer those.
@@ -90,6 +90,7 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """One operation of PyTorch: checked as CUDA does, computed on the CPU.
 
     Raises:
+        NotImplementedError: this build of PyTorch has no kernel of CUDA for it.
         RuntimeError: tensors of two devices.
     """
     if func is aten._fused_sdp_choice.default:
@@ -103,6 +104,8 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     asked = kwargs.get("device")
     if not ours and not _is_cuda(asked):
         return func(*args, **kwargs)
+    if not torch._C._dispatch_has_computed_kernel_for_dispatch_key(func.name(), "CUDA"):
+        raise NotImplementedError(f"Could not run '{func.name()}' with arguments from the 'CUDA' backend.")
     if ours and func not in _COPIES:
         _check_devices(func, args, tensors)
     own_args, own_kwargs = tree_map_only(StandIn, lambda tensor: tensor.held, (args, kwargs))

@@ -55,6 +55,12 @@ def test_numpy_and_generators() -> None:
     assert drawn[0] == drawn[1]
 
 
+def test_operations_without_a_kernel() -> None:
+    x = torch.rand(4, 4, device="cuda")
+    with pytest.raises(NotImplementedError, match=r"for_cpu.*CUDA"):
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x[None, None], x[None, None], x[None, None])
+
+
 def test_training_is_that_of_the_cpu() -> None:
     x, y = torch.rand(8, 1, 8, 8), torch.arange(8) % 2
     losses = {}
