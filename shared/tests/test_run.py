@@ -291,8 +291,11 @@ def test_choice_of_the_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert find_device("auto") == find_device("cuda") == torch.device("cuda", 0)
     assert find_device("cuda:1") == find_device("cuda", distributed=True) == torch.device("cuda", 1)
-    with pytest.raises(DeviceError, match="device 2 is asked for and there are 2"):
+    with pytest.raises(DeviceError, match="--device is cuda:2, and PyTorch finds 2 CUDA devices here, numbered from 0"):
         find_device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match="--device is cuda, this is process 2 on this machine, and PyTorch finds 2"):
+        find_device("cuda", distributed=True)
     with pytest.raises(SettingError, match="one device for several processes"):
         find_device("cuda:1", distributed=True)
 

@@ -615,11 +615,11 @@ def find_device(name: str, distributed: bool = False) -> torch.device:
     if match[1] and distributed:
         raise SettingError(f"--device {name} names one device for several processes", remedy="give --device cuda")
     index = int(match[1] or (os.environ.get("LOCAL_RANK", "0") if distributed else torch.cuda.current_device()))
-    if index >= torch.cuda.device_count():
-        raise DeviceError(
-            f"CUDA device {index} is asked for and there are {torch.cuda.device_count()}",
-            remedy="give a smaller number, or start fewer processes",
-        )
+    count = torch.cuda.device_count()
+    if index >= count:
+        asked = f"--device is {name}" + (f", this is process {index} on this machine" if distributed else "")
+        found = f"PyTorch finds {count} CUDA device{'s' if count > 1 else ''} here, numbered from 0"
+        raise DeviceError(f"{asked}, and {found}", remedy="give a smaller number, or start fewer processes")
     return torch.device("cuda", index)
 
 
