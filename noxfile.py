@@ -86,6 +86,11 @@ def environment() -> dict[str, str]:
     return variables
 
 
+def on_the_cpu() -> dict[str, str]:
+    """For tests that come to the same wherever they run: a GPU is not seen. Those of CUDA have a session of their own."""
+    return {**environment(), "CUDA_VISIBLE_DEVICES": ""}
+
+
 def scripts(where: str) -> list[str]:
     found = (path.relative_to(ROOT) for path in ROOT.glob(f"benchmarks/{where}/*.py"))
     # Those two are what the others share.
@@ -111,7 +116,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests of everything, or of packages by name: nox -s tests -- fda-mri core; more words go to pytest."""
     names, arguments = split(session.posargs)
     install(session, *sources(names or PACKAGES), *group("test"))
-    session.run("pytest", *PARALLEL, *REPEATABLE, *map(folder, names), *arguments, env=environment())
+    session.run("pytest", *PARALLEL, *REPEATABLE, *map(folder, names), *arguments, env=on_the_cpu())
 
 
 @nox.session(python=PYTHON)
@@ -155,7 +160,7 @@ def wheels(session: nox.Session, name: str) -> None:
             session.run(command, "--help", silent=True)
             session.run(command, "--version")
         settings = [f"--config-file={ROOT / 'pyproject.toml'}", "--rootdir=.", "--confcutdir=."]
-        session.run("pytest", *PARALLEL, *REPEATABLE, *settings, "tests", *session.posargs, env=environment())
+        session.run("pytest", *PARALLEL, *REPEATABLE, *settings, "tests", *session.posargs, env=on_the_cpu())
 
 
 @nox.session(python=PYTHON)
@@ -216,7 +221,7 @@ def minimums(session: nox.Session) -> None:
     names, arguments = split(session.posargs)
     session.install("--resolution", "lowest-direct", *sources(names or PACKAGES), *group("test"))
     paths = [f"{folder(name)}/tests" for name in names or ALL]
-    session.run("pytest", *PARALLEL, *REPEATABLE, "-m", "not slow and not gpu", *paths, *arguments, env=environment())
+    session.run("pytest", *PARALLEL, *REPEATABLE, "-m", "not slow and not gpu", *paths, *arguments, env=on_the_cpu())
 
 
 @nox.session(python=PYTHON)

@@ -292,7 +292,7 @@ def demo_once(command: str, base: Path) -> Path:
 
 
 def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """Run a program or `-m module` with words in several processes of this machine, one thread each.
+    """Run a program or `-m module` with words in several processes on the CPU, one thread each.
 
     Raises:
         AssertionError: one of them failed.
@@ -300,7 +300,7 @@ def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
         [*command, *map(str, words)], check=False, timeout=PATIENCE, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done
