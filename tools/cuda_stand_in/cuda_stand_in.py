@@ -3,7 +3,7 @@
 For machines without a GPU (`nox -s cuda_stand_in`; `sitecustomize.py` gives it to every process of Python that has this folder in
 PYTHONPATH). It finds what a first run on a GPU finds first: an operation on tensors of two devices, one that CUDA has no kernel
 for, a generator of the wrong device, tensors of the device given to NumPy. It computes what the CPU computes, so it says nothing about
-what kernels do, rounding, memory, streams or speed, and its inference mode is `no_grad`.
+what kernels do and need, rounding, streams or speed; the memory that it counts is that of tensors. Its inference mode is `no_grad`.
 
 PyTorch takes a tensor's device from the runtime of CUDA in a few places below Python (the streams of the backward pass); `runtime.c` and
 `driver.c` answer those.
@@ -42,6 +42,51 @@ _WITH_NUMBER = {
 _MATH_ATTENTION = 0
 
 
+class _Memory:
+    """Counts the bytes of living tensors, each piece of memory once: what `torch.cuda.max_memory_allocated` calls allocated by tensors."""
+
+    def __init__(self) -> None:
+        self.now, self.peak = 0, 0
+        self._pieces: dict[int, list[int]] = {}  # address -> tensors on it, bytes
+
+    def hold(self, tensor: StandIn) -> None:
+        """Count a new tensor, until it goes."""
+        storage = tensor.held.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size:
+            piece = self._pieces.setdefault(address, [0, size])
+            self.now += size if not piece[0] else 0
+            piece[0] += 1
+            self.peak = max(self.peak, self.now)
+            # Not a weak reference, with which PyTorch does not let a parameter move.
+            tensor.piece = _Piece(address)  # type: ignore[attr-defined]
+
+    def release(self, address: int) -> None:
+        """One tensor less."""
+        piece = self._pieces[address]
+        piece[0] -= 1
+        if not piece[0]:
+            self.now -= piece[1]
+            del self._pieces[address]
+
+    def forget_peak(self, *_: Any) -> None:
+        """Begin anew with what is held now."""
+        self.peak = self.now
+
+
+_memory = _Memory()
+
+
+class _Piece:
+    """Goes with its tensor."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    def __del__(self) -> None:
+        _memory.release(self.address)
+
+
 class StandIn(Tensor):
     """A tensor of the device.
 
@@ -59,6 +104,7 @@ class StandIn(Tensor):
             device=DEVICE, requires_grad=requires_grad or held.requires_grad,
         )  # fmt: skip
         made.held = held.detach() if held.requires_grad else held
+        _memory.hold(made)
         return made  # type: ignore[no-any-return]
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -240,8 +286,9 @@ def install() -> None:
     answers: dict[str, Any] = {
         "is_available": lambda: True, "is_initialized": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
         "get_device_name": lambda *_: "stand-in", "get_device_capability": lambda *_: (9, 0), "get_device_properties": lambda *_: properties,
-        "is_bf16_supported": lambda *_, **__: True, "max_memory_allocated": lambda *_: 1, "memory_allocated": lambda *_: 1,
-        "max_memory_reserved": lambda *_: 1, "get_rng_state": lambda *_: torch.get_rng_state(),
+        "is_bf16_supported": lambda *_, **__: True, "max_memory_allocated": lambda *_: _memory.peak,
+        "memory_allocated": lambda *_: _memory.now, "max_memory_reserved": lambda *_: _memory.peak, "reset_peak_memory_stats": _memory.forget_peak,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
         "set_rng_state": lambda state, *_: torch.set_rng_state(state), "get_rng_state_all": lambda: [torch.get_rng_state()],
         "Event": _Moment, "Stream": _Moment, "current_stream": _Moment, "default_stream": _Moment, "stream": lambda *_: contextlib.nullcontext(),
     }  # fmt: skip

@@ -94,6 +94,27 @@ def test_half_precision() -> None:
     assert before != [parameter.tolist() for parameter in net.parameters()]
 
 
+def test_memory_of_tensors() -> None:
+    before = torch.cuda.memory_allocated()
+    x = torch.zeros(1000, device="cuda", requires_grad=True)
+    view = x.detach()[:10]
+    assert torch.cuda.memory_allocated() - before == 4000
+    torch.cuda.reset_peak_memory_stats()
+    y = x.exp()  # its backward pass needs the result
+    loss = y.sum()
+    del y
+    assert torch.cuda.memory_allocated() - before == 8004
+    loss.backward()
+    del loss
+    gradient = x.grad
+    assert torch.cuda.memory_allocated() - before == 8000
+    del x, gradient
+    assert torch.cuda.memory_allocated() - before == 4000
+    del view
+    assert torch.cuda.memory_allocated() == before
+    assert torch.cuda.max_memory_allocated() - before >= 12004
+
+
 def test_files_and_copies() -> None:
     net = network().cuda()
     other = copy.deepcopy(net)
