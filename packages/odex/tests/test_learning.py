@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dart_core.data.datalist import Row
+from dart_core.testing import InProcess
 from odex import ModelPool, mahalanobis
 from odex import settings as of
 from odex.cases import Case
@@ -67,3 +68,21 @@ def test_no_more_patches_at_once_than_a_training_batch_has():
         assert max(sizes) == min(batch, 4)
         found[batch] = torch.cat([found[batch][0], torch.tensor([dice])])
     torch.testing.assert_close(found[2], found[8], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_odex_holds_no_more_gpu_memory_than_sequential_training(stages, tiny, tmp_path):
+    """Whatever the pool holds, one network at a time is on the device (Fig. 3)."""
+    network, training = tiny
+    held: dict[str, list[int]] = {}
+    for method in ("sequential", "odex"):
+        start: tuple[object, ...] = ("--method", method, *network)
+        for number, stage in enumerate(stages):
+            torch.cuda.reset_peak_memory_stats()
+            out = tmp_path / f"{method}-{number}"
+            words = (*training, "--device", "cuda", "--out", out)
+            assert InProcess("odex")("learn", "--stage", stage, *start, *words) == 0
+            start = ("--pool", out)
+            held.setdefault(method, []).append(torch.cuda.max_memory_allocated())
+    assert max(held["odex"]) <= 1.01 * max(held["sequential"])
