@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from skimage.color import hed2rgb, rgb2hed
 
+from dart_core.run import cpu_threads
 from stain_aglr import hed_jitter, random_hed_jitter
 from stain_aglr.hed import SPACES, STAINS
 
@@ -190,3 +191,14 @@ def test_cuda(space, patches):
     x = torch.from_numpy(patches)
     found = hed_jitter(x.cuda(), (0.02, -0.03, 0.01), (0.01, 0.02, 0.03), space).cpu()
     torch.testing.assert_close(found, hed_jitter(x, (0.02, -0.03, 0.01), (0.01, 0.02, 0.03), space))
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_threads_do_not_change_the_result(space):
+    x = torch.rand(5, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    alpha, beta = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(1)) * 0.1
+    found = []
+    for count in (1, 3):
+        with cpu_threads(count):
+            found.append(hed_jitter(x, alpha, beta, space))
+    assert torch.equal(*found)

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dart_core.errors import InputError, SettingError
+from dart_core.threads import sample_by_sample
 from stain_aglr.settings import Space
 
 STAINS = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -160,19 +161,16 @@ def _whole(images: Tensor, alpha: Tensor, beta: Tensor, space: Space) -> Tensor:
 
 
 def _compiled(images: Tensor, alpha: Tensor, beta: Tensor, space: Space) -> Tensor:
-    """The same on the CPU in float32, several times as fast."""
+    """The same on the CPU in float32, several times as fast, on as many threads as PyTorch may use."""
     from stain_aglr.hed_kernel import jitter  # Numba takes a second to import
 
     altered = torch.empty_like(images, memory_format=torch.contiguous_format)
+    source, result = images.contiguous().flatten(2).numpy(), altered.flatten(2).numpy()
     k, offset = (values.numpy() for values in _maps(alpha, beta, space, images.dtype))
-    jitter(
-        images.contiguous().flatten(2).numpy(),
-        altered.flatten(2).numpy(),
-        k,
-        offset[:, :, 0],
-        _TO_STAINS.astype(np.float32),
-        space == "skimage",
-        np.float32(_SHIFT.get(space, 0.0)),
-        np.float32(_DARKEST),
-    )
+    to_stains, shift, darkest = _TO_STAINS.astype(np.float32), np.float32(_SHIFT.get(space, 0.0)), np.float32(_DARKEST)
+
+    def patch(n: int) -> None:
+        jitter(source[n], result[n], k[n], offset[n, :, 0], to_stains, space == "skimage", shift, darkest)
+
+    sample_by_sample(patch, len(images))
     return altered

@@ -90,32 +90,31 @@ def _colours(first, second, third, bad, out, k0, k1, k2, k3, shift):  # type: ig
         out[i] = min(max(colour, _ZERO), _ONE) + bad[i]
 
 
-@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
-def jitter(images, result, matrix, offset, to_stains, cut, shift, darkest):  # type: ignore[no-untyped-def]
-    """Write 2^(matrix s + offset) - shift, clipped to [0, 1], into `result`, with s = log2(max(images + shift, darkest)).
+@numba.njit(fastmath={"contract"}, error_model="numpy", cache=True, nogil=True)
+def jitter(image, result, matrix, offset, to_stains, cut, shift, darkest):  # type: ignore[no-untyped-def]
+    """Write 2^(matrix s + offset) - shift, clipped to [0, 1], into `result`, with s = log2(max(image + shift, darkest)).
 
     Args:
-        images: float32 (N, 3, P), P pixels.
-        result: likewise; may be `images`.
-        matrix: float32 (N, 3, 3).
-        offset: float32 (N, 3).
+        image: float32 (3, P), P pixels.
+        result: likewise; may be `image`.
+        matrix: float32 (3, 3).
+        offset: float32 (3,).
         to_stains: float32 (3, 3); if `cut`, s becomes max(to_stains s, 0) first.
         cut: whether negative stains are cut off.
         shift: float32, c of `stain_aglr.hed`.
         darkest: float32, a positive normal number.
     """
     stretch = np.empty((4, _STRETCH), np.float32)
-    for n in range(images.shape[0]):
-        for start in range(0, images.shape[2], _STRETCH):
-            end = min(start + _STRETCH, images.shape[2])
-            count = end - start
-            first, second, third, bad = stretch[0, :count], stretch[1, :count], stretch[2, :count], stretch[3, :count]
-            _mark(images[n, 0, start:end], images[n, 1, start:end], images[n, 2, start:end], bad)
-            _logarithms(images[n, 0, start:end], first, shift, darkest)
-            _logarithms(images[n, 1, start:end], second, shift, darkest)
-            _logarithms(images[n, 2, start:end], third, shift, darkest)
-            if cut:
-                _positive_stains(first, second, third, to_stains)
-            for c in range(3):
-                k = matrix[n, c]
-                _colours(first, second, third, bad, result[n, c, start:end], k[0], k[1], k[2], offset[n, c], shift)
+    for start in range(0, image.shape[1], _STRETCH):
+        end = min(start + _STRETCH, image.shape[1])
+        count = end - start
+        first, second, third, bad = stretch[0, :count], stretch[1, :count], stretch[2, :count], stretch[3, :count]
+        _mark(image[0, start:end], image[1, start:end], image[2, start:end], bad)
+        _logarithms(image[0, start:end], first, shift, darkest)
+        _logarithms(image[1, start:end], second, shift, darkest)
+        _logarithms(image[2, start:end], third, shift, darkest)
+        if cut:
+            _positive_stains(first, second, third, to_stains)
+        for c in range(3):
+            k = matrix[c]
+            _colours(first, second, third, bad, result[c, start:end], k[0], k[1], k[2], offset[c], shift)

@@ -1,9 +1,8 @@
-"""How the distortions of Models Genesis go through a batch: sample by sample on the CPU, part by part elsewhere."""
+"""How the distortions of Models Genesis go through a batch on a device: part by part, with random numbers of the device."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,26 +11,6 @@ from torch import Tensor
 
 AT_ONCE = 2**26
 """Values that tensor operations work on at once."""
-
-
-def sample_by_sample(function: Callable[[int], None], samples: int) -> None:
-    """Call a function that releases the interpreter with the numbers of all samples, on as many threads as PyTorch may use."""
-    numbers = iter(range(samples))
-
-    def work() -> None:
-        for number in numbers:
-            function(number)
-
-    helpers = min(torch.get_num_threads(), samples) - 1
-    if helpers < 1:
-        work()
-        return
-    # New ones each time: kept ones would be missing in processes that a loader forks.
-    with ThreadPoolExecutor(helpers) as pool:
-        working = [pool.submit(work) for _ in range(helpers)]
-        work()
-        for one in working:
-            one.result()
 
 
 def seeds(samples: int, generator: torch.Generator | None) -> NDArray[np.uint64]:

@@ -22,8 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dart_core.augment._parts import Draw, in_parts, sample_by_sample, seeds
+from dart_core.augment._parts import Draw, in_parts, seeds
 from dart_core.augment._shuffling import BLOCK_SHARE, mean_volume, sources
+from dart_core.threads import sample_by_sample
 
 BLOCKS = {2: 40, 3: 10_000}
 """Blocks of the local shuffling, in pictures and in volumes."""
