@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from aiva import OutputDiscriminator, adversarial_losses, seg_jdot_loss, seg_jdo
 from aiva.baselines import printed_table
 from dart_core.errors import InputError, SettingError
 
-TABLES = Path(__file__).parents[1] / "src" / "aiva" / "tables"
+TABLES = resources.files("aiva") / "tables"
 
 
 class Batch:
@@ -233,7 +233,7 @@ def test_adversarial_losses() -> None:
 @pytest.mark.parametrize(("name", "methods"), [("table1", 6), ("table2", 5)])
 def test_printed_tables(name: str, methods: int) -> None:
     table = printed_table(name)
-    with open(TABLES / f"{name}.csv", newline="", encoding="utf-8") as file:
+    with (TABLES / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         assert [[str(value) for value in row.values()] for row in table] == [
             [row[0], *(str(float(cell)) for cell in row[1:])] for row in list(csv.reader(file))[1:]
         ]
