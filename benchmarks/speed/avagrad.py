@@ -6,9 +6,9 @@ what one writes from the formulas: every operation a kernel over one tensor, eve
 takes the norm as the published code does, by PyTorch's p-norm with p = -2. Results must agree before anything is timed; in float32 that
 p-norm is off by a percent, so there it is only noted.
 
-On a CPU the step over 30 M numbers is bound by memory and by the roots: how far a loop falls behind depends mostly on whether the
-memory of its intermediate results has to be fetched from the system again and again. `--keep-memory` measures without
-that (see core_loop.py). The record gives processor time too, which other programs disturb less.
+On a CPU the step over 30 M numbers is bound by memory and by the roots. It runs as in a command, which keeps freed memory
+(`dart_core.memory`); in a bare script the loops fetch the memory of their intermediate results from the system again and again, and fall
+further behind. The record gives processor time too, which other programs disturb less.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,7 +24,6 @@ from typing import Any
 
 import torch
 from compare import alternate, ratios, record
-from core_loop import KEEP_MEMORY
 from torch import Tensor
 
 from adagrad_unet import AvaGrad, GenericUNet2d
@@ -117,11 +114,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--keep-memory", action="store_true", help="let glibc keep freed memory (CPU)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
     arguments = parser.parse_args()
-    if arguments.keep_memory and not KEEP_MEMORY.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     for width in WIDTHS:
         differences = check(width, arguments.device)
         processor_time: dict[str, list[float]] = {name: [] for name in OPTIMISERS}
@@ -150,14 +144,12 @@ def main() -> None:
         notes = {
             "numbers": sum(p.numel() for p in tensors),
             "tensors": len(tensors),
-            "memory_kept": arguments.keep_memory,
             "differences_to_the_loop": differences,
             "time_in_Adams": against_adam,
             "times_as_fast_in_processor_time": ratios(processor),
             "seconds_of_processor_time": {name: statistics.median(times) for name, times in processor.items()},
         }
-        kept = "-memory-kept" if arguments.keep_memory else ""
-        record(f"avagrad-{width}-{arguments.device}{kept}", seconds, notes, arguments.out, arguments.device)
+        record(f"avagrad-{width}-{arguments.device}", seconds, notes, arguments.out, arguments.device)
 
 
 if __name__ == "__main__":
