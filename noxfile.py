@@ -86,9 +86,12 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def on_the_cpu() -> dict[str, str]:
-    """For tests that come to the same wherever they run: a GPU is not seen. Those of CUDA have a session of their own."""
-    return {**environment(), "CUDA_VISIBLE_DEVICES": ""}
+def on_the_cpu() -> dict[str, str | None]:
+    """For tests that come to the same wherever they run: a GPU is not seen. Those of CUDA have a session of their own.
+
+    Temporary files lie where they do without nox, whose own folder for them lies in the environment, where Ray's may not.
+    """
+    return {**environment(), "CUDA_VISIBLE_DEVICES": "", "TMPDIR": os.environ.get("TMPDIR")}
 
 
 def scripts(where: str) -> list[str]:

@@ -239,7 +239,7 @@ def assert_help_is_light(module: str, verb: str) -> None:
         "try: main()\nexcept SystemExit as end: assert end.code == 0\n"
         f"sys.exit(', '.join({heavy} & sys.modules.keys()) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--") > 2
 
@@ -299,7 +299,7 @@ def torchrun(*words: object, processes: int = 2) -> subprocess.CompletedProcess[
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     done = subprocess.run(
-        [*command, *map(str, words)], check=False, timeout=PATIENCE, capture_output=True, text=True,
+        [*command, *map(str, words)], check=False, timeout=PATIENCE, capture_output=True, encoding="utf-8",
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
