@@ -3,8 +3,9 @@
     nox -s reproduce -- mmtl-octl table2 --data-root DATA --scale paper|small|smoke
     nox -s reproduce -- all --scale smoke
 
-paper: the real thing, on the data of the paper; its cost is estimated first. small: minutes to an hour on a processor, on small real
-sets. smoke: phantoms, one repetition, a few steps; shows that every run of the table works and says nothing about methods.
+paper: the real thing, on the data of the paper; its cost is estimated first. small: minutes to some hours on a processor, on small real
+sets; how much is left is shown as it goes. smoke: phantoms, one repetition, a few steps; shows that every run of the table works and
+says nothing about methods.
 Without a table: lists what there is. What is finished is never run again: stop it when you like, and give the same words.
 """
 
