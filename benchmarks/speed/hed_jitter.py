@@ -2,9 +2,8 @@
 
 scikit-image takes one patch at a time, on one thread, as it always does: rgb2hed, s (1 + alpha) + beta, hed2rgb, of pictures as files
 hold them, 8 bit (it works in float64 then), and of float32. Ours takes the batch in float32, as a training holds it, on one thread and
-on all, in scikit-image's space ("skimage", the same
-values) and in the space of HED-light ("offset2", one affine map of the logarithms). New memory is a good part of the time of ours
-where the operating system is slow to give it.
+on all, in scikit-image's space ("skimage", the same values) and in the space of HED-light ("offset2", one affine map of the logarithms).
+New memory is a good part of the time of ours where the operating system is slow to give it.
 """
 
 from __future__ import annotations

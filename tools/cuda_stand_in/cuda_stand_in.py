@@ -292,15 +292,7 @@ def install() -> None:
         "set_rng_state": lambda state, *_: torch.set_rng_state(state), "get_rng_state_all": lambda: [torch.get_rng_state()],
         "Event": _Moment, "Stream": _Moment, "current_stream": _Moment, "default_stream": _Moment, "stream": lambda *_: contextlib.nullcontext(),
     }  # fmt: skip
-    for name in (
-        "_lazy_init",
-        "set_device",
-        "synchronize",
-        "empty_cache",
-        "reset_peak_memory_stats",
-        "manual_seed",
-        "manual_seed_all",
-    ):
+    for name in ("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed", "manual_seed_all"):
         answers[name] = _nothing
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)

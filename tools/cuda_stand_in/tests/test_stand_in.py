@@ -113,6 +113,8 @@ def test_memory_of_tensors() -> None:
     del view
     assert torch.cuda.memory_allocated() == before
     assert torch.cuda.max_memory_allocated() - before >= 12004
+    torch.cuda.reset_peak_memory_stats()
+    assert torch.cuda.max_memory_allocated() == before
 
 
 def test_files_and_copies() -> None:
