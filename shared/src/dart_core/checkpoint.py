@@ -160,9 +160,9 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def prune_checkpoints(folder: Path, keep: Collection[Path | None]) -> None:
-    """Delete all checkpoints in `folder` but those in `keep`, and what a killed process had half written."""
-    for path in folder.glob(f"*{SUFFIX}"):
-        if path.name.startswith(("step-", ".tmp-")) and path not in keep:
+    """Delete all checkpoints in `folder` but those in `keep`."""
+    for path in folder.glob(f"step-*{SUFFIX}"):
+        if path not in keep:
             path.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dart_core.errors import OutputError
+from dart_core.files import atomic_write
 
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, of the largest value of an output."""
@@ -66,8 +67,7 @@ def export_onnx(
     import onnx
     import onnxruntime
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with atomic_write(path) as temporary:
         with warnings.catch_warnings():
             # What the exporter of the one PyTorch calls deprecated in the other is none of the user's business.
             warnings.simplefilter("ignore")
@@ -84,9 +84,6 @@ def export_onnx(
             raise OutputError(f"ONNX and PyTorch differ by {worst:.1e} of the largest value", where=path)
         if check is not None:
             check(onnx.load(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return worst
 
 

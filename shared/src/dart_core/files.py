@@ -7,6 +7,7 @@ import csv
 import errno
 import io
 import os
+import re
 import secrets
 from collections.abc import Generator, Iterable, Sequence
 from importlib import resources
@@ -17,6 +18,8 @@ from dart_core.errors import OutputError, SettingError
 
 if TYPE_CHECKING:  # the command line is there without NumPy, in half the time
     from numpy.typing import NDArray
+
+_HALF_WRITTEN = ".tmp-"
 
 
 @contextlib.contextmanager
@@ -31,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
             stays as it was, and nothing half-written is left.
     """
     path = Path(path)
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}{path.suffix}")
+    temporary = path.with_name(f"{_HALF_WRITTEN}{secrets.token_hex(8)}{path.suffix}")
     with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -42,6 +45,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Generator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(path.parent)
+
+
+def is_half_written(path: Path) -> bool:
+    """Whether this is a file that `atomic_write` has begun; where no process writes now, the one that did was killed."""
+    return re.fullmatch(re.escape(_HALF_WRITTEN) + r"[0-9a-f]{16}(\..*)?", path.name) is not None and path.is_file()
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | memoryview | str) -> None:

@@ -52,7 +52,7 @@ from dart_core.checkpoint import (
     unwrap,
 )
 from dart_core.errors import CheckpointError, DeviceError, Interrupted, OutputError, SettingError
-from dart_core.files import output_errors, write_atomic
+from dart_core.files import is_half_written, output_errors, write_atomic
 from dart_core.log import Log, plain_number
 from dart_core.settings import RunSettings, ShardedRunSettings
 
@@ -511,7 +511,7 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
     Args:
         out: the folder; made where it is missing.
         config: what `flat_settings` gives.
-        resume: continue the run that lies there; None for commands that cannot.
+        resume: continue the run that lies there, less what a killed process had half written; None for commands that cannot.
         overwrite: delete the run that lies there. Only a folder whose config.yaml is ours is ever emptied.
 
     Raises:
@@ -526,15 +526,18 @@ def claim_folder(out: Path, config: Mapping[str, Any], resume: bool | None = Non
             if not file.is_file():
                 raise OutputError("no run to resume here", where=out, remedy="check --out, or leave out --resume")
             _compare(file, config)
+            for path in filter(is_half_written, out.rglob("*")):
+                path.unlink(missing_ok=True)
             return
-        if out.is_dir() and any(out.iterdir()):
-            ours = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
-            if not ours:
-                raise OutputError("not empty, and what it holds is no run", where=out, remedy="give another --out")
-            if not overwrite:
-                other = "give another --out" if resume is None else "--resume continues it"
-                raise OutputError("holds a run already", where=out, remedy=f"{other}, --overwrite replaces it")
-            _refuse_to_delete(out, config)
+        if out.is_dir():
+            if not all(map(is_half_written, out.iterdir())):
+                ours = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_MARK)
+                if not ours:
+                    raise OutputError("not empty, and what it holds is no run", where=out, remedy="give another --out")
+                if not overwrite:
+                    other = "give another --out" if resume is None else "--resume continues it"
+                    raise OutputError("holds a run already", where=out, remedy=f"{other}, --overwrite replaces it")
+                _refuse_to_delete(out, config)
             # The settings file goes last: until then the folder is still known as a run.
             for path in sorted(out.iterdir(), key=lambda path: path == file):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
