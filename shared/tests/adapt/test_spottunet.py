@@ -433,6 +433,7 @@ def test_runs_under_bfloat16_autocast() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiles_to_one_graph() -> None:
     spot = make().train()
     explained = torch._dynamo.explain(lambda x, p: spot(x, p))(torch.randn(2, 1, 16, 16), torch.rand(2, 32).round())
