@@ -99,6 +99,20 @@ def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path, data: st.DataObject)
         assert same(state, load_checkpoint(path))
 
 
+def test_a_weight_that_is_marked_as_a_folder_is_found(tmp_path: Path) -> None:
+    """No checksum covers the mark, and torch then leaves the weight as it finds the memory."""
+    path = tmp_path / "a.pt"
+    save_checkpoint(path, {"weight": torch.arange(40.0)})
+    content = bytearray(path.read_bytes())
+    directory = content.index(b"PK\x01\x02")
+    while content[directory + 46 : directory + 46 + content[directory + 28]].rsplit(b"/", 2)[-2:] != [b"data", b"0"]:
+        directory = content.index(b"PK\x01\x02", directory + 1)
+    content[directory + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(path)
+
+
 @IN_FOLDER
 @given(data=st.data())
 def test_a_truncated_file_is_found(tmp_path: Path, data: st.DataObject) -> None:

@@ -620,3 +620,19 @@ def test_a_child_process_dies_of_sigterm_without_a_word(script: list[str]) -> No
     assert process.stdout.readline() == "ready\n"
     _, errors = process.communicate("go\n", timeout=60)
     assert (process.returncode, errors) == (signal.SIGTERM, "")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Score folders."""
+
+    folders: tuple[Path, ...]
+    """What to score."""
+
+
+def test_a_required_list_needs_a_value(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """As an empty variable of the shell leaves it."""
+    (tmp_path / "a.yaml").write_text("folders: []\n")
+    for words in (["--folders"], ["--config", str(tmp_path / "a.yaml")]):
+        assert cli.main("prog", {"score": (Score, "unused:unused")}, "1", "Scores.", ["score", *words]) == 2
+        assert "has no value; give --folders VALUE ..." in capsys.readouterr().err

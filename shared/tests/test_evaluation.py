@@ -165,6 +165,22 @@ def test_scores_on_the_grid_the_network_worked_on(data, tmp_path):
     assert [r.dice for r in score_folders([plain], grid="preprocessed")] == [r.dice for r in score_folders([plain])]
 
 
+def test_one_grid_for_all(data, tmp_path):
+    """Scores on the network's grid and on the file's do not stand side by side, and other masks are not passed over."""
+    folder = predict(tmp_path / "p", data, "B", "fta", 3, preprocessing="cc359")
+    same = score_folders([folder], data, grid="preprocessed")
+    assert [r.dice for r in same] == [r.dice for r in score_folders([folder], grid="preprocessed")]
+    plain = predict(tmp_path / "q", data, "B", "none", 0)
+    with pytest.raises(InputError, match=r"is not there on the network's grid.*--grid file"):
+        score_folders([folder, plain], grid="preprocessed")
+    empty = save(tmp_path / "empty.nii.gz", box(4, 4))
+    other = Datalist(tuple(dataclasses.replace(row, mask=empty) for row in Datalist.read(data)), data)
+    listed = other.write(tmp_path / "other.csv")
+    with pytest.raises(InputError, match=r"empty\.nii\.gz is not there on the network's grid"):
+        score_folders([folder], listed, grid="preprocessed")
+    assert [r.dice for r in score_folders([folder], listed)] == [0, 0, 0]
+
+
 def test_slices_left_out(data, tmp_path):
     """aiva 6.1: the prostate's Dice looks at slices 1 to Z - 3 only."""
     folder = predict(tmp_path / "p", data, "A", "none", 0)

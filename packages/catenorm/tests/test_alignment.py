@@ -119,6 +119,7 @@ def test_kinds_of_input() -> None:
     [
         ({"domains": [0, 1]}, "7 images, 7 labels, 2 domains"),
         ({"labels": np.zeros((7, 3, 3))}, "case 0: image"),
+        ({"images": np.full((7, 4, 4), np.nan), "labels": np.zeros((7, 4, 4), int)}, "case 0: NaN or infinite pixels"),
         ({"target_domain": 5}, "no case is of the target domain 5"),
     ],
 )

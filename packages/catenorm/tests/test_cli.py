@@ -297,6 +297,19 @@ def test_a_warm_start_must_not_have_seen_the_test_cases(
     assert command(*older, tmp_path / "old3", "--out", tmp_path / "y").status == 0
 
 
+def test_a_training_case_is_no_test_case(
+    command: Command, trained: dict[str, Path], cases: Cases, tmp_path: Path
+) -> None:
+    """The datalist has changed since: what was trained on stands under test."""
+    exchanged = {"train": "test", "test": "train"}
+    rows = [dataclasses.replace(row, split=exchanged.get(row.split, row.split)) for row in open_cases(cases)]
+    datalist = Datalist(tuple(rows), tmp_path).write(tmp_path / "exchanged.csv")
+    words = ("predict", "--model", trained["bn"], "--datalist", datalist, "--out", tmp_path / "x", "--device", "cpu")
+    refused(command(*words), "exchanged.csv", "the network was trained on 6 of these 6 cases")
+    assert not (tmp_path / "x").exists()
+    assert command(*words, "--split", "all").status == 0
+
+
 def test_an_output_folder_is_kept(command: Command, data: tuple[object, ...], trained: dict[str, Path]) -> None:
     before = sorted(path.name for path in trained["bn"].iterdir())
     refused(command("train", *data, "--out", trained["bn"]), "holds a run already")

@@ -400,6 +400,10 @@ def test_bad_matrices_are_refused() -> None:
     for matrix, k in ((np.zeros((3, 4)), 1), (np.zeros((2, 2)), 1), (np.zeros((3, 3)), 3), (np.zeros((3, 3)), 0)):
         with pytest.raises(ValueError, match="no three clusters"):
             select_pairs(matrix, per_cluster=k)
+    unknown = np.zeros((4, 4))
+    unknown[0, 3] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        select_pairs(unknown, per_cluster=1)
     with pytest.raises(ValueError, match="unknown order 'size'"):
         select_pairs(np.zeros((4, 4)), by="size")  # type: ignore[arg-type]
 

@@ -205,7 +205,10 @@ def _parse(prog: str, settings: type[Any], words: list[str], files: list[str]) -
         if required and all(flag.name != name for flag in given):
             raise SettingError(f"--{name} is missing", remedy=f"give --{name} (see {prog} --help)")
     for flag in given:
-        _check(flag, flags[flag.name][0])
+        hint, required = flags[flag.name]
+        _check(flag, hint)
+        if required and not flag.values and _takes_many(hint):
+            raise SettingError(f"{flag.label} has no value", where=flag.where, remedy=f"give --{flag.name} VALUE ...")
     try:
         return _tyro(prog, settings, [token for flag in given for token in flag.tokens])
     except DartError as error:

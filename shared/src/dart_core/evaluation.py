@@ -246,14 +246,15 @@ def score_folders(
         surface: "3d" or "2d", see `score`.
         command: the program, for messages.
         grid: "preprocessed" scores on the grid the network worked on, where a folder has its masks there (as the papers
-            do); "file" on that of the image file.
+            do; all of them or none); "file" on that of the image file.
         leave_out: slices at the bottom and at the top (RAS) that are not looked at.
         labels: name -> value in the mask files, each scored for itself; None takes every value above 0 as one mask.
         columns: see `read_predictions`.
         method: see `read_predictions`.
 
     Raises:
-        InputError: a folder without predictions.csv, a scan without mask, or a file that cannot be used.
+        InputError: a folder without predictions.csv, a scan without mask, a file that cannot be used, or masks on the
+            network's grid for some predictions only.
     """
     truths: dict[tuple[Path, int | None], Path] = {}
     if datalist is not None:
@@ -261,7 +262,7 @@ def score_folders(
 
         listed = Datalist.read(datalist, ("image", "mask"))
         truths = {(row.image.resolve(), frame_of(row)): row.mask for row in listed if row.mask is not None}
-    results = []
+    found: list[tuple[Prediction, Path]] = []
     for folder in folders:
         for prediction in read_predictions(folder, command, columns, method):
             mask = truths.get((prediction.image, prediction.frame)) or prediction.mask
@@ -269,26 +270,43 @@ def score_folders(
                 raise InputError(
                     "no mask to score against", where=prediction.where, remedy="give --datalist with a mask column"
                 )
-            predicted, truth, spacing = _masks(prediction, mask, grid, labels is not None)
-            inside = slice(leave_out[0], max(truth.shape[-1] - leave_out[1], leave_out[0]))
-            for structure, value in ({"": None} if labels is None else dict(labels)).items():
-                pair = [
-                    part[..., inside] if value is None else part[..., inside] == value for part in (predicted, truth)
-                ]
-                results.append(
-                    Result(
-                        pair=prediction.pair,
-                        method=prediction.method,
-                        scan=prediction.subject,
-                        image=prediction.image,
-                        mask=mask,
-                        prediction=prediction.prediction,
-                        structure=structure,
-                        frame=prediction.frame,
-                        **score(pair[0], pair[1], spacing, tolerance, surface),
-                    )
+            found.append((prediction, mask))
+    if grid == "preprocessed":
+        _check_one_grid(found)
+    results = []
+    for prediction, mask in found:
+        predicted, truth, spacing = _masks(prediction, mask, grid, labels is not None)
+        inside = slice(leave_out[0], max(truth.shape[-1] - leave_out[1], leave_out[0]))
+        for structure, value in ({"": None} if labels is None else dict(labels)).items():
+            pair = [part[..., inside] if value is None else part[..., inside] == value for part in (predicted, truth)]
+            results.append(
+                Result(
+                    pair=prediction.pair,
+                    method=prediction.method,
+                    scan=prediction.subject,
+                    image=prediction.image,
+                    mask=mask,
+                    prediction=prediction.prediction,
+                    structure=structure,
+                    frame=prediction.frame,
+                    **score(pair[0], pair[1], spacing, tolerance, surface),
                 )
+            )
     return results
+
+
+def _check_one_grid(found: Sequence[tuple[Prediction, Path]]) -> None:
+    """Refuse predictions of which only some have the masks that they are scored against on the network's grid."""
+    if all(prediction.preprocessed is None for prediction, _ in found):
+        return
+    for prediction, mask in found:
+        known = prediction.preprocessed is not None and prediction.mask is not None
+        if not known or prediction.mask is None or mask.resolve() != prediction.mask.resolve():
+            raise InputError(
+                f"the mask {mask.name} is not there on the network's grid, on which other predictions are scored",
+                where=prediction.where,
+                remedy="predict again from a datalist with these masks, or score on the files' grid (--grid file)",
+            )
 
 
 def _masks(

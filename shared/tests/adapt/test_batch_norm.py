@@ -103,6 +103,11 @@ def test_a_failure_leaves_the_network_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module.training for module in model.modules())
     assert model[0].momentum == 0.1
+    bad = batches(2)[0].clone()
+    bad[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        adapt_batch_norm(model, [*batches(2), bad])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_nothing_to_adapt_to_or_with() -> None:

@@ -37,6 +37,11 @@ b.nii.gz,m/b.nii.gz,0,s1,one,train,b.txt
 
 
 class TestCsv:
+    @pytest.mark.parametrize("name", ["Split", "SITE", "Subject"])
+    def test_a_column_in_capitals_is_no_label(self, name, tmp_path):
+        text = FULL.replace(name.lower(), name, 1)
+        fails(write(tmp_path / "list.csv", text), "row 1", repr(name), f"rename it {name.lower()!r}")
+
     def test_every_column(self, tmp_path):
         path = write(tmp_path / "list.csv", FULL)
         datalist = Datalist.read(path)
@@ -289,6 +294,14 @@ class TestWrite:
 
 
 class TestDecathlon:
+    def test_a_folder_for_every_subject(self, tmp_path):
+        content = {
+            "training": [{"image": f"./p{number}/t1.nii.gz", "label": f"p{number}/seg.nii.gz"} for number in (1, 2)],
+            "validation": [{"image": "p3/t1.nii.gz"}, {"image": "alone.nii.gz"}],
+        }
+        path = write(tmp_path / "dataset.json", json.dumps(content))
+        assert Datalist.read(path).subjects == ("p1_t1", "p2_t1", "p3_t1", "alone")
+
     def dataset(self, folder: Path, **content: object) -> Path:
         return write(folder / "dataset.json", json.dumps(content))
 

@@ -84,6 +84,8 @@ def test_classes_and_tensors():
         ([one([BOX])], [one([BOX], [])], "has 1 boxes and 0 scores"),
         ([one([BOX])], [one([BOX], [float("nan")])], "not finite"),
         ([one([BOX[:3]])], [one([BOX], [1])], "shape"),
+        ([one([[*BOX[2:], *BOX[:2]]])], [one([BOX], [1])], "ends before it begins"),
+        ([{"boxes": [BOX], "labels": [float("nan")]}], [one([BOX], [1])], "not finite"),
     ],
 )
 def test_refused(truth, found, line):

@@ -39,7 +39,7 @@ def align_class_statistics(
         like `images`, of the same type (float32 for whole numbers).
 
     Raises:
-        ValueError: numbers of cases or shapes that do not fit, or no case of the target domain.
+        ValueError: numbers of cases or shapes that do not fit, pixels that are not finite, or no case of the target domain.
     """
     cases = [_array(image) for image in images]
     known = [_array(label) for label in labels]
@@ -49,6 +49,8 @@ def align_class_statistics(
     for number, (image, label) in enumerate(zip(cases, known, strict=True)):
         if image.shape != label.shape:
             raise InputError(f"case {number}: image {image.shape}, labels {label.shape}", remedy="give equal shapes")
+        if not np.isfinite(image).all():
+            raise InputError(f"case {number}: NaN or infinite pixels", remedy="replace them before aligning")
     if target_domain not in where:
         raise InputError(f"no case is of the target domain {target_domain}", remedy="name one of the domains")
     aligned = [image.astype(np.promote_types(image.dtype, np.float32)) for image in cases]

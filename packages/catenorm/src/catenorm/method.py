@@ -58,7 +58,7 @@ class CateNorm2d(nn.Module):
         super().__init__()
         _one_of("mask_mode", mask_mode, MaskMode)
         _one_of("form", form, Form)
-        if channels // reduction < 1:
+        if reduction < 1 or channels // reduction < 1:
             raise SettingError(f"{channels} channels divided by {reduction} leave none", remedy="lower the reduction")
         self.classes, self.mask_mode, self.form = classes, mask_mode, form
         self.norm = nn.BatchNorm2d(channels, affine=False)

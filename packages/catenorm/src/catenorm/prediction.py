@@ -22,7 +22,7 @@ from catenorm.losses import one_hot
 from catenorm.method import CateNorm2d, largest_component, two_pass
 from catenorm.models import PACKAGE, Model, check_sides, load_model
 from catenorm.networks import NAMES
-from catenorm.rows import open_cases, open_divided
+from catenorm.rows import marks, open_cases, open_divided
 from dart_core.cli import say
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.scans import unique_names
@@ -166,6 +166,12 @@ def _rows(command: of.Predict, cases: of.Cases, model: Model) -> list[Row]:
             f"no case has split {command.split}",
             where=datalist.source,
             remedy="give another --split, or fill the column",
+        )
+    if command.split == "test" and (known := [row for row in rows if marks(row) & set(model.seen)]):
+        raise InputError(
+            f"the network was trained on {len(known)} of these {len(rows)} cases, such as {known[0].image.name}",
+            where=datalist.source,
+            remedy="give the datalist as it was for train, or --split all",
         )
     return rows
 

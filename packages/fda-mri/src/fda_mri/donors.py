@@ -203,6 +203,8 @@ class DonorBank:
                 f"the target scan has shape {tuple(target.shape)}, the donor bank {self.shape}",
                 remedy="bring target and source scans to one grid (for example by registration to MNI152)",
             )
+        if not target.isfinite().all():
+            raise InputError("the target scan has values that are not finite", remedy="replace NaN before the search")
         target = target if target.dtype == torch.float64 else target.float()
         return target.to(self._scans[0].device).permute(2, 0, 1).contiguous()
 

@@ -259,7 +259,7 @@ def select_pairs(
         sorted by severity.
 
     Raises:
-        ValueError: matrix not square, fewer than 3 k pairs, or an unknown `by`.
+        ValueError: matrix not square, scores that are not finite, fewer than 3 k pairs, or an unknown `by`.
     """
     scores = to_numpy(matrix).astype(np.float64)
     sites = len(scores)
@@ -276,6 +276,10 @@ def select_pairs(
         rising = scores - np.diag(scores)[:, None]
     else:
         raise SettingError(f"unknown order {by!r}", remedy="give score, decline_vs_source or decline_vs_target")
+    if not np.isfinite(rising[~np.eye(sites, dtype=bool)]).all():
+        raise InputError(
+            "the transfer matrix has scores that are not finite", remedy="score these pairs or leave the site out"
+        )
     # Equal ones stay in the order of their sources; so do declines that are equal on paper, hence the rounding.
     pairs = [(source, target) for source in range(sites) for target in range(sites) if source != target]
     pairs.sort(key=lambda pair: round(float(rising[pair[1], pair[0]]), 9))

@@ -250,6 +250,8 @@ class TuneBeta:
     """Slices per forward pass."""
 
     def __post_init__(self) -> None:
+        if not self.modes:
+            raise SettingError("--modes names no search", remedy="give 3d, 2.5d, 2d or random")
         if len(self.betas) < 2 or list(self.betas) != sorted(set(self.betas)):
             raise SettingError("--betas is no ascending grid", remedy="give at least two rising values")
         at_least(0, betas=self.betas[0], tolerance=self.tolerance)

@@ -96,7 +96,13 @@ def score_networks(command: of.Evaluate) -> list[Scored]:
     Raises:
         InputError: a folder that `predict` did not write, a scan without mask, or a file that cannot be used.
     """
-    return _labelled([_score(folder, command) for folder in command.predictions])
+    # In one call, so that all of them are scored on one grid.
+    results = score_folders(
+        dict.fromkeys(command.predictions), command.datalist, command.tolerance, command.surface, command=PACKAGE, grid=command.grid,
+    )  # fmt: skip
+    return _labelled(
+        [_of_folder(folder, [r for r in results if r.prediction.parent == folder]) for folder in command.predictions]
+    )
 
 
 def paper_tables(scored: Sequence[Scored]) -> tuple[str, dict[str, list[Cell]]]:
@@ -131,10 +137,7 @@ def _plain(value: object) -> object:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _score(folder: Path, command: of.Evaluate) -> Scored:
-    results = score_folders(
-        [folder], command.datalist, command.tolerance, command.surface, command=PACKAGE, grid=command.grid
-    )
+def _of_folder(folder: Path, results: list[Result]) -> Scored:
     file = folder / METRICS
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

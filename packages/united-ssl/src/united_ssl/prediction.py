@@ -95,6 +95,13 @@ def _segment(command: of.Predict, network: nn.Module, model: Target, cubes: Cube
     counts = np.zeros((len(cubes), model.classes, 2), dtype=np.int64)
     for i, (row, name) in enumerate(zip(cubes.rows, _names(cubes), strict=True)):
         if has_masks:
+            if (highest := int(cubes.mask(i).max())) > model.classes:
+                raise InputError(
+                    f"the mask of cube {row.place} of {row.file.name} has the label {highest}, and the network knows "
+                    f"{model.classes}",
+                    where=cubes.source,
+                    remedy="give masks of the classes that it was trained on",
+                )
             counts[i] = overlaps(predicted[i], cubes.mask(i), model.classes)
             lines += [
                 (name, row.subject, row.site, row.split, k + 1, int(inter), int(union))

@@ -124,13 +124,21 @@ def foreground_classes(parts: dict[str, Cubes]) -> int:
     """Highest label of the masks.
 
     Raises:
-        InputError: all masks are empty.
+        InputError: all masks are empty, or a label below the highest is in none.
     """
-    highest = max(int(part.mask(i).max()) for part in parts.values() for i in range(len(part)))
-    if highest == 0:
-        source = next(iter(parts.values())).source
+    source = next(iter(parts.values())).source
+    present = {int(label) for part in parts.values() for i in range(len(part)) for label in np.unique(part.mask(i))}
+    known = sorted(present - {0})
+    if not known:
         raise InputError("all masks are empty", where=source, remedy="check the masks of the datalist")
-    return highest
+    # A class that no voxel has would score 1 wherever it is not predicted, and so raise the mean.
+    if known[-1] != len(known):
+        raise InputError(
+            f"the masks hold the labels {', '.join(map(str, known))}",
+            where=source,
+            remedy="number the classes 1, 2, 3 ... without gaps (one class: 1)",
+        )
+    return len(known)
 
 
 def fraction_of(count: int, fraction: float, seed: int) -> NDArray[np.int64]:

@@ -53,6 +53,8 @@ def adapt_batch_norm(
                 norm.reset_running_stats()
         for batch in itertools.chain((first,), stream):
             model(batch.to(before[0]["running_mean"].device))
+        if not all(buffer.isfinite().all() for norm in norms for buffer in norm.buffers(recurse=False)):
+            raise InputError("the batches give statistics that are not finite", remedy="remove images with NaN")
     except BaseException:
         for norm, buffers in zip(norms, before, strict=True):
             for name, buffer in buffers.items():

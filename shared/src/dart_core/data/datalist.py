@@ -397,6 +397,11 @@ def _check_header(path: Path, line: int, header: list[str], required: Sequence[s
             raise InputError(
                 f"row {line}: column {column!r} is there twice", where=path, remedy="remove one of the two"
             )
+        # As a label of its own it would leave every scan without its split, site or subject, and nobody would notice.
+        if column.lower() in _OWN_COLUMNS and column not in _OWN_COLUMNS:
+            raise InputError(
+                f"row {line}: column {column!r} is in capitals", where=path, remedy=f"rename it {column.lower()!r}"
+            )
 
 
 def _csv_row(path: Path, line: int, header: list[str], cells: list[str], required: Sequence[str]) -> Row:
@@ -455,7 +460,7 @@ def _decathlon_rows(path: Path, content: Mapping[str, Any]) -> list[Row]:
             where=path,
             remedy="give a Decathlon dataset.json or a CSV datalist",
         )
-    rows = []
+    found: list[tuple[int, dict[str, str]]] = []
     for key, entries in parts.items():
         if not isinstance(entries, list):
             raise InputError(
@@ -478,10 +483,17 @@ def _decathlon_rows(path: Path, content: Mapping[str, Any]) -> list[Row]:
             # In a Decathlon file "label" is the segmentation; in a MONAI classification list it is a class.
             if isinstance(entry.get("label"), str) and _is_file_name(entry["label"]):
                 values["mask"] = values.pop("label")
-            values.setdefault("subject", _stem(image))
             values.setdefault("split", _DECATHLON_SPLITS[key])
-            rows.append(_row(path, number, path.parent, values))
-    return rows
+            found.append((number, values))
+    # The file's name is the subject's, but where every subject has a folder with files of the same names.
+    folders: dict[str, set[Path]] = {}
+    for _, values in found:
+        folders.setdefault(_stem(values["image"]), set()).add(Path(values["image"]).parent)
+    for _, values in found:
+        stem = _stem(values["image"])
+        shared = len(folders[stem]) > 1
+        values.setdefault("subject", "_".join((*Path(values["image"]).parent.parts, stem)) if shared else stem)
+    return [_row(path, number, path.parent, values) for number, values in found]
 
 
 def _nnunet_rows(path: Path, content: Mapping[str, Any], channel: str | int | None) -> list[Row]:

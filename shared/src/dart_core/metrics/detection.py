@@ -83,15 +83,19 @@ def _read(picture: Picture, number: int, scored: bool) -> _Boxes:
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise InputError(f"boxes of picture {number} of the {kind} have shape {boxes.shape}", remedy="give (n, 4)")
     scores = _array(picture["scores"]).reshape(-1) if scored else np.ones(len(boxes))
-    labels = (
-        _array(picture["labels"]).reshape(-1).astype(np.int64) if "labels" in picture else np.ones(len(boxes), np.int64)
-    )
+    labels = _array(picture["labels"]).reshape(-1) if "labels" in picture else np.ones(len(boxes))
     for name, values in (("scores", scores), ("labels", labels)):
         if len(values) != len(boxes):
             raise InputError(f"picture {number} of the {kind} has {len(boxes)} boxes and {len(values)} {name}")
-    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise InputError(f"picture {number} of the {kind} has a box or score that is not finite", remedy="remove it")
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), scores, labels
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all() and np.isfinite(labels).all()):
+        raise InputError(
+            f"picture {number} of the {kind} has a box, score or label that is not finite", remedy="remove it"
+        )
+    if (boxes[:, 2:] < boxes[:, :2]).any():
+        raise InputError(
+            f"picture {number} of the {kind} has a box that ends before it begins", remedy="give x1, y1, x2, y2"
+        )
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1), scores, labels.astype(np.int64)
 
 
 def _evaluate(

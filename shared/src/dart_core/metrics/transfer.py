@@ -11,13 +11,13 @@ from dart_core.errors import InputError, SettingError
 from dart_core.metrics._masks import to_numpy
 
 
-def backward_transfer(a: npt.ArrayLike, definition: Literal["all_later", "final"] = "all_later") -> tuple[float, float]:
+def backward_transfer(A: npt.ArrayLike, definition: Literal["all_later", "final"] = "all_later") -> tuple[float, float]:
     """Inverse forgetting (specification odex 6): 0 where nothing is forgotten.
 
     Args:
-        a: (N, N), a[i, j] = score on the test data of stage j after training on stage i; N at least 2. Values above the
+        A: (N, N), A[i, j] = score on the test data of stage j after training on stage i; N at least 2. Values above the
             diagonal are not looked at.
-        definition: all_later: for j < N the mean over i > j of a[i, j] - a[j, j]; final: a[N, j] - a[j, j].
+        definition: all_later: for j < N the mean over i > j of A[i, j] - A[j, j]; final: A[N, j] - A[j, j].
 
     Returns:
         mean over j, and standard deviation over them (population).
@@ -25,7 +25,7 @@ def backward_transfer(a: npt.ArrayLike, definition: Literal["all_later", "final"
     Raises:
         ValueError: another shape, nan in what is used, or an unknown definition.
     """
-    matrix = _matrix(a)
+    matrix = _matrix(A)
     n = len(matrix)
     if definition == "all_later":
         each = [float(np.mean(matrix[j + 1 :, j] - matrix[j, j])) for j in range(n - 1)]
@@ -36,11 +36,11 @@ def backward_transfer(a: npt.ArrayLike, definition: Literal["all_later", "final"
     return _mean_std(each)
 
 
-def forward_transfer(a: npt.ArrayLike, definition: Literal["adjacent"] = "adjacent") -> tuple[float, float]:
-    """Gain from training on a stage (specification odex 6): a[j, j] - a[j - 1, j] for every stage but the first.
+def forward_transfer(A: npt.ArrayLike, definition: Literal["adjacent"] = "adjacent") -> tuple[float, float]:
+    """Gain from training on a stage (specification odex 6): A[j, j] - A[j - 1, j] for every stage but the first.
 
     Args:
-        a: (N, N), as for `backward_transfer`.
+        A: (N, N), as for `backward_transfer`.
         definition: adjacent.
 
     Returns:
@@ -51,7 +51,7 @@ def forward_transfer(a: npt.ArrayLike, definition: Literal["adjacent"] = "adjace
     """
     if definition != "adjacent":
         raise SettingError(f"definition is {definition!r}", remedy="give adjacent")
-    matrix = _matrix(a)
+    matrix = _matrix(A)
     return _mean_std([float(matrix[j, j] - matrix[j - 1, j]) for j in range(1, len(matrix))])
 
 
