@@ -23,7 +23,7 @@ import yaml
 from dart_core.checkpoint import load_weights, save_weights
 from dart_core.data.datalist import Datalist, Row
 from dart_core.data.slices import predict_slices
-from dart_core.evaluation import score
+from dart_core.evaluation import Result, score
 from dart_core.nets import ResidualUNet2d
 from dart_core.report import Report
 from dart_core.testing import assert_commands_answer, assert_exports, assert_help_is_light, is_report
@@ -33,7 +33,7 @@ from fda_mri.adaptation import check_roles, read_tuning
 from fda_mri.adaptation import tuned as with_tuned_beta
 from fda_mri.baselines import CYCLEGAN_NOTE, CycleGANTransform, predict_transformed
 from fda_mri.cli import COMMANDS
-from fda_mri.evaluation import evaluation_sections, score_predictions
+from fda_mri.evaluation import evaluation_sections, score_predictions, transfer_matrix
 from fda_mri.scans import Grid, Scan, load, select
 from fda_mri.settings import Scans
 
@@ -701,6 +701,17 @@ def test_transfer_matrix_and_pairs(command: Command, datalist: Path, tmp_path: P
     ]
     pairs = [row[:3] for row in rows_of_report if row and row[0] in ("severe", "medium", "subtle")]
     assert pairs == [("severe", *severe), ("medium", *medium), ("subtle", *subtle)]
+
+
+def test_transfer_matrix_is_over_patients() -> None:
+    """As the table of pairs: two scans of one patient are one value."""
+    results = [
+        Result(("a", "b"), "none", scan, score, score, Path("i"), Path("m"), Path("p"))
+        for scan, score in (("1", 0.2), ("1", 0.4), ("2", 0.9))
+    ]
+    sites, matrix = transfer_matrix(results)
+    assert sites == ("a", "b")
+    np.testing.assert_allclose(matrix, [[np.nan, np.nan], [(0.3 + 0.9) / 2, np.nan]])
 
 
 # export

@@ -305,6 +305,21 @@ def test_scans_elsewhere_in_the_world(tmp_path: Path, datalist: Path) -> None:
         list(load(select(Scans(listed)), Scans(listed, resample=True), first.grid))
 
 
+def test_a_mask_above_the_kept_slices_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Evaluate looks at the whole file, where these voxels count as missed."""
+    mask = np.zeros((6, 6, 6), np.uint8)
+    mask[2:4, 2:4, 1:5] = 1
+    write(tmp_path / "image.nii.gz", volume((6, 6, 6)))
+    write(tmp_path / "mask.nii.gz", mask)
+    listed = tmp_path / "list.csv"
+    listed.write_text("image,mask\nimage.nii.gz,mask.nii.gz\n")
+    for keep, words in ((4, "4 of 16 mask voxels lie above the 4 kept slices"), (5, ""), (0, "")):
+        chosen = Scans(listed, keep_slices=keep)
+        list(load(select(chosen), chosen))
+        told = capsys.readouterr()
+        assert (words in told.out + told.err) if words else "mask voxels" not in told.out + told.err
+
+
 # Writing on the scan's own grid
 
 

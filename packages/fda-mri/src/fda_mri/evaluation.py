@@ -65,14 +65,13 @@ def _options(command: of.Evaluate) -> dict[str, Any]:
 
 
 def transfer_matrix(results: Sequence[Result]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Mean surface Dice without adaptation, `[target][source]`; nan where there is no run."""
-    sites = tuple(dict.fromkeys(site for r in results if r.method == "none" for site in r.pair))
+    """Mean surface Dice over patients without adaptation, `[target][source]`; nan where there is no run."""
+    plain = [r for r in results if r.method == "none"]
+    sites = tuple(dict.fromkeys(site for r in plain for site in r.pair))
     matrix = np.full((len(sites), len(sites)), np.nan)
-    for i, target in enumerate(sites):
-        for j, source in enumerate(sites):
-            values = [r.surface_dice for r in results if r.method == "none" and r.pair == (source, target)]
-            if np.isfinite(values).any():
-                matrix[i, j] = np.nanmean(values)
+    for row in evaluation.summarise(plain):
+        if row["surface_dice"] is not None:
+            matrix[sites.index(row["target"]), sites.index(row["source"])] = row["surface_dice"]
     return sites, matrix
 
 

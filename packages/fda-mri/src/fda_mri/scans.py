@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.scans import open_datalist
 from dart_core.data.volumes import Volume, read_mask, read_volume, resample_to, scale_percentile, write_volume
@@ -239,6 +240,11 @@ def _load(row: Row, scans: of.Scans, grid: Grid | None, need_mask: bool) -> Scan
     if keep is None:
         keep = PAPER_SLICES if volume.array.shape == MNI152_SHAPE else 0
     kept = volume.array[..., : keep or None]
+    if mask is not None and keep and (dropped := np.count_nonzero(mask[..., keep:])):
+        say(
+            f"warning: {row.image}: {dropped} of {np.count_nonzero(mask)} mask voxels lie above the {keep} kept slices, and "
+            "evaluate counts them as missed; --keep-slices 0 keeps all"
+        )
     filled = np.flatnonzero(kept.any((0, 1)))
     if len(filled) == 0:
         raise InputError("all kept slices are zero", where=row.image, remedy="check the file and --keep-slices")
