@@ -292,6 +292,22 @@ def test_predict_takes_as_many_slices_as_the_bank(
     assert probabilities.shape == (48, 56, 12)
     assert not probabilities[..., 9:].any()
     assert probabilities[..., :9].all()
+    # The name says so, masks above are warned of once, and another number than the bank's is refused.
+    assert done.err.count("reach above the kept slices") == 1
+    words += ["--device", "cpu"]
+    assert command("predict", *words, "--keep-slices", 9, "--mode", "none", "--out", tmp_path / "none").status == 0
+    folders = [tmp_path / "out", tmp_path / "none"]
+    results = score_predictions(of.Evaluate(of.OutputSettings(tmp_path / "e"), tuple(folders)))
+    assert {r.method for r in results} == {"3d n=2 beta=0.015 keep-slices=9", "none keep-slices=9"}
+    for slices in (0, 8):
+        refused = command("predict", *words, "--keep-slices", slices, "--out", tmp_path / "x")
+        assert refused.status == 2
+        assert f"--keep-slices is {slices}, and the bank holds 9 slices of 12; leave out" in refused.err
+    assert not (tmp_path / "x").exists()
+    done = command("predict", *words, "--n", 12, "--keep-slices", 9, "--out", tmp_path / "all")
+    assert done.status == 0
+    assert {row["n"] for row in read_csv(tmp_path / "all" / "predictions.csv")} == {"3"}
+    assert "n 3, beta" in (tmp_path / "all" / "report.html").read_text(encoding="utf-8")
 
 
 def test_too_few_donors_are_all_used(command: Command, trained: Any, datalist: Path, tmp_path: Path) -> None:

@@ -305,19 +305,22 @@ def test_scans_elsewhere_in_the_world(tmp_path: Path, datalist: Path) -> None:
         list(load(select(Scans(listed)), Scans(listed, resample=True), first.grid))
 
 
-def test_a_mask_above_the_kept_slices_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Evaluate looks at the whole file, where these voxels count as missed."""
+def test_a_mask_above_the_kept_slices_is_seen(tmp_path: Path) -> None:
     mask = np.zeros((6, 6, 6), np.uint8)
     mask[2:4, 2:4, 1:5] = 1
     write(tmp_path / "image.nii.gz", volume((6, 6, 6)))
     write(tmp_path / "mask.nii.gz", mask)
     listed = tmp_path / "list.csv"
     listed.write_text("image,mask\nimage.nii.gz,mask.nii.gz\n")
-    for keep, words in ((4, "4 of 16 mask voxels lie above the 4 kept slices"), (5, ""), (0, "")):
+    for keep, above in ((4, True), (5, False), (0, False)):
         chosen = Scans(listed, keep_slices=keep)
-        list(load(select(chosen), chosen))
-        told = capsys.readouterr()
-        assert (words in told.out + told.err) if words else "mask voxels" not in told.out + told.err
+        assert [scan.mask_above for scan in load(select(chosen), chosen)] == [above]
+
+
+def test_a_constant_scan_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "image.nii.gz", np.full((6, 6, 6), 7.0))
+    with pytest.raises(InputError, match=r"image\.nii\.gz: the 1st and 99th percentile are one value; check the file"):
+        one(path, tmp_path)
 
 
 # Writing on the scan's own grid

@@ -300,12 +300,12 @@ def _check_one_grid(found: Sequence[tuple[Prediction, Path]]) -> None:
     if all(prediction.preprocessed is None for prediction, _ in found):
         return
     for prediction, mask in found:
-        known = prediction.preprocessed is not None and prediction.mask is not None
-        if not known or prediction.mask is None or mask.resolve() != prediction.mask.resolve():
+        own = prediction.mask
+        if prediction.preprocessed is None or own is None or mask.resolve() != own.resolve():
             raise InputError(
                 f"the mask {mask.name} is not there on the network's grid, on which other predictions are scored",
                 where=prediction.where,
-                remedy="predict again from a datalist with these masks, or score on the files' grid (--grid file)",
+                remedy="predict again from a datalist with these masks, or score on the files' grid (--grid file, where the command has it)",
             )
 
 

@@ -32,7 +32,7 @@ from fda_mri.donors import DonorBank, random_donors
 from fda_mri.evaluation import COLUMNS, SETTINGS
 from fda_mri.fourier import fourier_transfer
 from fda_mri.method import multi_source_predict, select_beta
-from fda_mri.scans import Grid, Scan, load, select
+from fda_mri.scans import Grid, Scan, load, select, usual_slices
 
 TUNING = "tuning.json"
 
@@ -144,6 +144,8 @@ def predict(command: of.Predict) -> None:
     donors, grid, scans, generator = _adaptation(
         command.scans, transfer, command.bank, command.generator, device, metadata
     )
+    if donors is not None:
+        transfer = dataclasses.replace(transfer, n=_donors_used(donors, transfer, transfer.mode))
     check_all(rows, scans, grid)
     trained = {command.model: metadata} | ({command.bank: donors.metadata} if command.bank and donors else {})
     check_roles(rows, scans, command.role, trained)
@@ -153,12 +155,16 @@ def predict(command: of.Predict) -> None:
     settings = vars(transfer) | {"generator": _folder(command.generator) if generator and command.generator else ""}
     table: list[tuple[object, ...]] = []
     panels: list[Panel] = []
+    cut: list[str] = []
     for scan, name in _loaded(rows, scans, grid):
         probabilities = adaptation.probabilities(torch.from_numpy(scan.volume)).numpy()
         scan.write(out / f"{name}_mask.nii.gz", probabilities, threshold=0.5)
         if command.probabilities:
             scan.write(out / f"{name}_probability.nii.gz", probabilities)
-        row = scan.row
+        row, kept = scan.row, scan.volume.shape[-1]
+        usual = usual_slices(scan.grid.shape) or scan.grid.shape[-1]
+        settings["keep_slices"] = "" if kept == usual else kept
+        cut += [name] if scan.mask_above else []
         table.append(
             (
                 relative(row.image, out),
@@ -178,6 +184,11 @@ def predict(command: of.Predict) -> None:
             truth_slice = None if scan.mask is None else scan.mask[..., z]
             panels.append(Panel(name, scan.volume[..., z], truth_slice, probabilities[..., z] > 0.5))
     write_csv(out / PREDICTIONS, (*COLUMNS, *SETTINGS), table)
+    if cut:
+        say(
+            f"warning: the masks of {len(cut)} scans, such as {cut[0]}, reach above the kept slices, where evaluate counts "
+            f"them as missed; {'make the bank' if donors else 'predict'} with --keep-slices 0"
+        )
     write_atomic(out / METRICS, json.dumps({"scans": len(rows)}) + "\n")
     report = Report("Predictions", f"{len(rows)} scans, {_describe(transfer)}", package="fda-mri")
     report.picture(comparison([("", panels)]), "Middle slices: prediction red, mask green", "slices with outlines")
@@ -352,14 +363,23 @@ def open_bank(
     donors = DonorBank.load(path)
     if not {"grid", "keep_slices"} <= donors.metadata.keys():
         raise InputError("does not say on which grid its scans lie", where=path, remedy="write it with `fda-mri bank`")
-    # Donors of a slice there are to choose from; random ones are drawn with replacement.
-    candidates = {"3d": len(donors), "2d": len(donors), "2.5d": len(donors) * (2 * transfer.neighbours + 1)}
-    if any(candidates.get(mode, transfer.n) < transfer.n for mode in modes):
+    if any(_donors_used(donors, transfer, mode) < transfer.n for mode in modes):
         held = "1 scan; it is" if len(donors) == 1 else f"{len(donors)} scans; all of them are"
         say(f"warning: {path} holds {held} used instead of --n {transfer.n}")
-    keep = scans.keep_slices if scans.keep_slices is not None else int(donors.metadata["keep_slices"])
-    settings = dataclasses.replace(scans, keep_slices=keep)
-    return donors, bank_grid(donors), settings
+    grid, held_slices = bank_grid(donors), int(donors.metadata["keep_slices"])
+    if scans.keep_slices is not None and min(scans.keep_slices or grid.shape[-1], grid.shape[-1]) != held_slices:
+        raise SettingError(
+            f"--keep-slices is {scans.keep_slices}, and the bank holds {held_slices} slices of {grid.shape[-1]}",
+            where=path,
+            remedy="leave out --keep-slices, or make the bank with it",
+        )
+    return donors, grid, dataclasses.replace(scans, keep_slices=held_slices)
+
+
+def _donors_used(donors: DonorBank, transfer: of.Transfer, mode: str) -> int:
+    """n, or all donors that there are for a slice (specification 2.4); random ones are drawn with replacement."""
+    there = {"3d": len(donors), "2d": len(donors), "2.5d": len(donors) * (2 * transfer.neighbours + 1)}
+    return min(transfer.n, there.get(mode, transfer.n))
 
 
 def bank_grid(donors: DonorBank) -> Grid:

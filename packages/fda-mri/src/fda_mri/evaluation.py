@@ -19,7 +19,7 @@ from fda_mri.method import select_pairs
 CC359_SITES = ("sm15", "sm3", "ge15", "ge3", "ph15", "ph3")
 COLUMNS = ("image", "mask", "prediction", "subject", "site", "source_site", "mode", "n", "beta")
 """Columns of predictions.csv that must be there."""
-SETTINGS = ("output", "average", "neighbours", "crop", "donor_seed", "generator")
+SETTINGS = ("output", "average", "neighbours", "crop", "donor_seed", "generator", "keep_slices")
 """Its further columns; where one is missing, the setting had its default."""
 
 
@@ -112,16 +112,17 @@ def _method(row: Mapping[str, str]) -> str:
     mode, beta = row["mode"], float(row["beta"])
     if not beta >= 0:
         raise ValueError
+    kept = f" keep-slices={row['keep_slices']}" if row.get("keep_slices") else ""
     if mode == "none":
-        return mode
+        return mode + kept
     if mode == "cyclegan":
-        return f"{mode} {row.get('generator') or ''}".rstrip()
+        return f"{mode} {row.get('generator') or ''}".rstrip() + kept
     name = f"{mode} n={row['n']} beta={beta:g}"
     for setting in of.DECIDING.get(mode, ()):
         default = str(getattr(of.Transfer, setting))
         if (value := row.get(setting) or default) != default:
             name += f" {setting.replace('_', '-')}={value}"
-    return name
+    return name + kept
 
 
 def _with_short_names(results: Sequence[Result]) -> list[Result]:

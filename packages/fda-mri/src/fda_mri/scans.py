@@ -14,7 +14,6 @@ from typing import Literal
 
 import numpy as np
 
-from dart_core.cli import say
 from dart_core.data.datalist import Row
 from dart_core.data.scans import open_datalist
 from dart_core.data.volumes import Volume, read_mask, read_volume, resample_to, scale_percentile, write_volume
@@ -73,6 +72,8 @@ class Scan:
     """(H, W, Z) float32, normalised to [0, 1], the kept slices only."""
     mask: np.ndarray | None
     """(H, W, Z) bool on the same grid."""
+    mask_above: bool
+    """The mask reaches into the dropped slices."""
     grid: Grid
     """The grid of the kept and the dropped slices together."""
     file: Volume
@@ -213,6 +214,11 @@ def load(rows: Sequence[Row], scans: of.Scans, grid: Grid | None = None, need_ma
         yield scan
 
 
+def usual_slices(shape: tuple[int, ...]) -> int:
+    """Slices that are kept of a scan of this shape where nobody says otherwise (specification 5.3); 0 is all of them."""
+    return PAPER_SLICES if shape == MNI152_SHAPE else 0
+
+
 def _load(row: Row, scans: of.Scans, grid: Grid | None, need_mask: bool) -> Scan:
     volume = read_volume(row.image)
     if need_mask and row.mask is None:
@@ -236,15 +242,8 @@ def _load(row: Row, scans: of.Scans, grid: Grid | None, need_mask: bool) -> Scan
             raise InputError(
                 "does not overlap with the source scans in world coordinates", where=row.image, remedy="register it"
             )
-    keep = scans.keep_slices
-    if keep is None:
-        keep = PAPER_SLICES if volume.array.shape == MNI152_SHAPE else 0
+    keep = usual_slices(volume.array.shape) if scans.keep_slices is None else scans.keep_slices
     kept = volume.array[..., : keep or None]
-    if mask is not None and keep and (dropped := np.count_nonzero(mask[..., keep:])):
-        say(
-            f"warning: {row.image}: {dropped} of {np.count_nonzero(mask)} mask voxels lie above the {keep} kept slices, and "
-            "evaluate counts them as missed; --keep-slices 0 keeps all"
-        )
     filled = np.flatnonzero(kept.any((0, 1)))
     if len(filled) == 0:
         raise InputError("all kept slices are zero", where=row.image, remedy="check the file and --keep-slices")
@@ -253,11 +252,15 @@ def _load(row: Row, scans: of.Scans, grid: Grid | None, need_mask: bool) -> Scan
         raise InputError(
             f"slice {gap[0]} is zero throughout and lies between others", where=row.image, remedy="repair the scan"
         )
+    # The authors cache float16 and read float32 (specification 5.3); the bank then holds scans without loss.
+    scaled = scale_percentile(kept, 1, 99).astype(np.float16).astype(np.float32)
+    if not scaled.any():
+        raise InputError("the 1st and 99th percentile are one value", where=row.image, remedy="check the file")
     return Scan(
         row=row,
-        # The authors cache float16 and read float32 (specification 5.3); the bank then holds scans without loss.
-        volume=scale_percentile(kept, 1, 99).astype(np.float16).astype(np.float32),
+        volume=scaled,
         mask=None if mask is None else mask[..., : keep or None],
+        mask_above=mask is not None and keep > 0 and bool(mask[..., keep:].any()),
         grid=Grid.of(volume),
         file=file,
     )
